@@ -1,0 +1,1 @@
+//! The protocol's decisions as pure state machines: replica, membership, lease, initiator

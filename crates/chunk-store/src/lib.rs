@@ -1,0 +1,1 @@
+//! The chunk engine over a Disk: allocation, versions, checksums, recovery after a crash

@@ -1,0 +1,1 @@
+//! The async client: routing, metadata, striped file I/O

@@ -1,0 +1,1 @@
+//! Every service's configuration: defaults, validation, layering, commented examples

@@ -1,0 +1,1 @@
+//! The Disk trait: io_uring, a plain fallback, and a simulated disk that loses power

@@ -1,0 +1,315 @@
+//! The seeded single-thread executor: virtual time, a random but repeatable order of ready tasks.
+
+use crate::Env;
+use crate::task::{Abort, Task};
+use kiln_types::{Monotonic, Timestamp};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+type Body = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Wall-clock time at the start of every simulation: 2026-01-01 UTC.
+const WALL_START_NS: i64 = 1_767_225_600 * 1_000_000_000;
+
+/// Runs a simulation: everything that is spawned on its [`Env`] runs here, on the calling thread.
+pub struct Executor {
+    world: Arc<World>,
+}
+
+/// The state that the tasks of one simulation share.
+pub(crate) struct World {
+    state: Mutex<State>,
+}
+
+struct State {
+    now: u64,
+    random: fastrand::Rng,
+    faults: HashMap<&'static str, bool>,
+    faults_on: bool,
+    next_id: u64,
+    tasks: HashMap<u64, Body>,
+    /// Spawned while another task runs; joins `tasks` before the next pick.
+    ready: Vec<u64>,
+    timers: BTreeMap<(u64, u64), Waker>,
+    trace: u64,
+}
+
+impl Executor {
+    /// A simulation that is decided by `seed` alone.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            world: Arc::new(World {
+                state: Mutex::new(State {
+                    now: 1_000_000_000,
+                    random: fastrand::Rng::with_seed(seed),
+                    faults: HashMap::new(),
+                    faults_on: false,
+                    next_id: 0,
+                    tasks: HashMap::new(),
+                    ready: Vec::new(),
+                    timers: BTreeMap::new(),
+                    trace: seed,
+                }),
+            }),
+        }
+    }
+
+    /// The seams of this simulation.
+    pub fn env(&self) -> Env {
+        Env::simulated(Arc::clone(&self.world))
+    }
+
+    /// Arms the fault points (a quarter of them, chosen by the seed), or disarms all.
+    pub fn set_faults(&self, on: bool) {
+        self.world.state.lock().faults_on = on;
+    }
+
+    /// A number that depends on every scheduling decision so far: equal for two runs of one seed.
+    pub fn trace(&self) -> u64 {
+        self.world.state.lock().trace
+    }
+
+    /// Runs until `future` is done, and returns its output; other tasks run as long as that takes.
+    ///
+    /// # Panics
+    /// When nothing can run any more and no timer is set: the simulation is stuck for ever.
+    pub fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
+        let mut main = self.env().spawn("main", future);
+        loop {
+            if let Ok(output) = main.result.try_recv() {
+                return output;
+            }
+            assert!(self.step(), "the simulation is stuck: no task is ready and no timer is set");
+        }
+    }
+
+    /// Runs everything for `duration` of virtual time.
+    pub fn run_for(&self, duration: Duration) {
+        let env = self.env();
+        self.run(async move { env.sleep(duration).await });
+    }
+
+    /// Polls one ready task, or moves the time to the next timer. `false` when there is neither.
+    fn step(&self) -> bool {
+        let Some(id) = self.world.pick() else { return self.world.advance() };
+        let Some(mut body) = self.world.state.lock().tasks.remove(&id) else { return true };
+        let waker = Waker::from(Arc::new(Ready { world: Arc::downgrade(&self.world), id }));
+        if body.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+            self.world.state.lock().tasks.insert(id, body);
+        }
+        true
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        // Tasks hold the world through their Env: dropping them here breaks the circle.
+        let tasks = std::mem::take(&mut self.world.state.lock().tasks);
+        drop(tasks);
+    }
+}
+
+struct Ready {
+    world: Weak<World>,
+    id: u64,
+}
+
+impl Wake for Ready {
+    fn wake(self: Arc<Self>) {
+        if let Some(world) = self.world.upgrade() {
+            let mut state = world.state.lock();
+            if !state.ready.contains(&self.id) {
+                state.ready.push(self.id);
+            }
+        }
+    }
+}
+
+impl World {
+    fn pick(&self) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.ready.is_empty() {
+            return None;
+        }
+        let count = state.ready.len();
+        let at = state.random.usize(..count);
+        let id = state.ready.swap_remove(at);
+        state.trace = state.trace.rotate_left(7) ^ id ^ state.now.wrapping_mul(0x9e37_79b9);
+        Some(id)
+    }
+
+    fn advance(&self) -> bool {
+        let mut state = self.state.lock();
+        let Some(((time, _), waker)) = state.timers.pop_first() else { return false };
+        state.now = state.now.max(time);
+        drop(state);
+        waker.wake();
+        true
+    }
+
+    pub(crate) fn now(&self) -> Monotonic {
+        Monotonic(self.state.lock().now)
+    }
+
+    pub(crate) fn wall(&self) -> Timestamp {
+        let nanos = i64::try_from(self.state.lock().now).unwrap_or(i64::MAX / 2);
+        Timestamp(WALL_START_NS + nanos)
+    }
+
+    pub(crate) fn fill_random(&self, bytes: &mut [u8]) {
+        self.state.lock().random.fill(bytes);
+    }
+
+    pub(crate) fn fault(&self, name: &'static str) -> bool {
+        let mut state = self.state.lock();
+        if !state.faults_on {
+            return false;
+        }
+        let armed_now = state.random.u8(..4) == 0;
+        let armed = *state.faults.entry(name).or_insert(armed_now);
+        armed && state.random.u8(..4) == 0
+    }
+
+    pub(crate) fn sleep_until(self: &Arc<Self>, time: Monotonic) -> Sleep {
+        Sleep { world: Arc::clone(self), time: time.0, key: None }
+    }
+}
+
+/// Waits for a point in virtual time.
+pub(crate) struct Sleep {
+    world: Arc<World>,
+    time: u64,
+    key: Option<(u64, u64)>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let world = Arc::clone(&self.world);
+        let mut state = world.state.lock();
+        if let Some(key) = self.key.take() {
+            state.timers.remove(&key);
+        }
+        if state.now >= self.time {
+            return Poll::Ready(());
+        }
+        state.next_id += 1;
+        let key = (self.time, state.next_id);
+        state.timers.insert(key, context.waker().clone());
+        self.key = Some(key);
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.world.state.lock().timers.remove(&key);
+        }
+    }
+}
+
+pub(crate) fn spawn<T, F>(world: &Arc<World>, name: &'static str, future: F) -> Task<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let (sender, result) = tokio::sync::oneshot::channel();
+    let body = Box::pin(async move {
+        let _ = sender.send(future.await);
+    });
+    let mut state = world.state.lock();
+    state.next_id += 1;
+    let id = state.next_id;
+    state.tasks.insert(id, body);
+    state.ready.push(id);
+    drop(state);
+    let abort = SimulatedAbort { world: Arc::downgrade(world), id };
+    Task { result, abort: Some(Arc::new(abort)), name }
+}
+
+struct SimulatedAbort {
+    world: Weak<World>,
+    id: u64,
+}
+
+impl Abort for SimulatedAbort {
+    fn abort(&self) {
+        if let Some(world) = self.world.upgrade() {
+            // The body is dropped outside the lock: its destructors may wake, spawn or abort.
+            let body = world.state.lock().tasks.remove(&self.id);
+            drop(body);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc;
+
+    fn race(seed: u64) -> (Vec<u64>, u64) {
+        let executor = Executor::new(seed);
+        let env = executor.env();
+        let order = executor.run(async move {
+            let (sender, mut receiver) = mpsc::channel(16);
+            for id in 0..8 {
+                let (sender, env2) = (sender.clone(), env.clone());
+                env.spawn("racer", async move {
+                    env2.sleep(Duration::from_millis(env2.random_below(5))).await;
+                    sender.send(id).await.expect("the receiver waits");
+                })
+                .detach();
+            }
+            drop(sender);
+            let mut order = Vec::new();
+            while let Some(id) = receiver.recv().await {
+                order.push(id);
+            }
+            order
+        });
+        (order, executor.trace())
+    }
+
+    #[test]
+    fn a_seed_repeats_exactly_and_seeds_differ() {
+        let runs: Vec<_> = (0..20).map(race).collect();
+        assert_eq!(runs, (0..20).map(race).collect::<Vec<_>>());
+        assert!(runs.iter().any(|run| run.0 != runs[0].0));
+    }
+
+    #[test]
+    fn time_is_virtual_and_timeouts_strike() {
+        let executor = Executor::new(1);
+        let env = executor.env();
+        executor.run(async move {
+            let start = env.now();
+            let day = Duration::from_secs(86_400);
+            let late = env.timeout(day, "nothing", std::future::pending::<()>()).await;
+            assert_eq!(late.map_err(|e| e.code()), Err(kiln_types::Code::DeadlineExceeded));
+            assert_eq!(env.now().since(start), day);
+        });
+    }
+
+    #[test]
+    fn dropping_a_handle_ends_the_task() {
+        let executor = Executor::new(2);
+        let env = executor.env();
+        executor.run(async move {
+            let (sender, mut receiver) = mpsc::channel::<()>(1);
+            let task = env.spawn("holder", async move {
+                let _held = sender;
+                std::future::pending::<()>().await;
+            });
+            env.sleep(Duration::from_secs(1)).await;
+            drop(task);
+            assert_eq!(receiver.recv().await, None);
+        });
+    }
+}

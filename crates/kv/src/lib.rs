@@ -1,0 +1,1 @@
+//! The transactional key-value trait, the memory engine and the conformance suite

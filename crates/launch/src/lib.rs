@@ -1,0 +1,1 @@
+//! The processes of a local cluster: shared by kiln up and the test harness

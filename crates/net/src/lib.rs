@@ -1,0 +1,1 @@
+//! The Transport trait over registered memory, the opening handshake, TCP and simulated networks

@@ -1,0 +1,10 @@
+//! The control plane: messages, generated code and service traits.
+//!
+//! The traits are [`v1::meta_server::Meta`] and [`v1::mgmtd_server::Mgmtd`] as tonic generates them.
+//! Bulk data never travels this way.
+
+/// Messages, clients and service traits, generated from `proto/` (see `tests/generated.rs`).
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::large_futures, reason = "generated code")]
+pub mod v1 {
+    include!("generated/kiln.v1.rs");
+}

@@ -1,0 +1,1 @@
+//! Logs, request spans and metric definitions

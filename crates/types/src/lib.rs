@@ -1,0 +1,35 @@
+//! Ids, units, layouts, states and the error table that every room shares; no I/O.
+//!
+//! Invariant: this crate depends on nothing else in the house, reads no clock, no randomness and no file.
+#![forbid(unsafe_code)]
+
+mod attr;
+mod checksum;
+mod chunk;
+mod codec;
+mod error;
+mod ids;
+mod layout;
+mod routing;
+mod secret;
+mod state;
+mod time;
+mod version;
+
+pub use attr::{Attr, Caller, FileKind, MODE_PERMISSIONS};
+pub use checksum::{BLOCK_BYTES, block_checksums, crc32c, crc32c_combine};
+pub use chunk::{ChunkId, ChunkKind};
+pub use codec::{Decoder, Encoder};
+pub use error::{Action, Code, Context, Error, Result};
+pub use ids::{
+    ChainId, ChainTableId, ChannelId, ClientId, ClusterId, DiskId, Incarnation, InodeId, KeyId,
+    NodeId, RequestId, RoutingVersion, Sequence, TargetId, TreeId,
+};
+pub use layout::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Layout, Redundancy};
+pub use routing::{
+    Chain, ChainTable, CredentialRecord, Member, Node, RoutingInfo, ServiceKind, Target,
+};
+pub use secret::{Credential, CredentialLimits, Secret, ServerKey};
+pub use state::{LocalState, PublicState};
+pub use time::{Deadline, Monotonic, Timestamp};
+pub use version::{ChainVersion, ChunkVersion, TruncateEpoch};

@@ -1,0 +1,73 @@
+//! Versions of chains, chunks and truncations.
+
+use std::fmt;
+
+/// A version of a chain's membership; every change of it increments this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct ChainVersion(pub u64);
+
+impl fmt::Display for ChainVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl ChainVersion {
+    /// The version after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// A version of a chunk: the chain version in which the head ordered the write, then a counter that
+/// the head counts for the whole chain. It travels unchanged through forward, retry and resync, and
+/// never goes back for a chunk id, also across remove and recreate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ChunkVersion {
+    /// The chain version at ordering.
+    pub chain: ChainVersion,
+    /// The chain's counter at ordering; grows with each write that the chain orders.
+    pub counter: u64,
+}
+
+impl ChunkVersion {
+    /// The version of a chunk that was never written.
+    pub const NONE: Self = Self { chain: ChainVersion(0), counter: 0 };
+
+    /// The first version that a head may give in chain version `chain` after `self`.
+    #[must_use]
+    pub fn successor_in(self, chain: ChainVersion) -> Self {
+        assert!(chain >= self.chain, "chain versions never go back: {chain} after {}", self.chain);
+        Self { chain, counter: self.counter + 1 }
+    }
+}
+
+impl fmt::Display for ChunkVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.chain, self.counter)
+    }
+}
+
+/// Counts the shrinking truncations of an inode. Writes carry it, chunks store it, and storage
+/// refuses an older one than the chunk's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct TruncateEpoch(pub u64);
+
+impl TruncateEpoch {
+    /// The epoch after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for TruncateEpoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}

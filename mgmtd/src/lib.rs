@@ -1,0 +1,1 @@
+//! The manager: nodes, leases, targets, chains, routing

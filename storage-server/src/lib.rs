@@ -1,0 +1,1 @@
+//! The storage server: chain replication over the chunk store
