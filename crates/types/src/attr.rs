@@ -21,9 +21,7 @@ pub enum FileKind {
 impl FileKind {
     /// The kind with this number in a record or message.
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::File, Self::Directory, Self::Symlink]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        [Self::File, Self::Directory, Self::Symlink].into_iter().find(|kind| *kind as u8 == number)
     }
 }
 

@@ -89,8 +89,7 @@ impl ChunkId {
         let word = |at: usize| {
             u64::from_be_bytes(self.0[at..at + 8].try_into().expect("invariant: 8 bytes"))
         };
-        let tree =
-            u32::from_be_bytes(self.0[4..8].try_into().expect("invariant: a 4-byte slice"));
+        let tree = u32::from_be_bytes(self.0[4..8].try_into().expect("invariant: a 4-byte slice"));
         Some((TreeId(tree), InodeId(word(8)), word(16)))
     }
 }

@@ -10,8 +10,9 @@ pub const CHUNK_BYTES_MIN: u32 = 64 << 10;
 pub const CHUNK_BYTES_MAX: u32 = 64 << 20;
 
 /// How a stripe survives losses. Room is left for erasure-coded chains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Redundancy {

@@ -32,4 +32,4 @@ pub use routing::{
 pub use secret::{Credential, CredentialLimits, Secret, ServerKey};
 pub use state::{LocalState, PublicState};
 pub use time::{Deadline, Monotonic, Timestamp};
-pub use version::{ChainVersion, ChunkVersion, TruncateEpoch};
+pub use version::{ChainVersion, ChunkVersion, RetryKey, TruncateEpoch};

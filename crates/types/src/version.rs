@@ -1,10 +1,22 @@
 //! Versions of chains, chunks and truncations.
 
+use crate::{ChannelId, ClientId, Sequence};
 use std::fmt;
 
 /// A version of a chain's membership; every change of it increments this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct ChainVersion(pub u64);
 
@@ -53,8 +65,19 @@ impl fmt::Display for ChunkVersion {
 
 /// Counts the shrinking truncations of an inode. Writes carry it, chunks store it, and storage
 /// refuses an older one than the chunk's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct TruncateEpoch(pub u64);
 
@@ -70,4 +93,16 @@ impl fmt::Display for TruncateEpoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
     }
+}
+
+/// Who asked for a write, so that a retry of it is applied once: a client has at most one write
+/// outstanding on each of its channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RetryKey {
+    /// The client incarnation.
+    pub client: ClientId,
+    /// Its channel.
+    pub channel: ChannelId,
+    /// The write's number on the channel.
+    pub sequence: Sequence,
 }

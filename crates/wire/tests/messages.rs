@@ -1,0 +1,93 @@
+//! Every body comes back as it went, and no bytes from the network make a decoder panic.
+
+use kiln_types::*;
+use kiln_wire::*;
+use proptest::prelude::*;
+use std::fmt::Debug;
+
+fn returns<B: Body + PartialEq + Debug>(body: B) {
+    let bytes = body.encode();
+    assert_eq!(B::decode(&bytes), Ok(body));
+    for length in 0..bytes.len() {
+        assert!(B::decode(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
+    }
+}
+
+fn version() -> impl Strategy<Value = ChunkVersion> {
+    (any::<u64>(), any::<u64>())
+        .prop_map(|(chain, counter)| ChunkVersion { chain: ChainVersion(chain), counter })
+}
+
+fn name() -> impl Strategy<Value = Name> {
+    (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(chain, v, inode, index)| {
+        Name {
+            chain: ChainId(chain),
+            chain_version: ChainVersion(v),
+            chunk: ChunkId::file(TreeId(3), InodeId(inode), index),
+        }
+    })
+}
+
+fn update() -> impl Strategy<Value = Update> {
+    let checksums = || proptest::collection::vec(any::<u32>(), 0..40);
+    let change = prop_oneof![
+        (any::<u32>(), checksums())
+            .prop_map(|(offset, checksums)| Change::Write { offset, checksums }),
+        any::<u32>().prop_map(|length| Change::Truncate { length }),
+        Just(Change::Remove),
+        checksums().prop_map(|checksums| Change::Replace { checksums }),
+    ];
+    let retry = proptest::option::of((any::<u128>(), any::<u32>(), any::<u64>()).prop_map(
+        |(client, channel, sequence)| RetryKey {
+            client: ClientId(client),
+            channel: ChannelId(channel),
+            sequence: Sequence(sequence),
+        },
+    ));
+    (change, any::<u64>(), any::<u64>(), any::<u32>(), retry).prop_map(
+        |(change, epoch, floor, chunk_bytes, retry)| Update {
+            change,
+            epoch: TruncateEpoch(epoch),
+            floor: TruncateEpoch(floor),
+            chunk_bytes,
+            retry,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn bodies_return(
+        name in name(), update in update(), version in version(), previous in version(),
+        numbers in any::<(u32, u32, u64)>(), capability in proptest::collection::vec(any::<u8>(), 0..CAPABILITY_BYTES),
+    ) {
+        returns(name);
+        returns(Read {
+            name, offset: numbers.0, length: numbers.1, floor: TruncateEpoch(numbers.2),
+            capability: capability.clone(),
+        });
+        returns(ReadDone { version, chunk_length: numbers.0, checksums: vec![numbers.1; 9] });
+        returns(Write { name, update: update.clone(), capability });
+        returns(Forward { name, from: TargetId(numbers.2), version, previous, update });
+        returns(WriteDone { version });
+        returns(List { chain: name.chain, from: name.chunk, to: name.chunk, limit: 7, last: true });
+        let listed = Listed {
+            chunk: name.chunk, version, epoch: TruncateEpoch(1), length: numbers.0, pending: true,
+        };
+        returns(Listing { chunks: vec![listed; 3] });
+        returns(Goodbye { client: ClientId(9) });
+        let disk = DiskSpace { disk: DiskId(4), capacity: numbers.2, used: 1 };
+        returns(Space { disks: vec![disk; 2] });
+    }
+
+    #[test]
+    fn garbage_is_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let mut with_version = vec![1, 0];
+        with_version.extend(&bytes);
+        for bytes in [bytes, with_version] {
+            let _ = (Read::decode(&bytes), ReadDone::decode(&bytes), Write::decode(&bytes));
+            let _ = (Forward::decode(&bytes), List::decode(&bytes), Listing::decode(&bytes));
+            let _ = (Name::decode(&bytes), Space::decode(&bytes), Goodbye::decode(&bytes));
+        }
+    }
+}
