@@ -2,9 +2,22 @@
 //!
 //! The traits are [`v1::meta_server::Meta`] and [`v1::mgmtd_server::Mgmtd`] as tonic generates them.
 //! Bulk data never travels this way.
+#![forbid(unsafe_code)]
+
+pub mod convert;
+mod status;
+
+pub use convert::Origin;
+pub use status::{CODE_KEY, HINT_KEY, error_from_status, status_from_error};
 
 /// Messages, clients and service traits, generated from `proto/` (see `tests/generated.rs`).
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::large_futures, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::large_futures,
+    reason = "generated code"
+)]
 pub mod v1 {
     include!("generated/kiln.v1.rs");
 }

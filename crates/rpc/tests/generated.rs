@@ -7,7 +7,8 @@ use std::path::Path;
 fn generated_code_is_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let protos = ["common.proto", "mgmtd.proto", "meta.proto"];
-    let descriptors = protox::compile(protos, [root.join("proto")]).expect("the .proto files parse");
+    let descriptors =
+        protox::compile(protos, [root.join("proto")]).expect("the .proto files parse");
     let out = tempfile::tempdir().expect("a temporary directory");
     tonic_prost_build::configure()
         .out_dir(out.path())
