@@ -1,1 +1,53 @@
-//! Every service's configuration: defaults, validation, layering, commented examples
+//! Every service's configuration: plain structs with defaults, validation, a commented example, and the
+//! layers file < environment < flag. Also the files that hold secrets.
+//!
+//! Invariants: an unknown key is refused in every layer; the example of a service parses to its defaults;
+//! what [`load`] returns has passed `validate`. Only binaries call [`load`]: libraries take the structs.
+#![forbid(unsafe_code)]
+
+mod files;
+mod human;
+mod layers;
+mod meta;
+mod mgmtd;
+mod node;
+mod secrets;
+mod storage;
+
+pub use files::{create_file, write_file};
+pub use human::{format_duration, format_size, parse_duration, parse_size};
+pub use layers::{Setting, load, to_toml};
+pub use meta::{ClientLeaseConfig, MetaConfig, NewFileConfig};
+pub use mgmtd::{BootstrapConfig, LeaseConfig, MgmtdConfig};
+pub use node::{ClusterConfig, KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, NodeConfig};
+pub use secrets::{create_credential, create_server_key, read_credential, read_server_key};
+pub use storage::{DiskConfig, IoConfig, IoEngine, StorageConfig};
+
+use kiln_types::{Result, ServiceKind};
+
+/// What all service configurations have in common.
+pub trait ServiceConfig: serde::Serialize + serde::de::DeserializeOwned + Default {
+    /// The service that it configures.
+    const SERVICE: ServiceKind;
+
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key and what is allowed.
+    fn validate(&self) -> Result<()>;
+
+    /// The part that every server has.
+    fn node(&self) -> &NodeConfig;
+
+    /// Where and how it logs.
+    fn log(&self) -> &LogConfig;
+}
+
+/// A commented configuration file of `service`; it says the defaults.
+pub fn example(service: ServiceKind) -> &'static str {
+    match service {
+        ServiceKind::Mgmtd => include_str!("examples/mgmtd.toml"),
+        ServiceKind::Meta => include_str!("examples/meta.toml"),
+        ServiceKind::Storage => include_str!("examples/storage.toml"),
+    }
+}

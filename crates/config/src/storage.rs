@@ -1,0 +1,110 @@
+//! The storage server's configuration.
+
+use crate::node::{check_path, check_size};
+use crate::{ClusterConfig, LogConfig, NodeConfig, ServiceConfig, human};
+use kiln_types::{Error, Result, ServiceKind};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Everything that `kiln storage` is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageConfig {
+    /// Who and where it is.
+    pub node: NodeConfig,
+    /// How it finds the cluster.
+    pub cluster: ClusterConfig,
+    /// Its log.
+    pub log: LogConfig,
+    /// How it reads and writes its disks.
+    pub io: IoConfig,
+    /// Its disks; at least one.
+    pub disks: Vec<DiskConfig>,
+}
+
+/// `[io]`: how disks are read and written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IoConfig {
+    /// How it speaks to the kernel.
+    pub engine: IoEngine,
+    /// Bytes of memory for buffers and caches.
+    #[serde(with = "human::size")]
+    pub memory: u64,
+}
+
+/// How disks are read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum IoEngine {
+    /// io_uring where the kernel allows it, else plain.
+    #[default]
+    Auto,
+    /// io_uring, or refuse to start.
+    Uring,
+    /// pread and pwrite on a few threads.
+    Plain,
+}
+
+/// One `[[disks]]` entry: a chunk store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// A directory (the store is files in it) or a block device (the store is the device).
+    pub path: PathBuf,
+    /// Bytes that the store may take; of a block device, at most its size.
+    #[serde(with = "human::size")]
+    pub capacity: u64,
+}
+
+impl Default for IoConfig {
+    fn default() -> Self {
+        Self { engine: IoEngine::Auto, memory: 256 << 20 }
+    }
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            node: NodeConfig::of(ServiceKind::Storage),
+            cluster: ClusterConfig::default(),
+            log: LogConfig::default(),
+            io: IoConfig::default(),
+            disks: Vec::new(),
+        }
+    }
+}
+
+impl ServiceConfig for StorageConfig {
+    const SERVICE: ServiceKind = ServiceKind::Storage;
+
+    fn validate(&self) -> Result<()> {
+        self.node.validate()?;
+        self.cluster.validate()?;
+        check_size("io.memory", self.io.memory, 32 << 20, 1 << 44)?;
+        if self.disks.is_empty() {
+            return Err(Error::invalid("no disk is configured").with_hint(
+                "add a [[disks]] section with path = \"DIR or DEVICE\" and capacity = \"SIZE\"",
+            ));
+        }
+        for (i, disk) in self.disks.iter().enumerate() {
+            check_path("disks.path", &disk.path)?;
+            check_size("disks.capacity", disk.capacity, 64 << 20, 1 << 50)?;
+            if self.disks[..i].iter().any(|other| other.path == disk.path) {
+                return Err(Error::invalid(format!(
+                    "two [[disks]] sections have the path {}",
+                    disk.path.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&self) -> &NodeConfig {
+        &self.node
+    }
+
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+}
