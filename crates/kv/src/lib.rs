@@ -10,14 +10,22 @@
 //! Invariant: the limits below hold on every engine, so that what runs on one runs on all.
 #![forbid(unsafe_code)]
 
+pub mod history;
+mod key;
+mod memory;
+pub mod optimistic;
 mod range;
+pub mod range_set;
 mod transact;
+pub mod writes;
 
+pub use key::{KeyReader, KeyWriter};
+pub use memory::MemoryKv;
 pub use range::{KEY_END, KeyRange, RangeOptions, successor};
 pub use transact::{ATTEMPTS_MAX, Body, RETRY_TIME_MAX, transact};
 
 use async_trait::async_trait;
-use kiln_types::Result;
+use kiln_types::{Code, Error, Result};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,4 +117,10 @@ pub trait Transaction: Send {
     /// `TransactionTooLarge`, `Invalid`: never will be. `Corrupt`: `add` or `max` met a value that
     /// is not 8 bytes. Or the engine's own: not committed.
     async fn commit(self: Box<Self>) -> Result<()>;
+}
+
+/// The error of a commit that clears more than [`CLEARED_KEYS_MAX`] stored keys.
+pub fn too_many_cleared() -> Error {
+    let message = format!("clear_range over more than {CLEARED_KEYS_MAX} stored keys");
+    Error::new(Code::TransactionTooLarge, message).with_hint("clear smaller ranges, in several")
 }
