@@ -1,0 +1,75 @@
+//! Structured logs: one line an event, one span a request.
+
+use kiln_types::{Code, Context, Error, RequestId, Result};
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tracing::{Level, Span};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged, how and where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The least level that is logged.
+    pub level: Level,
+    /// The form of a line.
+    pub format: LogFormat,
+    /// The file that is appended to; `None`: standard error.
+    pub file: Option<PathBuf>,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { level: Level::INFO, format: LogFormat::Text, file: None }
+    }
+}
+
+/// Starts the log of this process; once, at its start.
+///
+/// # Errors
+/// `Local` when the file cannot be opened, `Internal` when there is a log already.
+pub fn init(options: &LogOptions) -> Result<()> {
+    let writer = match &options.file {
+        None => BoxMakeWriter::new(std::io::stderr),
+        Some(path) => {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .context(format_args!("log file {}", path.display()))?;
+            BoxMakeWriter::new(Arc::new(file))
+        }
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
+    let lines = match options.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    // The libraries below say much at debug level that is about them, not about us.
+    let others = options.level.min(Level::WARN);
+    let filter = Targets::new().with_default(others).with_target("kiln", options.level);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|error| Error::new(Code::Internal, format!("start of the log: {error}")))
+}
+
+/// The span of one request: everything logged inside carries its id, its operation and who asked.
+/// `operation` is a fixed name (`meta.create`), `peer` the authenticated caller.
+pub fn request_span(operation: &'static str, request: RequestId, peer: &str) -> Span {
+    tracing::debug_span!("request", operation, %request, peer)
+}
