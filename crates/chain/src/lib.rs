@@ -1,1 +1,7 @@
 //! The protocol's decisions as pure state machines: replica, membership, lease, initiator
+#![forbid(unsafe_code)]
+
+mod initiator;
+pub mod replica;
+
+pub use initiator::{Initiator, Intent, Step};

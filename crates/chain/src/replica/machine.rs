@@ -1,0 +1,608 @@
+//! The state machine of a replica.
+
+use super::{Action, Event, ReadRule, Remembered, Ticket, Versions, View, refuses};
+use kiln_types::{
+    ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey,
+    Sequence, TargetId,
+};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+/// Most writes that may wait for one chunk.
+const QUEUE_MAX: usize = 256;
+/// Most writes of one replica, waiting or in progress.
+const WORKS_MAX: usize = 65_536;
+/// Most callers that may wait for one write: a client's impatient retries.
+const TICKETS_MAX: usize = 16;
+/// Most chunks of which a refused version is remembered.
+const REFUSED_MAX: usize = 16_384;
+/// The pause after a forward failed; doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// The state of one replica: see the module's documentation.
+pub struct Replica {
+    target: TargetId,
+    view: Option<View>,
+    /// The highest version seen: the head's next one is above it.
+    version_max: ChunkVersion,
+    slots: BTreeMap<ChunkId, Slot>,
+    /// Which write of a channel waits or is in progress, and where.
+    channels: HashMap<(ClientId, ChannelId), (Sequence, ChunkId)>,
+    /// The last version of a chunk that was refused here or behind: the predecessor drops it when it
+    /// hears so, and a copy of the forward that comes late must not bring it back. Lives as long as the
+    /// connections over which such a copy could come.
+    refused: HashMap<ChunkId, ChunkVersion>,
+    works: usize,
+    actions: Vec<Action>,
+}
+
+/// A chunk that is being written; an idle one has no slot.
+struct Slot {
+    current: Work,
+    phase: Phase,
+    queue: VecDeque<Work>,
+}
+
+struct Work {
+    source: Source,
+    /// [`ChunkVersion::NONE`] until the head orders it.
+    version: ChunkVersion,
+    previous: ChunkVersion,
+    tickets: Vec<Ticket>,
+    attempt: u32,
+    pauses: u32,
+    /// Why a replica behind this one refused it, while it is discarded.
+    refusal: Option<Error>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Source {
+    Client(Option<RetryKey>),
+    Predecessor,
+    Recovered,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Beginning,
+    Preparing {
+        commit: bool,
+    },
+    /// Passed on, and waiting for the answer.
+    Forwarding,
+    /// Prepared, and waiting for a pause to end or for another view.
+    Waiting,
+    Discarding,
+}
+
+impl Replica {
+    /// The replica `target`, whose store has seen versions up to `version_max`.
+    pub fn new(target: TargetId, version_max: ChunkVersion) -> Self {
+        Self {
+            target,
+            view: None,
+            version_max,
+            slots: BTreeMap::new(),
+            channels: HashMap::new(),
+            refused: HashMap::new(),
+            works: 0,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Takes an event and says what to do about it, in order.
+    pub fn apply(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::View(view) => self.take_view(view),
+            Event::Recovered { chunk, version } => self.recover(chunk, version),
+            Event::Write { ticket, chain_version, chunk, retry, remembered } => {
+                if let Err(error) = self.write(ticket, chain_version, chunk, retry, remembered) {
+                    self.answer(ticket, Err(error));
+                }
+            }
+            Event::Forward { ticket, chain_version, from, chunk, version, previous } => {
+                let work = Work::new(Source::Predecessor, version, previous, Some(ticket));
+                if let Err(error) = self.forward_in(chain_version, from, chunk, work) {
+                    self.answer(ticket, Err(error));
+                }
+            }
+            Event::Began { chunk, versions, remembered } => {
+                self.began(chunk, versions, remembered);
+            }
+            Event::Prepared { chunk, version, result } => self.prepared(chunk, version, result),
+            Event::Forwarded { chunk, version, attempt, result } => {
+                self.forwarded(chunk, version, attempt, result);
+            }
+            Event::PauseOver { chunk, version, attempt } => {
+                if self.is_current(chunk, version, Phase::Waiting, attempt) {
+                    self.decide(chunk);
+                }
+            }
+            Event::Discarded { chunk, version } => {
+                let slot = self.slots.get_mut(&chunk);
+                let slot = slot.filter(|slot| slot.current.version == version);
+                if let Some(refusal) = slot.and_then(|slot| slot.current.refusal.take()) {
+                    self.finish(chunk, Err(refusal));
+                }
+            }
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    /// How a read of `chunk` is answered here now.
+    pub fn read_rule(&self, chunk: &ChunkId) -> ReadRule {
+        let Some(slot) = self.slots.get(chunk) else { return ReadRule::Committed };
+        let recovered = slot.current.source == Source::Recovered;
+        let undecided = match slot.phase {
+            Phase::Beginning => recovered,
+            Phase::Preparing { .. } => false,
+            Phase::Forwarding | Phase::Waiting | Phase::Discarding => true,
+        };
+        match &self.view {
+            _ if !undecided => ReadRule::Committed,
+            // Its own mark may have been lost with the restart, after readers saw the version.
+            Some(view) if view.is_commit_point && recovered => ReadRule::Wait,
+            Some(view) if view.is_commit_point => ReadRule::Committed,
+            Some(View { commit_point: Some(target), .. }) => ReadRule::Ask(*target),
+            _ => ReadRule::Wait,
+        }
+    }
+
+    /// The view that it acts under.
+    pub fn view(&self) -> Option<&View> {
+        self.view.as_ref()
+    }
+
+    /// Writes that wait or are in progress.
+    pub fn works(&self) -> usize {
+        self.works
+    }
+
+    fn take_view(&mut self, view: Option<View>) {
+        if let (Some(old), Some(new)) = (&self.view, &view) {
+            if new.chain_version < old.chain_version || old == new {
+                return;
+            }
+        }
+        self.view = view;
+        let undecided: Vec<ChunkId> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| matches!(slot.phase, Phase::Forwarding | Phase::Waiting))
+            .map(|(chunk, _)| *chunk)
+            .collect();
+        for chunk in undecided {
+            self.decide(chunk);
+        }
+    }
+
+    fn recover(&mut self, chunk: ChunkId, version: ChunkVersion) {
+        assert!(!self.slots.contains_key(&chunk), "pending versions are recovered first");
+        let work = Work::new(Source::Recovered, version, ChunkVersion::NONE, None);
+        self.enqueue(chunk, work);
+    }
+
+    /// Checks a request's chain version; who may ask what is up to the callers.
+    fn current_view(&self, chain_version: ChainVersion) -> Result<View> {
+        let view = self.view.ok_or_else(|| {
+            Error::new(Code::NotServing, format!("target {} is not in its chain", self.target))
+        })?;
+        if view.chain_version != chain_version {
+            let text = format!(
+                "the chain is at version {}, the request at {chain_version}",
+                view.chain_version
+            );
+            return Err(Error::new(Code::StaleChainVersion, text));
+        }
+        if !view.state.takes_writes() {
+            let text = format!("target {} is {}", self.target, view.state);
+            return Err(Error::new(Code::NotServing, text));
+        }
+        Ok(view)
+    }
+
+    fn write(
+        &mut self,
+        ticket: Ticket,
+        chain_version: ChainVersion,
+        chunk: ChunkId,
+        retry: Option<RetryKey>,
+        remembered: Option<Remembered>,
+    ) -> Result<()> {
+        let view = self.current_view(chain_version)?;
+        if !view.is_head {
+            let text = format!("target {} is not the head", self.target);
+            return Err(Error::new(Code::WrongTarget, text));
+        }
+        if let Some(key) = retry {
+            if self.join_retry(ticket, key, remembered)? {
+                return Ok(());
+            }
+        }
+        if !view.enough_serving {
+            let text = "too few replicas serve: writes wait for more";
+            return Err(Error::new(Code::BelowMinServing, text));
+        }
+        self.admit(chunk)?;
+        if let Some(key) = retry {
+            self.channels.insert((key.client, key.channel), (key.sequence, chunk));
+        }
+        let none = ChunkVersion::NONE;
+        self.enqueue(chunk, Work::new(Source::Client(retry), none, none, Some(ticket)));
+        Ok(())
+    }
+
+    /// Whether the write is known already: then the ticket is answered, or waits for its outcome.
+    fn join_retry(
+        &mut self,
+        ticket: Ticket,
+        key: RetryKey,
+        remembered: Option<Remembered>,
+    ) -> Result<bool> {
+        let duplicate = || {
+            let text = format!("write {} of its channel was answered long ago", key.sequence);
+            Error::new(Code::DuplicateRequest, text)
+        };
+        if let Some((sequence, chunk)) = self.channels.get(&(key.client, key.channel)).copied() {
+            if sequence > key.sequence {
+                return Err(duplicate());
+            }
+            if sequence < key.sequence {
+                let text = format!("write {sequence} of the channel is still in progress");
+                return Err(Error::new(Code::Busy, text));
+            }
+            let same = |work: &Work| work.source == Source::Client(Some(key));
+            return self.join(chunk, ticket, same).map(|()| true);
+        }
+        match remembered {
+            Some(known) if known.key.sequence > key.sequence => Err(duplicate()),
+            Some(known) if known.key.sequence == key.sequence => {
+                let same = |work: &Work| work.version == known.version;
+                if self.slots.get(&known.chunk).is_some_and(|slot| same(&slot.current)) {
+                    return self.join(known.chunk, ticket, same).map(|()| true);
+                }
+                self.answer(ticket, Ok(known.version));
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn join(&mut self, chunk: ChunkId, ticket: Ticket, same: impl Fn(&Work) -> bool) -> Result<()> {
+        let slot = self.slots.get_mut(&chunk);
+        let works =
+            slot.into_iter().flat_map(|s| std::iter::once(&mut s.current).chain(&mut s.queue));
+        let Some(work) = works.into_iter().find(|work| same(work)) else {
+            return Err(Error::internal(format!("chunk {chunk}: a known write is not queued")));
+        };
+        if work.tickets.len() >= TICKETS_MAX {
+            let text = "the write is in progress, and too many retries of it wait";
+            return Err(Error::new(Code::Overloaded, text));
+        }
+        work.tickets.push(ticket);
+        Ok(())
+    }
+
+    fn forward_in(
+        &mut self,
+        chain_version: ChainVersion,
+        from: TargetId,
+        chunk: ChunkId,
+        work: Work,
+    ) -> Result<()> {
+        let view = self.current_view(chain_version)?;
+        if view.predecessor != Some(from) {
+            let text = format!("target {from} is not the predecessor of {}", self.target);
+            return Err(Error::new(Code::WrongTarget, text));
+        }
+        if self.refused.get(&chunk) == Some(&work.version) {
+            let text = format!("version {} was refused before", work.version);
+            return Err(Error::new(Code::NoSpace, text));
+        }
+        self.version_max = self.version_max.max(work.version);
+        let known = self.slots.get(&chunk).is_some_and(|slot| {
+            std::iter::once(&slot.current).chain(&slot.queue).any(|w| w.version == work.version)
+        });
+        if known {
+            let version = work.version;
+            return self.join(chunk, work.tickets[0], |work| work.version == version);
+        }
+        self.admit(chunk)?;
+        self.enqueue(chunk, work);
+        Ok(())
+    }
+
+    fn admit(&self, chunk: ChunkId) -> Result<()> {
+        let waiting = self.slots.get(&chunk).map_or(0, |slot| slot.queue.len());
+        if waiting >= QUEUE_MAX || self.works >= WORKS_MAX {
+            return Err(Error::new(Code::Overloaded, "too many writes wait at the replica"));
+        }
+        Ok(())
+    }
+
+    fn enqueue(&mut self, chunk: ChunkId, work: Work) {
+        self.works += 1;
+        match self.slots.get_mut(&chunk) {
+            Some(slot) => slot.queue.push_back(work),
+            None => {
+                let slot = Slot { current: work, phase: Phase::Beginning, queue: VecDeque::new() };
+                self.slots.insert(chunk, slot);
+                self.begin(chunk);
+            }
+        }
+    }
+
+    fn begin(&mut self, chunk: ChunkId) {
+        let slot = self.slots.get(&chunk).expect("invariant: the caller found it");
+        let retry = match slot.current.source {
+            Source::Client(retry) => retry,
+            _ => None,
+        };
+        self.actions.push(Action::Begin { chunk, retry });
+    }
+
+    fn began(
+        &mut self,
+        chunk: ChunkId,
+        versions: Result<Versions>,
+        remembered: Option<Remembered>,
+    ) {
+        let Some(slot) = self.slots.get_mut(&chunk) else { return };
+        if slot.phase != Phase::Beginning {
+            return;
+        }
+        let versions = match versions {
+            Ok(versions) => versions,
+            Err(error) => return self.finish(chunk, Err(error)),
+        };
+        match slot.current.source {
+            Source::Recovered => self.began_recovered(chunk, versions),
+            Source::Client(retry) => {
+                let known = remembered.filter(|known| Some(known.key) == retry);
+                self.began_client(chunk, versions, known);
+            }
+            Source::Predecessor => self.began_forwarded(chunk, versions),
+        }
+    }
+
+    fn began_recovered(&mut self, chunk: ChunkId, versions: Versions) {
+        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
+        let version = slot.current.version;
+        if versions.pending == Some(version) {
+            slot.current.previous = versions.base();
+            self.decide(chunk);
+        } else {
+            self.finish(chunk, Ok(version));
+        }
+    }
+
+    fn began_client(&mut self, chunk: ChunkId, versions: Versions, known: Option<Remembered>) {
+        // The predecessor's copy of the same write was ahead of it in the queue.
+        if let Some(known) = known {
+            return self.finish(chunk, Ok(known.version));
+        }
+        let Some(view) = self.view.filter(|view| view.is_head && view.state.takes_writes()) else {
+            let text = format!("target {} is not the head any more", self.target);
+            return self.finish(chunk, Err(Error::new(Code::WrongTarget, text)));
+        };
+        if let Some(pending) = versions.pending {
+            let text = format!("chunk {chunk}: version {pending} is pending and not settled");
+            return self.finish(chunk, Err(Error::new(Code::Busy, text)));
+        }
+        let version_max = self.version_max.max(versions.committed);
+        if version_max.chain > view.chain_version {
+            let text = format!(
+                "target {} holds version {version_max}, newer than its chain's version {}",
+                self.target, view.chain_version
+            );
+            return self.finish(chunk, Err(Error::corrupt(text)));
+        }
+        let version = version_max.successor_in(view.chain_version);
+        self.version_max = version;
+        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
+        slot.current.version = version;
+        slot.current.previous = versions.base();
+        self.prepare(chunk);
+    }
+
+    fn began_forwarded(&mut self, chunk: ChunkId, versions: Versions) {
+        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
+        let Work { version, previous, .. } = slot.current;
+        if versions.committed >= version {
+            return self.finish(chunk, Ok(version));
+        }
+        match versions.pending {
+            Some(pending) if pending == version => return self.decide(chunk),
+            // The predecessor has committed it: only our own mark was lost.
+            Some(pending) if pending == previous => {
+                self.actions.push(Action::Commit { chunk, version: pending });
+            }
+            None if versions.base() == previous => {}
+            other => {
+                let text = format!(
+                    "chunk {chunk} of target {}: version {version} follows {previous}, but {} is \
+                     committed and {other:?} is pending here",
+                    self.target, versions.committed
+                );
+                return self.finish(chunk, Err(Error::new(Code::VersionMismatch, text)));
+            }
+        }
+        self.prepare(chunk);
+    }
+
+    fn prepare(&mut self, chunk: ChunkId) {
+        let commit = self.view.is_some_and(|view| view.is_commit_point && view.successor.is_none());
+        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
+        slot.phase = Phase::Preparing { commit };
+        let Work { version, previous, .. } = slot.current;
+        let ticket = *slot.current.tickets.first().expect("invariant: a request has a ticket");
+        self.actions.push(Action::Prepare { chunk, ticket, version, previous, commit });
+    }
+
+    fn prepared(&mut self, chunk: ChunkId, version: ChunkVersion, result: Result<()>) {
+        let Some(slot) = self.slots.get(&chunk) else { return };
+        let Phase::Preparing { commit } = slot.phase else { return };
+        if slot.current.version != version {
+            return;
+        }
+        match result {
+            Err(error) => self.finish(chunk, Err(error)),
+            Ok(()) if commit => self.finish(chunk, Ok(version)),
+            Ok(()) => self.decide(chunk),
+        }
+    }
+
+    /// A prepared version: commit it, pass it on, or wait for a view that says which.
+    fn decide(&mut self, chunk: ChunkId) {
+        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
+        slot.current.attempt += 1;
+        let Work { version, previous, attempt, .. } = slot.current;
+        let Some(view) = self.view.filter(|view| view.state.takes_writes()) else {
+            slot.phase = Phase::Waiting;
+            return self.shed(chunk);
+        };
+        match view.successor {
+            Some(to) => {
+                slot.phase = Phase::Forwarding;
+                let chain_version = view.chain_version;
+                let forward =
+                    Action::Forward { chunk, version, previous, to, chain_version, attempt };
+                self.actions.push(forward);
+            }
+            None if view.is_commit_point => {
+                self.actions.push(Action::Commit { chunk, version });
+                self.finish(chunk, Ok(version));
+            }
+            None => slot.phase = Phase::Waiting,
+        }
+    }
+
+    /// Sends everyone who waits for `chunk` elsewhere: this replica does not take part for now.
+    fn shed(&mut self, chunk: ChunkId) {
+        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
+        let mut tickets = std::mem::take(&mut slot.current.tickets);
+        for work in slot.queue.drain(..) {
+            self.works -= 1;
+            if let Source::Client(Some(key)) = work.source {
+                self.channels.remove(&(key.client, key.channel));
+            }
+            tickets.extend(work.tickets);
+        }
+        for ticket in tickets {
+            let text = format!("target {} does not serve", self.target);
+            self.answer(ticket, Err(Error::new(Code::NotServing, text)));
+        }
+    }
+
+    fn forwarded(
+        &mut self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        attempt: u32,
+        result: Result<()>,
+    ) {
+        if !self.is_current(chunk, version, Phase::Forwarding, attempt) {
+            return;
+        }
+        let slot = self.slots.get_mut(&chunk).expect("invariant: is_current found it");
+        match result {
+            Ok(()) => {
+                self.actions.push(Action::Commit { chunk, version });
+                self.finish(chunk, Ok(version));
+            }
+            Err(error) if refuses(error.code()) => {
+                slot.phase = Phase::Discarding;
+                slot.current.refusal = Some(error);
+                self.actions.push(Action::Discard { chunk, version });
+            }
+            Err(_) => {
+                slot.phase = Phase::Waiting;
+                let duration = PAUSE_MAX.min(PAUSE_MIN * (1 << slot.current.pauses.min(8)));
+                slot.current.pauses += 1;
+                self.actions.push(Action::Pause { chunk, version, attempt, duration });
+            }
+        }
+    }
+
+    fn is_current(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        phase: Phase,
+        attempt: u32,
+    ) -> bool {
+        self.slots.get(&chunk).is_some_and(|slot| {
+            slot.phase == phase
+                && slot.current.version == version
+                && slot.current.attempt == attempt
+        })
+    }
+
+    /// Ends the current write of a chunk and starts the next one.
+    fn finish(&mut self, chunk: ChunkId, result: Result<ChunkVersion>) {
+        let Some(slot) = self.slots.get_mut(&chunk) else { return };
+        let next = slot.queue.pop_front();
+        let ended = match next {
+            Some(next) => {
+                slot.phase = Phase::Beginning;
+                let ended = std::mem::replace(&mut slot.current, next);
+                self.actions.push(Action::Settled { chunk });
+                self.begin(chunk);
+                ended
+            }
+            None => {
+                let slot = self.slots.remove(&chunk).expect("invariant: found above");
+                self.actions.push(Action::Settled { chunk });
+                slot.current
+            }
+        };
+        self.works -= 1;
+        if let Source::Client(Some(key)) = ended.source {
+            self.channels.remove(&(key.client, key.channel));
+        }
+        let result = match ended.source {
+            Source::Predecessor => self.remember_refusal(chunk, ended.version, result),
+            _ => result,
+        };
+        for ticket in ended.tickets {
+            self.answer(ticket, result.clone());
+        }
+    }
+
+    /// A refusal may be told to the predecessor only if it is remembered here: else it tries again.
+    fn remember_refusal(
+        &mut self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        result: Result<ChunkVersion>,
+    ) -> Result<ChunkVersion> {
+        match &result {
+            Err(error) if refuses(error.code()) => {
+                if self.refused.len() >= REFUSED_MAX && !self.refused.contains_key(&chunk) {
+                    return Err(Error::new(Code::Overloaded, error.message()));
+                }
+                self.refused.insert(chunk, version);
+            }
+            Err(_) => {}
+            Ok(_) => drop(self.refused.remove(&chunk)),
+        }
+        result
+    }
+
+    fn answer(&mut self, ticket: Ticket, result: Result<ChunkVersion>) {
+        self.actions.push(Action::Answer { ticket, result });
+    }
+}
+
+impl Work {
+    fn new(
+        source: Source,
+        version: ChunkVersion,
+        previous: ChunkVersion,
+        ticket: Option<Ticket>,
+    ) -> Self {
+        let tickets = ticket.into_iter().collect();
+        Self { source, version, previous, tickets, attempt: 0, pauses: 0, refusal: None }
+    }
+}
