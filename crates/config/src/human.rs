@@ -88,16 +88,24 @@ fn parse(text: &str, units: &[(&str, u64)], bare: Option<u64>) -> Option<u64> {
 
 macro_rules! serde_as_text {
     ($module:ident, $type:ty, $format:path, $parse:path, $expected:literal) => {
-        /// For `#[serde(with = ..)]`: the value as a string.
-        pub(crate) mod $module {
-            pub(crate) fn serialize<S: serde::Serializer>(
+        /// For `#[serde(with = ..)]`: the value as people write it.
+        pub mod $module {
+            /// Writes it as a string.
+            ///
+            /// # Errors
+            /// The serializer's.
+            pub fn serialize<S: serde::Serializer>(
                 value: &$type,
                 serializer: S,
             ) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(&$format(*value))
             }
 
-            pub(crate) fn deserialize<'de, D: serde::Deserializer<'de>>(
+            /// Reads it from a string.
+            ///
+            /// # Errors
+            /// When the string is not one.
+            pub fn deserialize<'de, D: serde::Deserializer<'de>>(
                 deserializer: D,
             ) -> Result<$type, D::Error> {
                 struct Text;

@@ -80,8 +80,11 @@ pub fn to_toml(config: &impl serde::Serialize) -> Result<String> {
     toml::to_string(config).map_err(internal)
 }
 
-/// Parses TOML from `path`; an error names the file, the line and what is allowed.
-pub(crate) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+/// Parses TOML that was read from `path`.
+///
+/// # Errors
+/// `Invalid`, naming the file, the line and what is allowed.
+pub fn parse_file<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         Error::invalid(format!("{}:{line}: {}", path.display(), one_line(&error)))
@@ -93,7 +96,13 @@ fn read_checked<C: ServiceConfig>(path: &Path) -> Result<Table> {
         Error::local(format_args!("configuration {}", path.display()), &error)
             .with_hint(format!("'kiln config example {}' prints one to start from", C::SERVICE))
     })?;
-    let config: C = parse(path, &text)?;
+    let mut config: C = parse_file(path, &text)?;
+    let dir = path.parent().unwrap_or(Path::new(""));
+    for place in config.paths() {
+        if place.is_relative() && !place.as_os_str().is_empty() {
+            *place = dir.join(&*place);
+        }
+    }
     Table::try_from(config).map_err(internal)
 }
 

@@ -15,8 +15,8 @@ mod secrets;
 mod storage;
 
 pub use files::{create_file, write_file};
-pub use human::{format_duration, format_size, parse_duration, parse_size};
-pub use layers::{Setting, load, to_toml};
+pub use human::{duration, format_duration, format_size, parse_duration, parse_size, size};
+pub use layers::{Setting, load, parse_file, to_toml};
 pub use meta::{ClientLeaseConfig, MetaConfig, NewFileConfig};
 pub use mgmtd::{BootstrapConfig, LeaseConfig, MgmtdConfig};
 pub use node::{ClusterConfig, KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, NodeConfig};
@@ -41,6 +41,9 @@ pub trait ServiceConfig: serde::Serialize + serde::de::DeserializeOwned + Defaul
 
     /// Where and how it logs.
     fn log(&self) -> &LogConfig;
+
+    /// Its paths; relative ones in a file count from the directory of that file.
+    fn paths(&mut self) -> Vec<&mut std::path::PathBuf>;
 }
 
 /// A commented configuration file of `service`; it says the defaults.

@@ -6,6 +6,7 @@ use kiln_types::{
     CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Error, Result, ServiceKind,
 };
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Everything that `kiln meta` is told.
@@ -140,5 +141,10 @@ impl ServiceConfig for MetaConfig {
 
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        let [data_dir, server_key] = self.node.paths();
+        vec![data_dir, server_key, &mut self.log.file]
     }
 }

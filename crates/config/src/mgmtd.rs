@@ -4,6 +4,7 @@ use crate::node::check_count;
 use crate::{KvConfig, LogConfig, NodeConfig, ServiceConfig, human};
 use kiln_types::{Error, Result, ServiceKind};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Everything that `kiln mgmtd` is told.
@@ -34,6 +35,8 @@ pub struct BootstrapConfig {
     pub targets_per_disk: u32,
     /// Serving targets below which a chain takes no writes; 0: see [`Self::min_serving`].
     pub min_serving: u32,
+    /// The name of the first client credential, known from the start; its holder may do everything.
+    pub credential: String,
 }
 
 /// `[lease]`: heartbeats and how long one counts.
@@ -62,7 +65,13 @@ impl Default for MgmtdConfig {
 
 impl Default for BootstrapConfig {
     fn default() -> Self {
-        Self { storage_servers: 3, replicas: 3, targets_per_disk: 6, min_serving: 0 }
+        Self {
+            storage_servers: 3,
+            replicas: 3,
+            targets_per_disk: 6,
+            min_serving: 0,
+            credential: "admin".into(),
+        }
     }
 }
 
@@ -87,6 +96,11 @@ impl BootstrapConfig {
                 self.replicas, self.storage_servers
             ))
             .with_hint("each replica of a chunk is on another server: add servers or lower it"));
+        }
+        if self.credential.is_empty() || self.credential.len() > 64 {
+            return Err(Error::invalid(
+                "bootstrap.credential is empty or longer than 64 bytes; it is a name such as admin",
+            ));
         }
         if self.min_serving > self.replicas {
             return Err(Error::invalid(format!(
@@ -146,5 +160,10 @@ impl ServiceConfig for MgmtdConfig {
 
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        let [data_dir, server_key] = self.node.paths();
+        vec![data_dir, server_key, &mut self.log.file]
     }
 }

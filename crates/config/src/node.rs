@@ -58,6 +58,10 @@ impl NodeConfig {
         if self.advertise.is_empty() { bound.to_string() } else { self.advertise.clone() }
     }
 
+    pub(crate) fn paths(&mut self) -> [&mut PathBuf; 2] {
+        [&mut self.data_dir, &mut self.server_key]
+    }
+
     pub(crate) fn validate(&self) -> Result<()> {
         if self.id.0 == 0 {
             return Err(Error::invalid("node.id is 0; ids start at 1"));

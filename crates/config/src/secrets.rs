@@ -84,7 +84,7 @@ fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<T> {
         .with_hint(format!("chmod 600 {shown}")));
     }
     let text = std::fs::read_to_string(path).context(format_args!("{kind} {shown}"))?;
-    let head: Head = layers::parse(path, &text)?;
+    let head: Head = layers::parse_file(path, &text)?;
     if head.kind != kind {
         return Err(Error::invalid(format!("{shown} holds a {}, not a {kind}", head.kind)));
     }

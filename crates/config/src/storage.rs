@@ -107,4 +107,11 @@ impl ServiceConfig for StorageConfig {
     fn log(&self) -> &LogConfig {
         &self.log
     }
+
+    fn paths(&mut self) -> Vec<&mut PathBuf> {
+        let [data_dir, server_key] = self.node.paths();
+        let mut paths = vec![data_dir, server_key, &mut self.log.file];
+        paths.extend(self.disks.iter_mut().map(|disk| &mut disk.path));
+        paths
+    }
 }

@@ -117,6 +117,20 @@ fn settings_that_are_wrong_are_named() {
 }
 
 #[test]
+fn relative_paths_count_from_the_directory_of_the_file() {
+    let (dir, path) = file(
+        "disks = [{ path = \"d1\", capacity = \"1GiB\" }, { path = \"/d2\", capacity = \"1GiB\" }]\n\
+         [node]\nid = 7\ndata_dir = \".\"\nserver_key = \"../server.key\"\n",
+    );
+    let flags = [Setting::flag("--log-file", "log.file", "here.log")];
+    let config = load::<StorageConfig>(Some(&path), [], &flags).unwrap();
+    assert_eq!(config.disks[0].path, dir.path().join("d1"));
+    assert_eq!(config.disks[1].path, PathBuf::from("/d2"));
+    assert_eq!(config.node.server_key, dir.path().join("../server.key"));
+    assert_eq!(config.log.file, PathBuf::from("here.log"));
+}
+
+#[test]
 fn a_missing_file_says_how_to_get_one() {
     let error = load::<MetaConfig>(Some("/nowhere/meta.toml".as_ref()), [], &[]).unwrap_err();
     assert!(error.message().contains("/nowhere/meta.toml"), "{error}");
