@@ -2,6 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod initiator;
+pub mod lease;
+pub mod membership;
+pub mod placement;
 pub mod replica;
 
 pub use initiator::{Initiator, Intent, Step};

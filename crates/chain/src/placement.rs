@@ -1,0 +1,251 @@
+//! The chains over a set of servers: pure, and the same for the same input.
+//!
+//! Each disk carries the same number of targets; replicas of a chain are on different hosts; each server
+//! heads as many chains as the others, give or take one; pairs of servers share chains as evenly as a
+//! greedy choice reaches, since a failed server's reads fall on those that it shares chains with.
+
+use kiln_types::{Code, DiskId, Error, NodeId, Result};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// A server with its disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its node.
+    pub node: NodeId,
+    /// Its `host` tag; without one the server counts as a host of its own.
+    pub host: Option<String>,
+    /// Its disks.
+    pub disks: Vec<DiskId>,
+}
+
+/// The wanted shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Targets in each chain.
+    pub replicas: usize,
+    /// Targets on each disk.
+    pub targets_per_disk: usize,
+}
+
+/// Where one target goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The node.
+    pub node: NodeId,
+    /// The disk.
+    pub disk: DiskId,
+}
+
+/// A chain's targets, head first.
+pub type Places = Vec<Place>;
+
+/// Plans chains over `servers`, in the order of the chain table. Two replicas share a host only when all
+/// servers are on one host, as on a laptop; they never share a server.
+///
+/// # Errors
+/// `NotReady` when there are fewer servers, or hosts, than replicas; `Invalid` for an impossible shape or
+/// a server or disk that is named twice.
+pub fn plan(servers: &[Server], shape: Shape) -> Result<Vec<Places>> {
+    check(servers, shape)?;
+    let mut planner = Planner::new(servers, shape);
+    let mut chains = Vec::new();
+    while let Some(chain) = planner.next_chain() {
+        chains.push(chain);
+    }
+    let chains = balance_heads(chains, servers.len());
+    Ok(table_order(chains.iter().map(|chain| planner.places(chain)).collect()))
+}
+
+fn check(servers: &[Server], shape: Shape) -> Result<()> {
+    if shape.replicas == 0 || shape.targets_per_disk == 0 {
+        return Err(Error::invalid("a chain has at least one target, and so has a disk"));
+    }
+    let nodes: BTreeSet<_> = servers.iter().map(|server| server.node).collect();
+    let disks: Vec<_> = servers.iter().flat_map(|server| &server.disks).collect();
+    if nodes.len() < servers.len() || disks.iter().collect::<BTreeSet<_>>().len() < disks.len() {
+        return Err(Error::invalid("a server or a disk is named twice"));
+    }
+    let with_disks = servers.iter().filter(|server| !server.disks.is_empty()).count();
+    let hosts = hosts_of(servers).into_iter().collect::<BTreeSet<_>>().len();
+    let (count, what) = if hosts == 1 { (with_disks, "servers") } else { (hosts, "hosts") };
+    if with_disks < shape.replicas || count < shape.replicas {
+        return Err(Error::new(
+            Code::NotReady,
+            format!(
+                "{} replicas need as many {what} with disks, there are {count}",
+                shape.replicas
+            ),
+        )
+        .with_hint(
+            "add servers, lower the number of replicas, or correct the servers' host tags",
+        ));
+    }
+    Ok(())
+}
+
+/// The host of each server, as a small number. Servers without disks do not count as hosts.
+fn hosts_of(servers: &[Server]) -> Vec<usize> {
+    let mut known = BTreeMap::new();
+    let with_disks = servers.iter().filter(|server| !server.disks.is_empty());
+    with_disks
+        .map(|server| {
+            let key = match &server.host {
+                Some(host) => (Some(host.clone()), None),
+                None => (None, Some(server.node)),
+            };
+            let next = known.len();
+            *known.entry(key).or_insert(next)
+        })
+        .collect()
+}
+
+/// A chain under way: (server index, disk index).
+type Draft = Vec<(usize, usize)>;
+
+struct Planner<'a> {
+    servers: Vec<&'a Server>,
+    /// The group of each server from which a chain takes at most one.
+    group: Vec<usize>,
+    replicas: usize,
+    /// Targets that each disk still takes.
+    room: Vec<Vec<usize>>,
+    /// How many chains two servers share.
+    shared: Vec<Vec<usize>>,
+    planned: usize,
+}
+
+impl<'a> Planner<'a> {
+    fn new(servers: &'a [Server], shape: Shape) -> Self {
+        let mut hosts = hosts_of(servers);
+        let mut servers: Vec<_> = servers.iter().filter(|s| !s.disks.is_empty()).collect();
+        if hosts.iter().all(|host| *host == 0) {
+            hosts = (0..servers.len()).collect();
+        }
+        let mut order: Vec<_> = (0..servers.len()).collect();
+        order.sort_by_key(|i| servers[*i].node);
+        servers.sort_by_key(|server| server.node);
+        let group = order.into_iter().map(|i| hosts[i]).collect();
+        let room = servers.iter().map(|s| vec![shape.targets_per_disk; s.disks.len()]).collect();
+        let shared = vec![vec![0; servers.len()]; servers.len()];
+        Self { servers, group, replicas: shape.replicas, room, shared, planned: 0 }
+    }
+
+    /// Takes from the fullest groups first, so that as many chains as possible come out; among equals the
+    /// server that shares the fewest chains with those already taken, then the next one in turn.
+    fn next_chain(&mut self) -> Option<Draft> {
+        let mut chain = Draft::new();
+        while chain.len() < self.replicas {
+            let server = self.next_server(&chain)?;
+            let disks = &self.room[server];
+            let disk = (0..disks.len()).max_by_key(|d| (disks[*d], std::cmp::Reverse(*d)))?;
+            chain.push((server, disk));
+        }
+        for (i, (server, disk)) in chain.iter().enumerate() {
+            self.room[*server][*disk] -= 1;
+            for (other, _) in &chain[..i] {
+                self.shared[*server][*other] += 1;
+                self.shared[*other][*server] += 1;
+            }
+        }
+        self.planned += 1;
+        Some(chain)
+    }
+
+    fn next_server(&self, chain: &Draft) -> Option<usize> {
+        let taken = |server: usize| chain.iter().any(|(s, _)| self.group[*s] == self.group[server]);
+        let room = |server: usize| self.room[server].iter().sum::<usize>();
+        let count = self.servers.len();
+        let mut group_room = vec![0; count];
+        (0..count).for_each(|server| group_room[self.group[server]] += room(server));
+        (0..count).filter(|server| room(*server) > 0 && !taken(*server)).min_by_key(|server| {
+            let shared: usize = chain.iter().map(|(other, _)| self.shared[*server][*other]).sum();
+            let turn = (server + count - self.planned % count) % count;
+            let space = (group_room[self.group[*server]], room(*server));
+            (std::cmp::Reverse(space), shared, turn)
+        })
+    }
+
+    fn places(&self, chain: &Draft) -> Places {
+        let place = |&(server, disk): &(usize, usize)| Place {
+            node: self.servers[server].node,
+            disk: self.servers[server].disks[disk],
+        };
+        chain.iter().map(place).collect()
+    }
+}
+
+/// Chooses each chain's head so that the servers head equally many chains, as far as their memberships
+/// allow: as long as one server heads two more than another one that a sequence of swaps leads to, swap.
+fn balance_heads(mut chains: Vec<Draft>, servers: usize) -> Vec<Draft> {
+    let mut heads = vec![0usize; servers];
+    for chain in &mut chains {
+        let least = (0..chain.len()).min_by_key(|i| heads[chain[*i].0]).unwrap_or(0);
+        chain.swap(0, least);
+        heads[chain[0].0] += 1;
+    }
+    while let Some(swaps) = find_swaps(&chains, &heads) {
+        for (chain, at) in swaps {
+            heads[chains[chain][0].0] -= 1;
+            heads[chains[chain][at].0] += 1;
+            chains[chain].swap(0, at);
+        }
+    }
+    chains
+}
+
+/// A shortest sequence of (chain, member that becomes its head) from a server to one that heads at
+/// least two fewer.
+fn find_swaps(chains: &[Draft], heads: &[usize]) -> Option<Vec<(usize, usize)>> {
+    let mut headed = vec![Vec::new(); heads.len()];
+    for (i, chain) in chains.iter().enumerate() {
+        headed[chain[0].0].push(i);
+    }
+    for start in 0..heads.len() {
+        let mut came_by: BTreeMap<usize, (usize, usize, usize)> = BTreeMap::new();
+        let mut queue = VecDeque::from([start]);
+        while let Some(server) = queue.pop_front() {
+            if heads[server] + 2 <= heads[start] {
+                return Some(way_back(&came_by, start, server));
+            }
+            for &chain in &headed[server] {
+                for (at, &(next, _)) in chains[chain].iter().enumerate().skip(1) {
+                    if next != start && !came_by.contains_key(&next) {
+                        came_by.insert(next, (server, chain, at));
+                        queue.push_back(next);
+                    }
+                }
+            }
+        }
+    }
+    None
+}
+
+fn way_back(
+    came_by: &BTreeMap<usize, (usize, usize, usize)>,
+    start: usize,
+    end: usize,
+) -> Vec<(usize, usize)> {
+    let mut swaps = Vec::new();
+    let mut server = end;
+    while server != start {
+        let (before, chain, at) = came_by[&server];
+        swaps.push((chain, at));
+        server = before;
+    }
+    swaps
+}
+
+/// Neighbours in the table have different heads, as far as possible: layouts take windows of it.
+fn table_order(chains: Vec<Places>) -> Vec<Places> {
+    let mut rounds = BTreeMap::new();
+    let mut ordered: Vec<_> = chains
+        .into_iter()
+        .map(|chain| {
+            let round = rounds.entry(chain[0].node).or_insert(0usize);
+            *round += 1;
+            (*round, chain[0].node, chain)
+        })
+        .collect();
+    ordered.sort();
+    ordered.into_iter().map(|(_, _, chain)| chain).collect()
+}
