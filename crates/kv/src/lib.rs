@@ -10,6 +10,7 @@
 //! Invariant: the limits below hold on every engine, so that what runs on one runs on all.
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 pub mod history;
 mod key;
 mod memory;
@@ -25,7 +26,7 @@ pub use range::{KEY_END, KeyRange, RangeOptions, successor};
 pub use transact::{ATTEMPTS_MAX, Body, RETRY_TIME_MAX, transact};
 
 use async_trait::async_trait;
-use kiln_types::{Code, Error, Result};
+use kiln_types::Result;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,12 +116,6 @@ pub trait Transaction: Send {
     /// # Errors
     /// `Conflict` and `TransactionTooOld`: not committed, run it again. `MaybeCommitted`: unknown.
     /// `TransactionTooLarge`, `Invalid`: never will be. `Corrupt`: `add` or `max` met a value that
-    /// is not 8 bytes. Or the engine's own: not committed.
+    /// is not 8 bytes; not committed. Or the engine's own, such as `DiskFailed`: unknown.
     async fn commit(self: Box<Self>) -> Result<()>;
-}
-
-/// The error of a commit that clears more than [`CLEARED_KEYS_MAX`] stored keys.
-pub fn too_many_cleared() -> Error {
-    let message = format!("clear_range over more than {CLEARED_KEYS_MAX} stored keys");
-    Error::new(Code::TransactionTooLarge, message).with_hint("clear smaller ranges, in several")
 }

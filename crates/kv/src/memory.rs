@@ -1,8 +1,8 @@
 //! The memory engine: the reference for every other one, and the simulator's store.
 
 use crate::history::History;
-use crate::optimistic::{Commit, Engine, OptimisticTransaction, Snapshot};
-use crate::{CLEARED_KEYS_MAX, KeyRange, Kv, TRANSACTION_TIME_MAX, Transaction};
+use crate::optimistic::{Commit, Engine, OptimisticTransaction, Snapshot, Stored};
+use crate::{KeyRange, Kv, TRANSACTION_TIME_MAX, Transaction};
 use async_trait::async_trait;
 use kiln_env::Env;
 use kiln_types::{Code, Error, Result};
@@ -54,6 +54,11 @@ impl MemoryKv {
         let state = self.store.state.lock();
         state.keys.values().filter(|versions| newest(versions, u64::MAX).is_some()).count()
     }
+
+    /// The number of versions kept, of all keys.
+    pub fn version_count(&self) -> usize {
+        self.store.state.lock().keys.values().map(Vec::len).sum()
+    }
 }
 
 #[async_trait]
@@ -103,7 +108,7 @@ impl Engine for Store {
 impl State {
     fn commit(&mut self, commit: &Commit, env: &Env) -> Result<()> {
         self.history.validate(commit)?;
-        let changes = self.changes(commit)?;
+        let changes = commit.changes(self)?;
         self.version += 1;
         for (key, value) in changes {
             let versions = self.keys.entry(key.clone()).or_default();
@@ -116,26 +121,6 @@ impl State {
         self.history.advance(self.version, env.now());
         self.collect();
         Ok(())
-    }
-
-    /// What the commit leaves at each key that it touches.
-    fn changes(&self, commit: &Commit) -> Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
-        let mut changes = BTreeMap::new();
-        for range in commit.writes.cleared().iter() {
-            for (key, versions) in self.keys.range(range.start..range.end) {
-                if newest(versions, u64::MAX).is_some() {
-                    changes.insert(key.clone(), None);
-                }
-            }
-        }
-        if changes.len() > CLEARED_KEYS_MAX {
-            return Err(crate::too_many_cleared());
-        }
-        for key in commit.writes.keys().keys() {
-            let stored = self.keys.get(key).and_then(|versions| newest(versions, u64::MAX));
-            changes.insert(key.clone(), commit.writes.overlay(key, stored)?);
-        }
-        Ok(changes)
     }
 
     /// Drops the versions that no snapshot can ask for any more.
@@ -158,6 +143,19 @@ impl State {
             versions.len() > 1 || matches!(versions.as_slice(), [(_, None)])
         });
         self.stale = stale;
+    }
+}
+
+impl Stored for State {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let versions = self.keys.get(key);
+        Ok(versions.and_then(|versions| newest(versions, u64::MAX)).map(<[u8]>::to_vec))
+    }
+
+    fn keys(&self, range: &KeyRange, most: usize) -> Result<Vec<Vec<u8>>> {
+        let all = self.keys.range(range.start.clone()..range.end.clone());
+        let stored = all.filter(|(_, versions)| newest(versions, u64::MAX).is_some());
+        Ok(stored.take(most).map(|(key, _)| key.clone()).collect())
     }
 }
 

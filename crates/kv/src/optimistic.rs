@@ -4,16 +4,18 @@
 use crate::range_set::RangeSet;
 use crate::writes::{Merge, Write, Writes, check_key, check_range};
 use crate::{
-    KeyRange, RANGE_BYTES_MAX, RangeOptions, TRANSACTION_TIME_MAX, Transaction, successor,
+    CLEARED_KEYS_MAX, KeyRange, RANGE_BYTES_MAX, RangeOptions, TRANSACTION_TIME_MAX, Transaction,
+    successor,
 };
 use async_trait::async_trait;
 use kiln_env::Env;
 use kiln_types::{Code, Error, Monotonic, Result};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// A consistent view of what is stored.
-pub trait Snapshot: Send + Sync + 'static {
+pub trait Snapshot: Send + Sync {
     /// The version that it shows.
     fn version(&self) -> u64;
 
@@ -46,11 +48,54 @@ pub struct Commit {
     pub writes: Writes,
 }
 
+/// What is stored at the moment of a commit.
+pub trait Stored {
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// The engine's own.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// The keys in `range`, in any order; no more than `most`.
+    ///
+    /// # Errors
+    /// The engine's own.
+    fn keys(&self, range: &KeyRange, most: usize) -> Result<Vec<Vec<u8>>>;
+}
+
+/// What a commit leaves at the keys that it touches; `None` = removed.
+pub type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+impl Commit {
+    /// Resolves the writes over what is `stored`.
+    ///
+    /// # Errors
+    /// `TransactionTooLarge` when more than [`CLEARED_KEYS_MAX`] keys are cleared by ranges, `Corrupt`
+    /// when a merge meets a value that is not 8 bytes, or the engine's own.
+    pub fn changes(&self, stored: &impl Stored) -> Result<Changes> {
+        let mut changes = Changes::new();
+        for range in self.writes.cleared().iter() {
+            let most = CLEARED_KEYS_MAX + 1 - changes.len();
+            changes.extend(stored.keys(&range, most)?.into_iter().map(|key| (key, None)));
+            if changes.len() > CLEARED_KEYS_MAX {
+                let message = format!("clear_range over more than {CLEARED_KEYS_MAX} stored keys");
+                let error = Error::new(Code::TransactionTooLarge, message);
+                return Err(error.with_hint("clear smaller ranges, in several transactions"));
+            }
+        }
+        for key in self.writes.keys().keys() {
+            let base = if self.writes.decides(key) { None } else { stored.get(key)? };
+            changes.insert(key.clone(), self.writes.overlay(key, base.as_deref())?);
+        }
+        Ok(changes)
+    }
+}
+
 /// The engine below an [`OptimisticTransaction`].
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
     /// Its snapshots.
-    type Snapshot: Snapshot;
+    type Snapshot: Snapshot + 'static;
 
     /// Called before each read, so that the simulator can interleave transactions.
     async fn turn(&self) {}
