@@ -5,6 +5,7 @@
 //! greedy choice reaches, since a failed server's reads fall on those that it shares chains with.
 
 use kiln_types::{Code, DiskId, Error, NodeId, Result};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A server with its disks.
@@ -49,8 +50,8 @@ pub fn plan(servers: &[Server], shape: Shape) -> Result<Vec<Places>> {
     check(servers, shape)?;
     let mut planner = Planner::new(servers, shape);
     let mut chains = Vec::new();
-    while let Some(chain) = planner.next_chain() {
-        chains.push(chain);
+    for left in (1..=planner.chains_max()).rev() {
+        chains.extend(planner.next_chain(left));
     }
     let chains = balance_heads(chains, servers.len());
     Ok(table_order(chains.iter().map(|chain| planner.places(chain)).collect()))
@@ -130,14 +131,40 @@ impl<'a> Planner<'a> {
         Self { servers, group, replicas: shape.replicas, room, shared, planned: 0 }
     }
 
-    /// Takes from the fullest groups first, so that as many chains as possible come out; among equals the
-    /// server that shares the fewest chains with those already taken, then the next one in turn.
-    fn next_chain(&mut self) -> Option<Draft> {
+    /// The most chains that the groups' room allows: each takes at most one target of a group.
+    fn chains_max(&self) -> usize {
+        let rooms = self.group_rooms();
+        let most = rooms.iter().sum::<usize>() / self.replicas;
+        let fits = |chains: usize| {
+            let usable: usize = rooms.iter().map(|room| (*room).min(chains)).sum();
+            usable >= chains * self.replicas
+        };
+        (0..=most).rev().find(|chains| fits(*chains)).unwrap_or(0)
+    }
+
+    fn group_rooms(&self) -> Vec<usize> {
+        let mut rooms = vec![0; self.servers.len()];
+        for (server, group) in self.group.iter().enumerate() {
+            rooms[*group] += self.server_room(server);
+        }
+        rooms
+    }
+
+    fn server_room(&self, server: usize) -> usize {
+        self.room[server].iter().sum()
+    }
+
+    /// The next chain, when `left` are still to come. First it takes from each group that has room for
+    /// all of them, since what such a group does not get now is left over; any choice of the others
+    /// still lets `left` chains come out. Among them it prefers servers that share few chains
+    /// with those already taken, then the emptiest, then the next one in turn.
+    fn next_chain(&mut self, left: usize) -> Option<Draft> {
+        let rooms = self.group_rooms();
         let mut chain = Draft::new();
         while chain.len() < self.replicas {
-            let server = self.next_server(&chain)?;
+            let server = self.next_server(&chain, &rooms, left)?;
             let disks = &self.room[server];
-            let disk = (0..disks.len()).max_by_key(|d| (disks[*d], std::cmp::Reverse(*d)))?;
+            let disk = (0..disks.len()).max_by_key(|d| (disks[*d], Reverse(*d)))?;
             chain.push((server, disk));
         }
         for (i, (server, disk)) in chain.iter().enumerate() {
@@ -151,17 +178,17 @@ impl<'a> Planner<'a> {
         Some(chain)
     }
 
-    fn next_server(&self, chain: &Draft) -> Option<usize> {
-        let taken = |server: usize| chain.iter().any(|(s, _)| self.group[*s] == self.group[server]);
-        let room = |server: usize| self.room[server].iter().sum::<usize>();
+    fn next_server(&self, chain: &Draft, rooms: &[usize], left: usize) -> Option<usize> {
         let count = self.servers.len();
-        let mut group_room = vec![0; count];
-        (0..count).for_each(|server| group_room[self.group[server]] += room(server));
-        (0..count).filter(|server| room(*server) > 0 && !taken(*server)).min_by_key(|server| {
-            let shared: usize = chain.iter().map(|(other, _)| self.shared[*server][*other]).sum();
+        let taken = |server: usize| chain.iter().any(|(s, _)| self.group[*s] == self.group[server]);
+        let free = (0..count).filter(|server| self.server_room(*server) > 0 && !taken(*server));
+        free.min_by_key(|server| {
+            let shared = chain.iter().map(|(other, _)| self.shared[*server][*other]);
+            let shared = shared.map(|count| count * count).sum::<usize>();
+            let group_room = rooms[self.group[*server]];
             let turn = (server + count - self.planned % count) % count;
-            let space = (group_room[self.group[*server]], room(*server));
-            (std::cmp::Reverse(space), shared, turn)
+            let emptiest = Reverse((group_room, self.server_room(*server)));
+            (group_room < left, shared, emptiest, turn)
         })
     }
 
