@@ -577,15 +577,15 @@ impl Replica {
         version: ChunkVersion,
         result: Result<ChunkVersion>,
     ) -> Result<ChunkVersion> {
-        match &result {
-            Err(error) if refuses(error.code()) => {
-                if self.refused.len() >= REFUSED_MAX && !self.refused.contains_key(&chunk) {
-                    return Err(Error::new(Code::Overloaded, error.message()));
-                }
-                self.refused.insert(chunk, version);
+        let known = self.refused.get(&chunk).copied();
+        if result.as_ref().is_err_and(|error| refuses(error.code())) {
+            if self.refused.len() >= REFUSED_MAX && known.is_none() {
+                return Err(Error::new(Code::Overloaded, "too many refused writes to remember"));
             }
-            Err(_) => {}
-            Ok(_) => drop(self.refused.remove(&chunk)),
+            self.refused.insert(chunk, known.unwrap_or(version).max(version));
+        } else if result.is_ok() && known.is_some_and(|known| version > known) {
+            // Copies of the refused one are now older than what is stored.
+            self.refused.remove(&chunk);
         }
         result
     }
