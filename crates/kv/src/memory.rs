@@ -66,7 +66,7 @@ impl Kv for MemoryKv {
     async fn begin(&self) -> Result<Box<dyn Transaction>> {
         self.store.turn().await;
         let version = self.store.state.lock().version;
-        let view = View { store: Arc::clone(&self.store), version };
+        let view = Arc::new(View { store: Arc::clone(&self.store), version });
         Ok(Box::new(OptimisticTransaction::new(Arc::clone(&self.store), &self.store.env, view)))
     }
 }

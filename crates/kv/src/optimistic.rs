@@ -111,7 +111,7 @@ pub trait Engine: Send + Sync + 'static {
 pub struct OptimisticTransaction<E: Engine> {
     engine: Arc<E>,
     env: Env,
-    snapshot: E::Snapshot,
+    snapshot: Arc<E::Snapshot>,
     begun: Monotonic,
     reads: RangeSet,
     writes: Writes,
@@ -119,7 +119,7 @@ pub struct OptimisticTransaction<E: Engine> {
 
 impl<E: Engine> OptimisticTransaction<E> {
     /// A transaction that begins now, on `snapshot`.
-    pub fn new(engine: Arc<E>, env: &Env, snapshot: E::Snapshot) -> Self {
+    pub fn new(engine: Arc<E>, env: &Env, snapshot: Arc<E::Snapshot>) -> Self {
         let (reads, writes) = (RangeSet::default(), Writes::default());
         Self { engine, env: env.clone(), snapshot, begun: env.now(), reads, writes }
     }
@@ -171,7 +171,7 @@ impl<E: Engine> Transaction for OptimisticTransaction<E> {
             return Ok(Vec::new());
         }
         let mut page = Page { writes: &self.writes, options, pairs: Vec::new(), bytes: 0 };
-        page.fill(&self.snapshot, &range)?;
+        page.fill(self.snapshot.as_ref(), &range)?;
         let pairs = page.pairs;
         if !options.snapshot {
             self.add_read(scanned(range, options, &pairs));

@@ -1,0 +1,66 @@
+//! Reading the tree at one moment.
+
+use fjall::{Keyspace, Readable, Snapshot};
+use kiln_kv::KeyRange;
+use kiln_types::{Code, Error, Result};
+use std::ops::ControlFlow;
+
+/// The tree as it was when `version` became durable.
+pub(crate) struct Published {
+    pub(crate) version: u64,
+    pub(crate) keyspace: Keyspace,
+    pub(crate) snapshot: Snapshot,
+}
+
+impl Published {
+    /// Up to `most` keys of a range, in order.
+    pub(crate) fn keys(&self, range: &KeyRange, most: usize) -> Result<Vec<Vec<u8>>> {
+        let bounds = range.start.as_slice()..range.end.as_slice();
+        let pairs = self.snapshot.range(&self.keyspace, bounds).take(most);
+        let keys = pairs.map(|pair| pair.key().map(|key| key.to_vec()));
+        keys.collect::<Result<_, _>>().map_err(|error| failed("read", &error))
+    }
+}
+
+impl kiln_kv::optimistic::Snapshot for Published {
+    fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let value = self.snapshot.get(&self.keyspace, key);
+        Ok(value.map_err(|error| failed("read", &error))?.map(|value| value.to_vec()))
+    }
+
+    fn scan(
+        &self,
+        range: &KeyRange,
+        reverse: bool,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let bounds = range.start.as_slice()..range.end.as_slice();
+        let mut pairs = self.snapshot.range(&self.keyspace, bounds);
+        let mut next = || if reverse { pairs.next_back() } else { pairs.next() };
+        while let Some(pair) = next() {
+            let (key, value) = pair.into_inner().map_err(|error| failed("read", &error))?;
+            if visit(&key, &value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The error of an open store whose disk or data fails.
+pub(crate) fn failed(what: &str, error: &fjall::Error) -> Error {
+    let hint = "check the disk and the kernel's log, then restart the server; it recovers everything \
+                that was acknowledged";
+    match error {
+        fjall::Error::Io(_)
+        | fjall::Error::Poisoned
+        | fjall::Error::Storage(fjall::LsmError::Io(_)) => {
+            Error::new(Code::DiskFailed, format!("{what}: {error:?}")).with_hint(hint)
+        }
+        _ => Error::corrupt(format!("{what}: {error:?}")).with_hint("restore from a backup"),
+    }
+}
