@@ -1,0 +1,185 @@
+//! One server process.
+
+use crate::child::{READY, SUPERVISOR};
+use crate::{ClusterDir, Service};
+use kiln_env::Env;
+use kiln_types::{Code, Context, Error, Monotonic, Result, ServiceKind};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// A log that is longer when its server starts is moved aside.
+const LOG_BYTES_MAX: u64 = 64 << 20;
+/// At most this much of the end of a log is looked at for what a server said last.
+const TAIL_BYTES: u64 = 4096;
+
+/// Variables that name one server: the supervisor's own environment must not name all of them alike.
+const ONE_SERVERS_VARIABLES: [&str; 5] =
+    ["KILN_NODE_", "KILN_CLUSTER_", "KILN_DISKS", "KILN_BOOTSTRAP_", "KILN_LOG_FILE"];
+
+/// How a process ended, and what it said last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    how: String,
+    last_words: String,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.how)?;
+        if !self.last_words.is_empty() {
+            write!(f, ": {}", self.last_words)?;
+        }
+        Ok(())
+    }
+}
+
+/// A running server. Dropping it kills it.
+pub(crate) struct Process {
+    child: Child,
+    pid: u32,
+    started: Monotonic,
+    output: BufReader<ChildStdout>,
+    log: PathBuf,
+    /// Where this process's part of the log begins.
+    log_from: u64,
+}
+
+impl Process {
+    /// Starts `service` of the cluster in `dir`, to listen on `listen` and to find the manager at
+    /// `mgmtd`. The kernel ends it with the calling *thread*, which must live as long as the cluster.
+    pub(crate) fn start(
+        program: &Path,
+        dir: &ClusterDir,
+        service: &Service,
+        listen: SocketAddr,
+        mgmtd: Option<SocketAddr>,
+        env: &Env,
+    ) -> Result<Self> {
+        let log = dir.log(&service.name);
+        let (log_file, log_from) = open_log(&log)?;
+        let mut command = Command::new(program);
+        command.arg(service.kind.to_string()).arg("--config").arg(dir.config(service));
+        command.arg("--listen").arg(listen.to_string());
+        if let (Some(mgmtd), false) = (mgmtd, service.kind == ServiceKind::Mgmtd) {
+            command.arg("--mgmtd").arg(mgmtd.to_string());
+        }
+        for (name, _) in std::env::vars_os() {
+            let of_one = |start: &&str| name.as_encoded_bytes().starts_with(start.as_bytes());
+            if ONE_SERVERS_VARIABLES.iter().any(|start| of_one(&start)) {
+                command.env_remove(name);
+            }
+        }
+        command.env(SUPERVISOR, std::process::id().to_string());
+        command.current_dir(dir.path()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
+        let mut child = command.spawn().context(format_args!(
+            "start of {} with {}",
+            service.name,
+            program.display()
+        ))?;
+        let (Some(pid), Some(output)) = (child.id(), child.stdout.take()) else {
+            return Err(Error::internal(format!("{} has no process or output", service.name)));
+        };
+        let output = BufReader::new(output);
+        Ok(Self { child, pid, started: env.now(), output, log, log_from })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// How long it has been running.
+    pub(crate) fn age(&self, env: &Env) -> Duration {
+        env.now().since(self.started)
+    }
+
+    /// Waits until it says that it is ready, and where.
+    pub(crate) async fn ready(&mut self, env: &Env, within: Duration) -> Result<SocketAddr> {
+        let mut line = String::new();
+        let read = env.timeout(within, "start", self.output.read_line(&mut line)).await;
+        let failed = |what: String| Error::new(Code::Local, what);
+        match read {
+            Ok(Ok(length)) if length > 0 => line
+                .trim_end()
+                .strip_prefix(READY)
+                .and_then(|address| address.parse().ok())
+                .ok_or_else(|| failed(format!("it said '{}'", line.trim_end()))),
+            Ok(_) => match self.wait(env, Duration::from_secs(5)).await {
+                Some(exit) => Err(failed(format!("it {exit}"))),
+                None => Err(failed("it closed its output and goes on".into())),
+            },
+            Err(_) => Err(failed(format!("it is not ready after {within:?}"))),
+        }
+        .map_err(|error| error.with_hint(format!("its log is {}", self.log.display())))
+    }
+
+    /// How it ended, when it has.
+    pub(crate) fn exited(&mut self) -> Option<Exit> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(self.exit(status))
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn wait(&mut self, env: &Env, within: Duration) -> Option<Exit> {
+        let status = env.timeout(within, "end", self.child.wait()).await.ok()?.ok()?;
+        Some(self.exit(status))
+    }
+
+    /// Sends a signal; one that has ended does not get it.
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        if self.exited().is_none() {
+            signal_pid(self.pid, signal);
+        }
+    }
+
+    fn exit(&self, status: ExitStatus) -> Exit {
+        let how = match (status.code(), status.signal()) {
+            (Some(code), _) => format!("ended with status {code}"),
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => status.to_string(),
+        };
+        let last_words = last_words(&self.log, self.log_from).unwrap_or_default();
+        Exit { how, last_words }
+    }
+}
+
+pub(crate) fn signal_pid(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // The one error that can be is that it has ended meanwhile.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+fn open_log(path: &Path) -> Result<(File, u64)> {
+    let length = fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if length > LOG_BYTES_MAX {
+        fs::rename(path, path.with_extension("log.old")).context(path.display())?;
+    }
+    let file = OpenOptions::new().create(true).append(true).open(path).context(path.display())?;
+    let length = file.metadata().context(path.display())?.len();
+    Ok((file, length))
+}
+
+/// The last lines of a log from `from` on, as one.
+fn last_words(path: &Path, from: u64) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(from.max(length.saturating_sub(TAIL_BYTES))))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // An error is a line that begins with the program's name, and perhaps a hint after it.
+    let start = lines.iter().rposition(|line| line.starts_with("kiln: "));
+    let last = start.map_or(lines.len().saturating_sub(1), |at| at);
+    Ok(lines[last..].join("; ").replacen("kiln: ", "", 1))
+}
