@@ -2,18 +2,11 @@
 
 use super::{Action, Event, ReadRule, Remembered, Ticket, Versions, View, refuses};
 use kiln_types::{
-    ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey,
-    Sequence, TargetId,
+    ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey, Sequence, TargetId,
 };
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-/// Most writes that may wait for one chunk.
-const QUEUE_MAX: usize = 256;
-/// Most writes of one replica, waiting or in progress.
-const WORKS_MAX: usize = 65_536;
-/// Most callers that may wait for one write: a client's impatient retries.
-const TICKETS_MAX: usize = 16;
 /// Most chunks of which a refused version is remembered.
 const REFUSED_MAX: usize = 16_384;
 /// The pause after a forward failed; doubles up to [`PAUSE_MAX`].
@@ -22,34 +15,34 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// The state of one replica: see the module's documentation.
 pub struct Replica {
-    target: TargetId,
-    view: Option<View>,
+    pub(super) target: TargetId,
+    pub(super) view: Option<View>,
     /// The highest version seen: the head's next one is above it.
-    version_max: ChunkVersion,
-    slots: BTreeMap<ChunkId, Slot>,
+    pub(super) version_max: ChunkVersion,
+    pub(super) slots: BTreeMap<ChunkId, Slot>,
     /// Which write of a channel waits or is in progress, and where.
-    channels: HashMap<(ClientId, ChannelId), (Sequence, ChunkId)>,
+    pub(super) channels: HashMap<(ClientId, ChannelId), (Sequence, ChunkId)>,
     /// The last version of a chunk that was refused here or behind: the predecessor drops it when it
     /// hears so, and a copy of the forward that comes late must not bring it back. Lives as long as the
     /// connections over which such a copy could come.
-    refused: HashMap<ChunkId, ChunkVersion>,
-    works: usize,
-    actions: Vec<Action>,
+    pub(super) refused: HashMap<ChunkId, ChunkVersion>,
+    pub(super) works: usize,
+    pub(super) actions: Vec<Action>,
 }
 
 /// A chunk that is being written; an idle one has no slot.
-struct Slot {
-    current: Work,
+pub(super) struct Slot {
+    pub(super) current: Work,
     phase: Phase,
-    queue: VecDeque<Work>,
+    pub(super) queue: VecDeque<Work>,
 }
 
-struct Work {
-    source: Source,
+pub(super) struct Work {
+    pub(super) source: Source,
     /// [`ChunkVersion::NONE`] until the head orders it.
-    version: ChunkVersion,
+    pub(super) version: ChunkVersion,
     previous: ChunkVersion,
-    tickets: Vec<Ticket>,
+    pub(super) tickets: Vec<Ticket>,
     attempt: u32,
     pauses: u32,
     /// Why a replica behind this one refused it, while it is discarded.
@@ -57,7 +50,7 @@ struct Work {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Source {
+pub(super) enum Source {
     Client(Option<RetryKey>),
     Predecessor,
     Recovered,
@@ -73,6 +66,8 @@ enum Phase {
     Forwarding,
     /// Prepared, and waiting for a pause to end or for another view.
     Waiting,
+    /// Decided, and being marked as committed.
+    Committing,
     Discarding,
 }
 
@@ -119,6 +114,16 @@ impl Replica {
                     self.decide(chunk);
                 }
             }
+            Event::Committed { chunk, version, result } => {
+                let slot = self.slots.get(&chunk);
+                // A commit of the version before, ahead of a prepare, has nobody waiting for it.
+                let waits = |slot: &Slot| {
+                    slot.phase == Phase::Committing && slot.current.version == version
+                };
+                if slot.is_some_and(waits) {
+                    self.finish(chunk, result.map(|()| version));
+                }
+            }
             Event::Discarded { chunk, version } => {
                 let slot = self.slots.get_mut(&chunk);
                 let slot = slot.filter(|slot| slot.current.version == version);
@@ -137,14 +142,15 @@ impl Replica {
         let undecided = match slot.phase {
             Phase::Beginning => recovered,
             Phase::Preparing { .. } => false,
-            Phase::Forwarding | Phase::Waiting | Phase::Discarding => true,
+            Phase::Forwarding | Phase::Waiting | Phase::Committing | Phase::Discarding => true,
         };
         match &self.view {
             _ if !undecided => ReadRule::Committed,
-            // Its own mark may have been lost with the restart, after readers saw the version.
-            Some(view) if view.is_commit_point && recovered => ReadRule::Wait,
-            Some(view) if view.is_commit_point => ReadRule::Committed,
-            Some(View { commit_point: Some(target), .. }) => ReadRule::Ask(*target),
+            // The commit point itself: an earlier one, or this one before it restarted, may have shown the
+            // version to readers.
+            Some(View { commit_point: Some(target), .. }) if *target != self.target => {
+                ReadRule::Ask(*target)
+            }
             _ => ReadRule::Wait,
         }
     }
@@ -183,145 +189,7 @@ impl Replica {
         self.enqueue(chunk, work);
     }
 
-    /// Checks a request's chain version; who may ask what is up to the callers.
-    fn current_view(&self, chain_version: ChainVersion) -> Result<View> {
-        let view = self.view.ok_or_else(|| {
-            Error::new(Code::NotServing, format!("target {} is not in its chain", self.target))
-        })?;
-        if view.chain_version != chain_version {
-            let text = format!(
-                "the chain is at version {}, the request at {chain_version}",
-                view.chain_version
-            );
-            return Err(Error::new(Code::StaleChainVersion, text));
-        }
-        if !view.state.takes_writes() {
-            let text = format!("target {} is {}", self.target, view.state);
-            return Err(Error::new(Code::NotServing, text));
-        }
-        Ok(view)
-    }
-
-    fn write(
-        &mut self,
-        ticket: Ticket,
-        chain_version: ChainVersion,
-        chunk: ChunkId,
-        retry: Option<RetryKey>,
-        remembered: Option<Remembered>,
-    ) -> Result<()> {
-        let view = self.current_view(chain_version)?;
-        if !view.is_head {
-            let text = format!("target {} is not the head", self.target);
-            return Err(Error::new(Code::WrongTarget, text));
-        }
-        if let Some(key) = retry {
-            if self.join_retry(ticket, key, remembered)? {
-                return Ok(());
-            }
-        }
-        if !view.enough_serving {
-            let text = "too few replicas serve: writes wait for more";
-            return Err(Error::new(Code::BelowMinServing, text));
-        }
-        self.admit(chunk)?;
-        if let Some(key) = retry {
-            self.channels.insert((key.client, key.channel), (key.sequence, chunk));
-        }
-        let none = ChunkVersion::NONE;
-        self.enqueue(chunk, Work::new(Source::Client(retry), none, none, Some(ticket)));
-        Ok(())
-    }
-
-    /// Whether the write is known already: then the ticket is answered, or waits for its outcome.
-    fn join_retry(
-        &mut self,
-        ticket: Ticket,
-        key: RetryKey,
-        remembered: Option<Remembered>,
-    ) -> Result<bool> {
-        let duplicate = || {
-            let text = format!("write {} of its channel was answered long ago", key.sequence);
-            Error::new(Code::DuplicateRequest, text)
-        };
-        if let Some((sequence, chunk)) = self.channels.get(&(key.client, key.channel)).copied() {
-            if sequence > key.sequence {
-                return Err(duplicate());
-            }
-            if sequence < key.sequence {
-                let text = format!("write {sequence} of the channel is still in progress");
-                return Err(Error::new(Code::Busy, text));
-            }
-            let same = |work: &Work| work.source == Source::Client(Some(key));
-            return self.join(chunk, ticket, same).map(|()| true);
-        }
-        match remembered {
-            Some(known) if known.key.sequence > key.sequence => Err(duplicate()),
-            Some(known) if known.key.sequence == key.sequence => {
-                let same = |work: &Work| work.version == known.version;
-                if self.slots.get(&known.chunk).is_some_and(|slot| same(&slot.current)) {
-                    return self.join(known.chunk, ticket, same).map(|()| true);
-                }
-                self.answer(ticket, Ok(known.version));
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
-    }
-
-    fn join(&mut self, chunk: ChunkId, ticket: Ticket, same: impl Fn(&Work) -> bool) -> Result<()> {
-        let slot = self.slots.get_mut(&chunk);
-        let works =
-            slot.into_iter().flat_map(|s| std::iter::once(&mut s.current).chain(&mut s.queue));
-        let Some(work) = works.into_iter().find(|work| same(work)) else {
-            return Err(Error::internal(format!("chunk {chunk}: a known write is not queued")));
-        };
-        if work.tickets.len() >= TICKETS_MAX {
-            let text = "the write is in progress, and too many retries of it wait";
-            return Err(Error::new(Code::Overloaded, text));
-        }
-        work.tickets.push(ticket);
-        Ok(())
-    }
-
-    fn forward_in(
-        &mut self,
-        chain_version: ChainVersion,
-        from: TargetId,
-        chunk: ChunkId,
-        work: Work,
-    ) -> Result<()> {
-        let view = self.current_view(chain_version)?;
-        if view.predecessor != Some(from) {
-            let text = format!("target {from} is not the predecessor of {}", self.target);
-            return Err(Error::new(Code::WrongTarget, text));
-        }
-        if self.refused.get(&chunk) == Some(&work.version) {
-            let text = format!("version {} was refused before", work.version);
-            return Err(Error::new(Code::NoSpace, text));
-        }
-        self.version_max = self.version_max.max(work.version);
-        let known = self.slots.get(&chunk).is_some_and(|slot| {
-            std::iter::once(&slot.current).chain(&slot.queue).any(|w| w.version == work.version)
-        });
-        if known {
-            let version = work.version;
-            return self.join(chunk, work.tickets[0], |work| work.version == version);
-        }
-        self.admit(chunk)?;
-        self.enqueue(chunk, work);
-        Ok(())
-    }
-
-    fn admit(&self, chunk: ChunkId) -> Result<()> {
-        let waiting = self.slots.get(&chunk).map_or(0, |slot| slot.queue.len());
-        if waiting >= QUEUE_MAX || self.works >= WORKS_MAX {
-            return Err(Error::new(Code::Overloaded, "too many writes wait at the replica"));
-        }
-        Ok(())
-    }
-
-    fn enqueue(&mut self, chunk: ChunkId, work: Work) {
+    pub(super) fn enqueue(&mut self, chunk: ChunkId, work: Work) {
         self.works += 1;
         match self.slots.get_mut(&chunk) {
             Some(slot) => slot.queue.push_back(work),
@@ -471,8 +339,8 @@ impl Replica {
                 self.actions.push(forward);
             }
             None if view.is_commit_point => {
+                slot.phase = Phase::Committing;
                 self.actions.push(Action::Commit { chunk, version });
-                self.finish(chunk, Ok(version));
             }
             None => slot.phase = Phase::Waiting,
         }
@@ -508,8 +376,8 @@ impl Replica {
         let slot = self.slots.get_mut(&chunk).expect("invariant: is_current found it");
         match result {
             Ok(()) => {
+                slot.phase = Phase::Committing;
                 self.actions.push(Action::Commit { chunk, version });
-                self.finish(chunk, Ok(version));
             }
             Err(error) if refuses(error.code()) => {
                 slot.phase = Phase::Discarding;
@@ -562,8 +430,8 @@ impl Replica {
             self.channels.remove(&(key.client, key.channel));
         }
         let result = match ended.source {
-            Source::Predecessor => self.remember_refusal(chunk, ended.version, result),
-            _ => result,
+            Source::Client(_) => result,
+            _ => self.remember_refusal(chunk, ended.version, result),
         };
         for ticket in ended.tickets {
             self.answer(ticket, result.clone());
@@ -590,13 +458,13 @@ impl Replica {
         result
     }
 
-    fn answer(&mut self, ticket: Ticket, result: Result<ChunkVersion>) {
+    pub(super) fn answer(&mut self, ticket: Ticket, result: Result<ChunkVersion>) {
         self.actions.push(Action::Answer { ticket, result });
     }
 }
 
 impl Work {
-    fn new(
+    pub(super) fn new(
         source: Source,
         version: ChunkVersion,
         previous: ChunkVersion,

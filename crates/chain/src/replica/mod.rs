@@ -18,6 +18,7 @@
 //! The state machine is pure: the shell feeds [`Event`]s to [`Replica::apply`] and carries out the
 //! [`Action`]s; each action that has an outcome comes back as an event.
 
+mod intake;
 mod machine;
 
 pub use machine::Replica;
@@ -190,6 +191,15 @@ pub enum Event {
         /// The attempt, as the action named it.
         attempt: u32,
     },
+    /// The outcome of [`Action::Commit`].
+    Committed {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The version.
+        version: ChunkVersion,
+        /// An error means that the disk failed.
+        result: Result<()>,
+    },
     /// The outcome of [`Action::Discard`].
     Discarded {
         /// The chunk.
@@ -222,7 +232,8 @@ pub enum Action {
         /// Whether this is the commit point.
         commit: bool,
     },
-    /// Commit the pending version: visible at once, durable with a later write. Has no outcome.
+    /// Commit the pending version: visible when it is done, durable with a later write. Done before the
+    /// actions behind it are begun.
     Commit {
         /// The chunk.
         chunk: ChunkId,

@@ -1,7 +1,7 @@
 //! Replicas, their stores, a manager, clients, and the bag of what is under way between them.
 
 use crate::history::{self, Seen};
-use kiln_chain::replica::{Action, Event, ReadRule, Remembered, Replica, Ticket, Versions, View};
+use kiln_chain::replica::{Action, Event, Remembered, Replica, Ticket, Versions, View};
 use kiln_types::*;
 use std::collections::{BTreeMap, HashMap};
 
@@ -42,36 +42,36 @@ impl Options {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Stored {
-    committed: (ChunkVersion, u64),
+pub(crate) struct Stored {
+    pub(crate) committed: (ChunkVersion, u64),
     /// What was committed before, as long as the commit mark is not durable.
-    undo: Option<(ChunkVersion, u64)>,
-    pending: Option<(ChunkVersion, u64)>,
-    pending_retry: Option<RetryKey>,
+    pub(crate) undo: Option<(ChunkVersion, u64)>,
+    pub(crate) pending: Option<(ChunkVersion, u64)>,
+    pub(crate) pending_retry: Option<RetryKey>,
 }
 
 #[derive(Clone, Default)]
-struct Store {
-    chunks: BTreeMap<ChunkId, Stored>,
-    retries: BTreeMap<(ClientId, ChannelId), Remembered>,
-    version_max: ChunkVersion,
+pub(crate) struct Store {
+    pub(crate) chunks: BTreeMap<ChunkId, Stored>,
+    pub(crate) retries: BTreeMap<(ClientId, ChannelId), Remembered>,
+    pub(crate) version_max: ChunkVersion,
 }
 
-struct Node {
-    target: TargetId,
-    replica: Replica,
-    store: Store,
-    life: u64,
+pub(crate) struct Node {
+    pub(crate) target: TargetId,
+    pub(crate) replica: Replica,
+    pub(crate) store: Store,
+    pub(crate) life: u64,
     /// Will not come back.
-    dead: bool,
+    pub(crate) dead: bool,
     /// Not running now.
-    down: bool,
-    tickets: HashMap<Ticket, Caller>,
-    payloads: HashMap<Ticket, (u64, Option<RetryKey>)>,
+    pub(crate) down: bool,
+    pub(crate) tickets: HashMap<Ticket, Caller>,
+    pub(crate) payloads: HashMap<Ticket, (u64, Option<RetryKey>)>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Caller {
+pub(crate) enum Caller {
     Client(usize, u64),
     /// (node, life, chunk, version, attempt) of the predecessor.
     Node(usize, u64, ChunkId, ChunkVersion, u32),
@@ -79,7 +79,7 @@ enum Caller {
 
 /// Something under way. The first numbers are node and life: a restart loses what it had under way.
 #[derive(Clone, Debug)]
-enum Flight {
+pub(crate) enum Flight {
     Local(usize, u64, Action),
     /// `life` is the receiver's: a connection does not outlive it.
     Forward {
@@ -128,35 +128,35 @@ enum Flight {
     Restart(usize),
 }
 
-struct Client {
-    chain: Chain,
-    attempt: u64,
-    sequence: u64,
-    operation: Option<Operation>,
-    left: usize,
+pub(crate) struct Client {
+    pub(crate) chain: Chain,
+    pub(crate) attempt: u64,
+    pub(crate) sequence: u64,
+    pub(crate) operation: Option<Operation>,
+    pub(crate) left: usize,
 }
 
 #[derive(Clone, Debug)]
-struct Operation {
-    chunk: ChunkId,
-    value: u64,
-    started: u64,
-    is_write: bool,
+pub(crate) struct Operation {
+    pub(crate) chunk: ChunkId,
+    pub(crate) value: u64,
+    pub(crate) started: u64,
+    pub(crate) is_write: bool,
 }
 
 pub(crate) struct World {
-    options: Options,
-    random: fastrand::Rng,
-    chain: Chain,
-    nodes: Vec<Node>,
-    clients: Vec<Client>,
-    flights: Vec<Flight>,
-    history: Vec<Seen>,
-    now: u64,
-    values: u64,
-    tickets: u64,
-    calm: bool,
-    trace: u64,
+    pub(crate) options: Options,
+    pub(crate) random: fastrand::Rng,
+    pub(crate) chain: Chain,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) flights: Vec<Flight>,
+    pub(crate) history: Vec<Seen>,
+    pub(crate) now: u64,
+    pub(crate) values: u64,
+    pub(crate) tickets: u64,
+    pub(crate) calm: bool,
+    pub(crate) trace: u64,
 }
 
 impl World {
@@ -230,7 +230,7 @@ impl World {
         }
     }
 
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let strike = !self.calm && self.random.u8(..100) < 2;
         if strike && self.options.kills > 0 {
             self.options.kills -= 1;
@@ -256,7 +256,7 @@ impl World {
         self.deliver();
     }
 
-    fn kill(&mut self, node: usize) {
+    pub(crate) fn kill(&mut self, node: usize) {
         let dying = &mut self.nodes[node];
         let mut store = std::mem::take(&mut dying.store);
         for stored in store.chunks.values_mut() {
@@ -282,7 +282,7 @@ impl World {
         self.nodes[node].down = true;
     }
 
-    fn bury(&mut self, node: usize) {
+    pub(crate) fn bury(&mut self, node: usize) {
         self.nodes[node].dead = true;
         self.kill(node);
         for member in &mut self.chain.members {
@@ -296,35 +296,7 @@ impl World {
         self.flights.extend((0..self.clients.len()).map(Flight::ClientView));
     }
 
-    fn start_operation(&mut self, client: usize) {
-        self.now += 1;
-        self.values += 1;
-        let is_write = self.random.bool();
-        let chunk = ChunkId::file(TreeId(0), InodeId(1), self.random.u64(..self.options.chunks));
-        let state = &mut self.clients[client];
-        state.left -= 1;
-        state.sequence += u64::from(is_write);
-        let value = if is_write { self.values } else { 0 };
-        state.operation = Some(Operation { chunk, value, started: self.now, is_write });
-        self.send(client);
-    }
-
-    fn send(&mut self, client: usize) {
-        let state = &mut self.clients[client];
-        state.attempt += 1;
-        let (attempt, chain) = (state.attempt, &state.chain);
-        let is_write = state.operation.as_ref().is_some_and(|operation| operation.is_write);
-        let serving: Vec<_> = chain.serving().collect();
-        let flight = if is_write {
-            Flight::Write { node: serving[0].0 as usize, client, attempt }
-        } else {
-            let node = self.random.choice(&serving).unwrap().0 as usize;
-            Flight::Read { node, client, attempt }
-        };
-        self.flights.push(flight);
-    }
-
-    fn deliver(&mut self) {
+    pub(crate) fn deliver(&mut self) {
         if self.flights.is_empty() {
             return;
         }
@@ -364,11 +336,11 @@ impl World {
         }
     }
 
-    fn lost(&mut self) -> bool {
+    pub(crate) fn lost(&mut self) -> bool {
         !self.calm && self.random.u8(..100) < self.options.loss
     }
 
-    fn restart(&mut self, node: usize) {
+    pub(crate) fn restart(&mut self, node: usize) {
         if self.nodes[node].dead {
             return;
         }
@@ -381,18 +353,22 @@ impl World {
         self.flights.push(Flight::View(node));
     }
 
-    fn take_view(&mut self, node: usize) {
+    pub(crate) fn take_view(&mut self, node: usize) {
         if !self.nodes[node].down {
             let view = View::of(&self.chain, self.nodes[node].target);
             self.apply(node, Event::View(view));
         }
     }
 
-    fn apply(&mut self, node: usize, event: Event) {
+    pub(crate) fn apply(&mut self, node: usize, event: Event) {
         let life = self.nodes[node].life;
-        for action in self.nodes[node].replica.apply(event) {
+        let actions = self.nodes[node].replica.apply(event);
+        let prepares = actions.iter().any(|action| matches!(action, Action::Prepare { .. }));
+        for action in actions {
             match action {
-                Action::Commit { chunk, version } => self.commit(node, chunk, version),
+                Action::Commit { chunk, version } if prepares => {
+                    self.commit(node, chunk, version);
+                }
                 Action::Answer { ticket, result } => {
                     if let Some(to) = self.nodes[node].tickets.remove(&ticket) {
                         self.flights.push(Flight::Reply { to, result });
@@ -404,7 +380,7 @@ impl World {
         }
     }
 
-    fn commit(&mut self, node: usize, chunk: ChunkId, version: ChunkVersion) {
+    pub(crate) fn commit(&mut self, node: usize, chunk: ChunkId, version: ChunkVersion) {
         let stored = self.nodes[node].store.chunks.get_mut(&chunk).expect("it is pending");
         if stored.committed.0 < version {
             let pending = stored.pending.take().expect("a commit has its pending version");
@@ -414,7 +390,7 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, node: usize, action: Action) {
+    pub(crate) fn carry_out(&mut self, node: usize, action: Action) {
         match action {
             Action::Begin { chunk, retry } => {
                 let store = &self.nodes[node].store;
@@ -431,6 +407,10 @@ impl World {
             Action::Prepare { chunk, ticket, version, previous, commit } => {
                 let result = self.prepare(node, chunk, ticket, version, previous, commit);
                 self.apply(node, Event::Prepared { chunk, version, result });
+            }
+            Action::Commit { chunk, version } => {
+                self.commit(node, chunk, version);
+                self.apply(node, Event::Committed { chunk, version, result: Ok(()) });
             }
             Action::Discard { chunk, version } => {
                 let store = &mut self.nodes[node].store;
@@ -471,7 +451,7 @@ impl World {
         }
     }
 
-    fn prepare(
+    pub(crate) fn prepare(
         &mut self,
         node: usize,
         chunk: ChunkId,
@@ -504,7 +484,7 @@ impl World {
         Ok(())
     }
 
-    fn ticket(
+    pub(crate) fn ticket(
         &mut self,
         node: usize,
         caller: Caller,
@@ -518,7 +498,7 @@ impl World {
         ticket
     }
 
-    fn forward(
+    pub(crate) fn forward(
         &mut self,
         to: usize,
         from: Caller,
@@ -538,7 +518,7 @@ impl World {
         self.apply(to, event);
     }
 
-    fn reply(&mut self, to: Caller, result: Result<ChunkVersion>) {
+    pub(crate) fn reply(&mut self, to: Caller, result: Result<ChunkVersion>) {
         let lost = self.lost();
         let result = if lost { Err(Error::from(Code::ConnectionLost)) } else { result };
         match to {
@@ -560,7 +540,7 @@ impl World {
         }
     }
 
-    fn finish(&mut self, client: usize, version: Option<ChunkVersion>) {
+    pub(crate) fn finish(&mut self, client: usize, version: Option<ChunkVersion>) {
         let operation = self.clients[client].operation.take().expect("an answer to something");
         let Some(version) = version else { return };
         self.history.push(Seen {
@@ -572,122 +552,10 @@ impl World {
             is_write: operation.is_write,
         });
     }
-
-    fn write(&mut self, node: usize, client: usize, attempt: u64) {
-        let caller = Caller::Client(client, attempt);
-        if self.lost() || self.nodes[node].down || self.nodes[node].replica.view().is_none() {
-            let result = Err(Error::from(Code::ConnectionLost));
-            return self.flights.push(Flight::Reply { to: caller, result });
-        }
-        let state = &self.clients[client];
-        let Some(operation) = state.operation.clone().filter(|_| state.attempt == attempt) else {
-            return;
-        };
-        let retry = Some(RetryKey {
-            client: ClientId(client as u128),
-            channel: ChannelId(0),
-            sequence: Sequence(state.sequence),
-        });
-        let chain_version = state.chain.version;
-        let ticket = self.ticket(node, caller, operation.value, retry);
-        let channel = (ClientId(client as u128), ChannelId(0));
-        let remembered = self.nodes[node].store.retries.get(&channel).copied();
-        let chunk = operation.chunk;
-        self.apply(node, Event::Write { ticket, chain_version, chunk, retry, remembered });
-    }
-
-    fn read(&mut self, node: usize, client: usize, attempt: u64) {
-        let state = &self.clients[client];
-        let Some(operation) = state.operation.clone().filter(|_| state.attempt == attempt) else {
-            return;
-        };
-        let chain_version = state.chain.version;
-        let failed = Flight::ReadReply { client, attempt, result: None };
-        let view = self.nodes[node].replica.view().copied();
-        let view = view.filter(|v| v.chain_version == chain_version);
-        let view = view.filter(|v| v.state == PublicState::Serving);
-        let lost = self.lost();
-        if view.is_none() || lost || self.nodes[node].down {
-            return self.flights.push(failed);
-        }
-        let chunk = operation.chunk;
-        let stored = self.nodes[node].store.chunks.get(&chunk).cloned().unwrap_or_default();
-        let rule = self.nodes[node].replica.read_rule(&chunk);
-        if self.options.dirty_reads && stored.pending.is_some() {
-            let result = stored.pending;
-            return self.flights.push(Flight::ReadReply { client, attempt, result });
-        }
-        let tail = match rule {
-            ReadRule::Committed => {
-                let result = Some(stored.committed);
-                return self.flights.push(Flight::ReadReply { client, attempt, result });
-            }
-            ReadRule::Wait => return self.flights.push(failed),
-            ReadRule::Ask(target) => target.0 as usize,
-        };
-        let life = self.nodes[node].life;
-        self.flights.push(Flight::AskCommitted { tail, node, life, client, attempt });
-    }
-
-    fn ask_committed(&mut self, tail: usize, node: usize, life: u64, client: usize, attempt: u64) {
-        let chain_version = self.nodes[node].replica.view().map(|view| view.chain_version);
-        let there = self.nodes[tail].replica.view();
-        let current = there
-            .is_some_and(|view| view.is_commit_point && Some(view.chain_version) == chain_version);
-        if !current || self.nodes[tail].down || self.lost() {
-            return self.flights.push(Flight::ReadReply { client, attempt, result: None });
-        }
-        let Some(operation) = &self.clients[client].operation else { return };
-        if self.nodes[tail].replica.read_rule(&operation.chunk) != ReadRule::Committed {
-            return self.flights.push(Flight::ReadReply { client, attempt, result: None });
-        }
-        let stored = self.nodes[tail].store.chunks.get(&operation.chunk);
-        let version = stored.map_or(ChunkVersion::NONE, |stored| stored.committed.0);
-        self.flights.push(Flight::Committed { node, life, client, attempt, version });
-    }
-
-    fn committed(
-        &mut self,
-        node: usize,
-        life: u64,
-        client: usize,
-        attempt: u64,
-        version: ChunkVersion,
-    ) {
-        let state = &self.clients[client];
-        let Some(operation) = state.operation.clone().filter(|_| state.attempt == attempt) else {
-            return;
-        };
-        let stored = self.nodes[node].store.chunks.get(&operation.chunk).cloned();
-        let stored = stored.unwrap_or_default();
-        let found = if stored.committed.0 >= version {
-            Some(stored.committed)
-        } else {
-            stored.pending.filter(|pending| pending.0 == version)
-        };
-        let alive = self.nodes[node].life == life && !self.nodes[node].down;
-        let result = found.filter(|_| alive);
-        self.flights.push(Flight::ReadReply { client, attempt, result });
-    }
-
-    fn read_reply(&mut self, client: usize, attempt: u64, result: Option<(ChunkVersion, u64)>) {
-        if self.clients[client].attempt != attempt {
-            return;
-        }
-        match result {
-            Some((version, value)) => {
-                if let Some(operation) = &mut self.clients[client].operation {
-                    operation.value = value;
-                }
-                self.finish(client, Some(version));
-            }
-            None => self.send(client),
-        }
-    }
 }
 
 impl Node {
-    fn new(target: TargetId, store: Store, life: u64) -> Self {
+    pub(crate) fn new(target: TargetId, store: Store, life: u64) -> Self {
         Self {
             target,
             replica: Replica::new(target, store.version_max),
