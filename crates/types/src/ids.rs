@@ -150,6 +150,24 @@ wide_id!(
     RequestId
 );
 
+impl RequestId {
+    /// The request `sequence` of `slot`. A client has at most one request under way in each slot and
+    /// counts `sequence` up, so that a server keeps one answer for each slot and refuses late duplicates.
+    pub fn in_slot(slot: u64, sequence: u64) -> Self {
+        Self(u128::from(slot) << 64 | u128::from(sequence))
+    }
+
+    /// The slot.
+    pub fn slot(self) -> u64 {
+        (self.0 >> 64) as u64
+    }
+
+    /// The number within the slot.
+    pub fn sequence(self) -> u64 {
+        self.0 as u64
+    }
+}
+
 impl InodeId {
     /// The root directory of a tree.
     pub const ROOT: Self = Self(1);

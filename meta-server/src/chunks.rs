@@ -1,0 +1,72 @@
+//! What the metadata server asks of the storage servers.
+
+use async_trait::async_trait;
+use kiln_types::{InodeId, Layout, Result, TreeId, TruncateEpoch};
+use std::ops::Range;
+
+/// A file as storage knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkFile {
+    /// The tree.
+    pub tree: TreeId,
+    /// The inode.
+    pub inode: InodeId,
+    /// Its placement.
+    pub layout: Layout,
+}
+
+/// The space of all storage servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ChunkSpace {
+    /// Bytes of all disks, divided by the number of replicas.
+    pub total_bytes: u64,
+    /// Bytes that can still be written, divided by the number of replicas.
+    pub free_bytes: u64,
+}
+
+/// Chunk operations on behalf of the metadata server. Each is idempotent, may be repeated at any time by
+/// any server, and ends within its own deadline.
+#[async_trait]
+pub trait ChunkService: Send + Sync + 'static {
+    /// Cuts chunk `index` to `length` bytes and gives it `epoch`. A chunk below `floor` counts as absent;
+    /// an absent one is made, empty, so that late writes of older epochs are refused. A chunk that has
+    /// `epoch` or a later one stays as it is: this request was carried out before, and the chunk may have
+    /// been written since.
+    ///
+    /// # Errors
+    /// What the chain answers; it is unknown then whether the chunk was cut.
+    async fn truncate_chunk(
+        &self,
+        file: &ChunkFile,
+        index: u64,
+        length: u32,
+        epoch: TruncateEpoch,
+        floor: TruncateEpoch,
+    ) -> Result<()>;
+
+    /// Removes the stored chunks of `range` whose epoch is below `below`, each decided by its chain, so
+    /// that a chunk which a writer has just renewed stays. `range.end` is `u64::MAX` when it is not known
+    /// where the stored chunks end: the chains are asked.
+    ///
+    /// # Errors
+    /// What a chain answers; the rest stays for the next try.
+    async fn remove_chunks(
+        &self,
+        file: &ChunkFile,
+        range: Range<u64>,
+        below: TruncateEpoch,
+    ) -> Result<()>;
+
+    /// Settles what a dead writer left pending and says where the file ends: one past the last byte of
+    /// the chunks that count under `floors` (as in [`Attr::floors`](kiln_types::Attr)).
+    ///
+    /// # Errors
+    /// What a chain answers.
+    async fn stored_end(&self, file: &ChunkFile, floors: &[(u64, TruncateEpoch)]) -> Result<u64>;
+
+    /// The space of all storage servers.
+    ///
+    /// # Errors
+    /// When too few answer to tell.
+    async fn space(&self) -> Result<ChunkSpace>;
+}

@@ -1,0 +1,225 @@
+//! The keys of the schema. Every key begins with the tree id and one byte that says what it is.
+//!
+//! | byte | then | value |
+//! | --- | --- | --- |
+//! | `F` | | [`Format`](crate::records::Format): drawn once, when the tree is made |
+//! | `A` | | the next inode id that no server has taken yet |
+//! | `U` | | number of inodes, ADD |
+//! | `I` | inode | [`Inode`](crate::records::Inode) |
+//! | `L` | inode | subdirectories of a directory, ADD |
+//! | `T` | inode | when a directory's entries changed last, MAX |
+//! | `D` | directory, cookie | [`Slot`](crate::records::Slot): one directory entry |
+//! | `N` | inode, name | length of an extended attribute |
+//! | `X` | inode, name | an extended attribute |
+//! | `S` | inode, 0 = may write or 1, client, session | an open file, by inode |
+//! | `H` | client, session | [`Handle`](crate::records::Handle): an open file, by client |
+//! | `C` | client | [`Client`](crate::records::Client) |
+//! | `B` | client | signs of life of a client, ADD |
+//! | `R` | client, slot | [`Reply`](crate::records::Reply): the last change asked for in that slot |
+//! | `G` | inode, epoch | [`Garbage`](crate::records::Garbage): chunks to remove |
+
+use crate::SessionId;
+use kiln_kv::{KeyRange, KeyReader, KeyWriter};
+use kiln_types::{ClientId, InodeId, Result, TreeId, TruncateEpoch};
+
+/// Builds the keys of one tree.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys {
+    pub(crate) tree: TreeId,
+}
+
+impl Keys {
+    fn of(self, kind: u8) -> KeyWriter {
+        KeyWriter::new().u32(self.tree.0).u8(kind)
+    }
+
+    pub(crate) fn format(self) -> Vec<u8> {
+        self.of(b'F').finish()
+    }
+
+    pub(crate) fn next_inode(self) -> Vec<u8> {
+        self.of(b'A').finish()
+    }
+
+    pub(crate) fn inode_count(self) -> Vec<u8> {
+        self.of(b'U').finish()
+    }
+
+    pub(crate) fn inode(self, inode: InodeId) -> Vec<u8> {
+        self.of(b'I').u64(inode.0).finish()
+    }
+
+    pub(crate) fn inodes(self) -> KeyRange {
+        KeyRange::prefix(&self.of(b'I').finish())
+    }
+
+    pub(crate) fn links(self, inode: InodeId) -> Vec<u8> {
+        self.of(b'L').u64(inode.0).finish()
+    }
+
+    pub(crate) fn changed(self, inode: InodeId) -> Vec<u8> {
+        self.of(b'T').u64(inode.0).finish()
+    }
+
+    pub(crate) fn slot(self, directory: InodeId, cookie: u64) -> Vec<u8> {
+        self.of(b'D').u64(directory.0).u64(cookie).finish()
+    }
+
+    pub(crate) fn slots(self, directory: InodeId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'D').u64(directory.0).finish())
+    }
+
+    pub(crate) fn xattr_name(self, inode: InodeId, name: &[u8]) -> Vec<u8> {
+        self.of(b'N').u64(inode.0).rest(name).finish()
+    }
+
+    pub(crate) fn xattr_names(self, inode: InodeId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'N').u64(inode.0).finish())
+    }
+
+    pub(crate) fn xattr(self, inode: InodeId, name: &[u8]) -> Vec<u8> {
+        self.of(b'X').u64(inode.0).rest(name).finish()
+    }
+
+    pub(crate) fn xattrs(self, inode: InodeId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'X').u64(inode.0).finish())
+    }
+
+    /// Writers sort first, so that they are found without reading past a crowd of readers.
+    pub(crate) fn session(
+        self,
+        inode: InodeId,
+        write: bool,
+        client: ClientId,
+        session: SessionId,
+    ) -> Vec<u8> {
+        let class = u8::from(!write);
+        self.of(b'S').u64(inode.0).u8(class).u128(client.0).u128(session.0).finish()
+    }
+
+    pub(crate) fn sessions(self, inode: InodeId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'S').u64(inode.0).finish())
+    }
+
+    pub(crate) fn writers(self, inode: InodeId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'S').u64(inode.0).u8(0).finish())
+    }
+
+    pub(crate) fn writers_of(self, inode: InodeId, client: ClientId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'S').u64(inode.0).u8(0).u128(client.0).finish())
+    }
+
+    pub(crate) fn handle(self, client: ClientId, session: SessionId) -> Vec<u8> {
+        self.of(b'H').u128(client.0).u128(session.0).finish()
+    }
+
+    pub(crate) fn handles(self, client: ClientId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'H').u128(client.0).finish())
+    }
+
+    pub(crate) fn client(self, client: ClientId) -> Vec<u8> {
+        self.of(b'C').u128(client.0).finish()
+    }
+
+    pub(crate) fn clients(self) -> KeyRange {
+        KeyRange::prefix(&self.of(b'C').finish())
+    }
+
+    pub(crate) fn beats(self, client: ClientId) -> Vec<u8> {
+        self.of(b'B').u128(client.0).finish()
+    }
+
+    pub(crate) fn reply(self, client: ClientId, slot: u64) -> Vec<u8> {
+        self.of(b'R').u128(client.0).u64(slot).finish()
+    }
+
+    pub(crate) fn replies(self, client: ClientId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'R').u128(client.0).finish())
+    }
+
+    pub(crate) fn garbage(self, inode: InodeId, epoch: TruncateEpoch) -> Vec<u8> {
+        self.of(b'G').u64(inode.0).u64(epoch.0).finish()
+    }
+
+    pub(crate) fn garbage_of(self, inode: InodeId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'G').u64(inode.0).finish())
+    }
+
+    pub(crate) fn garbage_all(self) -> KeyRange {
+        KeyRange::prefix(&self.of(b'G').finish())
+    }
+}
+
+/// The fields of a key after the tree and the kind.
+fn fields(key: &[u8]) -> Result<KeyReader<'_>> {
+    let mut fields = KeyReader::new(key);
+    fields.u32()?;
+    fields.u8()?;
+    Ok(fields)
+}
+
+/// The cookie in a directory entry's key.
+pub(crate) fn cookie_of(key: &[u8]) -> Result<u64> {
+    let mut fields = fields(key)?;
+    fields.u64()?;
+    fields.u64()
+}
+
+/// The name in an extended attribute's key.
+pub(crate) fn xattr_name_of(key: &[u8]) -> Result<&[u8]> {
+    let mut fields = fields(key)?;
+    fields.u64()?;
+    Ok(fields.rest())
+}
+
+/// The client in a client's key, and in an open file's key by client.
+pub(crate) fn client_of(key: &[u8]) -> Result<ClientId> {
+    Ok(ClientId(fields(key)?.u128()?))
+}
+
+/// The session in an open file's key by client.
+pub(crate) fn session_of(key: &[u8]) -> Result<SessionId> {
+    let mut fields = fields(key)?;
+    fields.u128()?;
+    Ok(SessionId(fields.u128()?))
+}
+
+/// Inode and epoch in a garbage record's key.
+pub(crate) fn garbage_name(key: &[u8]) -> Result<(InodeId, TruncateEpoch)> {
+    let mut fields = fields(key)?;
+    Ok((InodeId(fields.u64()?), TruncateEpoch(fields.u64()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: Keys = Keys { tree: TreeId(3) };
+
+    #[test]
+    fn fields_come_back_from_keys() {
+        let (inode, client, session) = (InodeId(7), ClientId(8), SessionId(9));
+        assert_eq!(cookie_of(&KEYS.slot(inode, 300)), Ok(300));
+        assert_eq!(xattr_name_of(&KEYS.xattr_name(inode, b"user.a\xff")), Ok(&b"user.a\xff"[..]));
+        assert_eq!(client_of(&KEYS.client(client)), Ok(client));
+        let handle = KEYS.handle(client, session);
+        assert_eq!((client_of(&handle), session_of(&handle)), (Ok(client), Ok(session)));
+        let garbage = KEYS.garbage(inode, TruncateEpoch(2));
+        assert_eq!(garbage_name(&garbage), Ok((inode, TruncateEpoch(2))));
+        assert!(garbage_name(&garbage[..12]).is_err());
+    }
+
+    #[test]
+    fn ranges_hold_their_keys_and_no_neighbours() {
+        let (inode, client, session) = (InodeId(255), ClientId(u128::MAX), SessionId(9));
+        let writer = KEYS.session(inode, true, client, session);
+        let reader = KEYS.session(inode, false, client, session);
+        assert!(writer < reader);
+        assert!(KEYS.writers(inode).contains(&writer) && !KEYS.writers(inode).contains(&reader));
+        assert!(KEYS.writers_of(inode, client).contains(&writer));
+        assert!(KEYS.sessions(inode).contains(&reader));
+        assert!(!KEYS.sessions(InodeId(256)).contains(&reader));
+        assert!(!KEYS.slots(InodeId(254)).contains(&KEYS.slot(inode, 0)));
+        assert!(KEYS.slots(inode).contains(&KEYS.slot(inode, u64::MAX)));
+    }
+}

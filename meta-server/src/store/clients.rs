@@ -1,0 +1,1 @@
+//! Clients: signs of life, retirement, the end of their open files.

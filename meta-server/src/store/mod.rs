@@ -1,0 +1,287 @@
+//! The file system: operations as transactions.
+
+mod admin;
+mod attr;
+mod clients;
+mod cut;
+mod dir;
+mod ids;
+mod lookup;
+mod names;
+mod open;
+mod rename;
+mod xattr;
+
+pub use admin::InodeChunks;
+pub use attr::{SetAttrArgs, SetTime};
+pub use dir::Listed;
+pub use open::{CreateArgs, OpenArgs, Opened, Written};
+pub use rename::RenameArgs;
+pub use xattr::XattrMode;
+
+use crate::chunks::ChunkService;
+use crate::keys::Keys;
+use crate::name::NameHash;
+use crate::placement::Tables;
+use crate::records::{Answer, Body, Directory, Format, Inode, Record, Wish};
+use crate::tx::Tx;
+use ids::Ids;
+use kiln_env::Env;
+use kiln_kv::{Body as Boxed, Kv, Transaction, transact};
+use kiln_types::{
+    Attr, Caller, ClientId, Code, Error, InodeId, RequestId, Result, Timestamp, TreeId,
+};
+use kiln_wire::{CLOCK_SKEW_NS, CapabilityKey};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest file, in bytes: what `off_t` can say.
+pub const LENGTH_MAX: u64 = i64::MAX as u64;
+
+/// How often an operation finishes a truncation before its own work.
+const CUTS_MAX: u32 = 8;
+
+/// What a store is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The tree.
+    pub tree: TreeId,
+    /// The layout of new files where neither the request nor the directory says otherwise.
+    pub new_file: Wish,
+    /// How long a capability opens chunks.
+    pub capability: Duration,
+    /// A client that was silent for this long is retired.
+    pub lease: Duration,
+    /// Owner and group of a new tree's root directory.
+    pub root_owner: (u32, u32),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tree: TreeId::MAIN,
+            new_file: Wish { chunk_bytes: kiln_types::CHUNK_BYTES_DEFAULT, stripe: 8 },
+            capability: Duration::from_secs(60),
+            lease: Duration::from_secs(60),
+            root_owner: (0, 0),
+        }
+    }
+}
+
+/// As whom a request is made, and the directory that it may not leave.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Who {
+    /// The user.
+    pub caller: Caller,
+    /// The absolute path of a directory that is this caller's root; `None`: the whole tree.
+    pub subtree: Option<String>,
+}
+
+/// A request to change something. Its retries carry the same ids and are answered as the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// As whom.
+    pub who: Who,
+    /// The client incarnation.
+    pub client: ClientId,
+    /// The request: see [`RequestId::in_slot`].
+    pub request: RequestId,
+}
+
+/// What a store is made of.
+pub struct StoreParts {
+    /// Where everything is kept.
+    pub kv: Arc<dyn Kv>,
+    /// The seams.
+    pub env: Env,
+    /// Storage.
+    pub chunks: Arc<dyn ChunkService>,
+    /// The chain table.
+    pub tables: Arc<dyn Tables>,
+    /// The key that signs capabilities.
+    pub key: CapabilityKey,
+}
+
+/// The file system of one tree.
+pub struct Store {
+    pub(crate) kv: Arc<dyn Kv>,
+    pub(crate) env: Env,
+    pub(crate) chunks: Arc<dyn ChunkService>,
+    tables: Arc<dyn Tables>,
+    key: CapabilityKey,
+    pub(crate) settings: Settings,
+    pub(crate) keys: Keys,
+    names: NameHash,
+    ids: Ids,
+    /// Rung when there is garbage.
+    pub(crate) garbage: tokio::sync::Notify,
+}
+
+/// What an operation came to.
+pub(crate) enum Outcome {
+    /// It is done.
+    Done(Answer),
+    /// A truncation of this inode has to be finished first; nothing was changed.
+    Cut(InodeId),
+}
+
+impl From<Attr> for Outcome {
+    fn from(attr: Attr) -> Self {
+        Self::Done(Answer { attr: Some(attr), session: None })
+    }
+}
+
+impl Outcome {
+    /// Done, with nothing to tell.
+    pub(crate) fn done() -> Self {
+        Self::Done(Answer::default())
+    }
+}
+
+impl Answer {
+    /// The attributes in it.
+    pub(crate) fn into_attr(self) -> Result<Attr> {
+        self.attr.ok_or_else(|| Error::internal("a recorded answer without attributes"))
+    }
+}
+
+impl Store {
+    /// Opens the tree, and makes it when it is new.
+    ///
+    /// # Errors
+    /// What kv reports.
+    pub async fn open(parts: StoreParts, settings: Settings) -> Result<Self> {
+        let keys = Keys { tree: settings.tree };
+        let format = open_format(&parts, keys, &settings).await?;
+        let StoreParts { kv, env, chunks, tables, key } = parts;
+        Ok(Self {
+            kv,
+            env,
+            chunks,
+            tables,
+            key,
+            settings,
+            keys,
+            names: NameHash::new(format.hash_key),
+            ids: Ids::default(),
+            garbage: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// The same store with a hash of few bits.
+    #[cfg(test)]
+    pub(crate) fn with_narrow_names(mut self, bits: u32) -> Self {
+        self.names = NameHash::narrow([1, 2], bits);
+        self
+    }
+
+    /// The seams that the store runs on.
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    fn tx<'a, 's>(&self, kv: &'a mut (dyn Transaction + 's)) -> Tx<'a, 's> {
+        Tx { kv, keys: self.keys, names: self.names, now: self.env.wall() }
+    }
+
+    /// Runs a transaction. The body may run more than once.
+    pub(crate) async fn view<'s, T, F>(&'s self, what: &str, body: &'s F) -> Result<T>
+    where
+        T: Send,
+        F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, T> + Sync,
+    {
+        transact(&*self.kv, &self.env, what, |kv| {
+            Box::pin(async move {
+                let mut tx = self.tx(kv);
+                body(&mut tx).await
+            })
+        })
+        .await
+    }
+
+    /// Applies a change once: a retry gets the recorded answer.
+    pub(crate) async fn change<'s, F>(
+        &'s self,
+        change: &'s Change,
+        what: &str,
+        body: &'s F,
+    ) -> Result<Answer>
+    where
+        F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, Outcome> + Sync,
+    {
+        for _ in 0..CUTS_MAX {
+            match self.attempt(change, what, body).await? {
+                Outcome::Done(answer) => return Ok(answer),
+                Outcome::Cut(inode) => self.finish_cut(inode).await?,
+            }
+        }
+        Err(Error::new(Code::Busy, format!("{what}: truncated again and again meanwhile")))
+    }
+
+    async fn attempt<'s, F>(
+        &'s self,
+        change: &'s Change,
+        what: &str,
+        body: &'s F,
+    ) -> Result<Outcome>
+    where
+        F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, Outcome> + Sync,
+    {
+        transact(&*self.kv, &self.env, what, |kv| {
+            Box::pin(async move {
+                let mut tx = self.tx(kv);
+                tx.admit(change.client).await?;
+                if let Some(answer) = tx.replay(change.client, change.request).await? {
+                    return Ok(Outcome::Done(answer));
+                }
+                let outcome = body(&mut tx).await?;
+                if let Outcome::Done(answer) = &outcome {
+                    tx.record(change.client, change.request, answer);
+                }
+                Ok(outcome)
+            })
+        })
+        .await
+    }
+
+    /// How long after its last legal use a capability might still open chunks somewhere: its lifetime,
+    /// the clocks' difference at either end, and the time of a transaction.
+    pub(crate) fn capability_end(&self, from: Timestamp) -> Timestamp {
+        let lifetime = i64::try_from(self.settings.capability.as_nanos()).unwrap_or(i64::MAX);
+        Timestamp(from.0.saturating_add(lifetime).saturating_add(3 * CLOCK_SKEW_NS))
+    }
+}
+
+/// Reads the tree's format; makes the tree when there is none.
+async fn open_format(parts: &StoreParts, keys: Keys, settings: &Settings) -> Result<Format> {
+    let drawn = &Format { hash_key: [parts.env.random_u64(), parts.env.random_u64()] };
+    transact(&*parts.kv, &parts.env, "open of the tree", |kv| {
+        Box::pin(async move {
+            if let Some(format) = kv.get(&keys.format()).await? {
+                return Format::decode(&format);
+            }
+            let root = root(parts.env.wall(), settings.root_owner);
+            kv.set(&keys.format(), &drawn.encode());
+            kv.set(&keys.inode(root.id), &root.encode());
+            kv.add(&keys.inode_count(), 1);
+            Ok(drawn.clone())
+        })
+    })
+    .await
+}
+
+fn root(now: Timestamp, (uid, gid): (u32, u32)) -> Inode {
+    Inode {
+        id: InodeId::ROOT,
+        mode: 0o755,
+        uid,
+        gid,
+        parent: InodeId::ROOT,
+        links: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        body: Body::Directory(Directory { mtime_set: now, wish: Wish::default() }),
+    }
+}

@@ -1,0 +1,460 @@
+//! A kv transaction seen through the schema: typed reads and writes of records, no rules of POSIX.
+
+use crate::SessionId;
+use crate::keys::{Keys, cookie_of};
+use crate::name::{NUMBERS, NameHash};
+use crate::records::{
+    self, Answer, Body, Client, Dentry, File, Garbage, Handle, Inode, REMOVED, Record, Reply, Slot,
+};
+use kiln_kv::{KeyRange, RangeOptions, Transaction};
+use kiln_types::{
+    Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, Redundancy, RequestId,
+    Result, Timestamp,
+};
+
+/// A transaction on one tree.
+///
+/// Invariants: a blind update of a directory's times or links comes with a read of its record, so that
+/// it conflicts with the directory's removal; an inode record exists as long as the inode has a name or
+/// an open session.
+pub(crate) struct Tx<'a, 's> {
+    pub(crate) kv: &'a mut (dyn Transaction + 's),
+    pub(crate) keys: Keys,
+    pub(crate) names: NameHash,
+    /// The server's wall clock at the start of the attempt.
+    pub(crate) now: Timestamp,
+}
+
+/// A directory entry and where it is stored.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) entry: Dentry,
+    pub(crate) cookie: u64,
+    more: bool,
+}
+
+impl Tx<'_, '_> {
+    pub(crate) async fn get<R: Record>(&mut self, key: &[u8]) -> Result<Option<R>> {
+        let value = self.kv.get(key).await?;
+        value.map(|value| R::decode(&value)).transpose()
+    }
+
+    pub(crate) fn put<R: Record>(&mut self, key: &[u8], record: &R) {
+        self.kv.set(key, &record.encode());
+    }
+
+    pub(crate) async fn range(
+        &mut self,
+        range: KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        self.kv.range(range, RangeOptions::limit(limit)).await
+    }
+
+    pub(crate) async fn number(&mut self, key: &[u8]) -> Result<u64> {
+        records::number(self.kv.get(key).await?.as_deref())
+    }
+
+    /// The inode, if it exists.
+    pub(crate) async fn find_inode(&mut self, id: InodeId) -> Result<Option<Inode>> {
+        let inode: Option<Inode> = self.get(&self.keys.inode(id)).await?;
+        if let Some(inode) = &inode {
+            records::check_id(id, inode)?;
+        }
+        Ok(inode)
+    }
+
+    /// The inode.
+    ///
+    /// # Errors
+    /// `StaleHandle` when it is gone.
+    pub(crate) async fn inode(&mut self, id: InodeId) -> Result<Inode> {
+        let inode = self.find_inode(id).await?;
+        inode.ok_or_else(|| Error::new(Code::StaleHandle, format!("inode {id} is gone")))
+    }
+
+    pub(crate) fn put_inode(&mut self, inode: &Inode) {
+        self.put(&self.keys.inode(inode.id), inode);
+    }
+
+    /// Puts a new inode.
+    pub(crate) fn make_inode(&mut self, inode: &Inode) {
+        self.put_inode(inode);
+        self.kv.add(&self.keys.inode_count(), 1);
+    }
+
+    /// Takes away an inode that has neither a name nor a session, and leaves what it stored to the
+    /// collector.
+    pub(crate) async fn drop_inode(&mut self, inode: &Inode) -> Result<()> {
+        let keys = self.keys;
+        self.kv.clear(&keys.inode(inode.id));
+        self.kv.clear_range(keys.xattr_names(inode.id));
+        self.kv.clear_range(keys.xattrs(inode.id));
+        self.kv.add(&keys.inode_count(), -1);
+        match &inode.body {
+            Body::File(file) => self.leave_garbage(inode.id, file).await?,
+            Body::Directory(_) => {
+                self.kv.clear(&keys.links(inode.id));
+                self.kv.clear(&keys.changed(inode.id));
+            }
+            Body::Symlink { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// One garbage record for all chunks of a file in place of those of its truncations.
+    async fn leave_garbage(&mut self, id: InodeId, file: &File) -> Result<()> {
+        let mut end = file.layout.chunk_count(file.length);
+        for (_, value) in self.range(self.keys.garbage_of(id), records::FLOORS_MAX + 1).await? {
+            end = end.max(Garbage::decode(&value)?.end);
+        }
+        self.kv.clear_range(self.keys.garbage_of(id));
+        let garbage = Garbage { layout: file.layout, first: 0, end, not_before: self.now };
+        self.put(&self.keys.garbage(id, REMOVED), &garbage);
+        Ok(())
+    }
+
+    /// Everything that stat tells about an inode, as it was when the transaction began its changes.
+    pub(crate) async fn attr(&mut self, inode: &Inode) -> Result<Attr> {
+        let mut attr = Attr {
+            inode: inode.id,
+            kind: inode.kind(),
+            mode: inode.mode,
+            uid: inode.uid,
+            gid: inode.gid,
+            links: inode.links,
+            length: 0,
+            atime: inode.atime,
+            mtime: inode.mtime,
+            ctime: inode.ctime,
+            btime: inode.btime,
+            epoch: Default::default(),
+            floors: Vec::new(),
+            layout: None,
+        };
+        match &inode.body {
+            Body::File(file) => {
+                attr.length = file.length;
+                attr.epoch = file.epoch;
+                attr.floors.clone_from(&file.floors);
+                attr.layout = Some(file.layout);
+            }
+            Body::Symlink { target } => attr.length = target.len() as u64,
+            Body::Directory(directory) => {
+                let subdirectories = self.number(&self.keys.links(inode.id)).await?;
+                attr.links = u32::try_from(subdirectories.saturating_add(2)).unwrap_or(u32::MAX);
+                let changed = self.changed(inode.id).await?;
+                attr.ctime = attr.ctime.max(changed);
+                if changed > directory.mtime_set {
+                    attr.mtime = changed;
+                }
+                attr.layout = layout_of_wish(directory.wish);
+            }
+        }
+        Ok(attr)
+    }
+
+    /// When a directory's entries changed last.
+    pub(crate) async fn changed(&mut self, directory: InodeId) -> Result<Timestamp> {
+        Ok(records::marked_time(self.number(&self.keys.changed(directory)).await?))
+    }
+
+    /// Notes that entries of a directory change now.
+    pub(crate) fn touch(&mut self, directory: InodeId) {
+        self.kv.max(&self.keys.changed(directory), records::time_mark(self.now));
+    }
+
+    /// Counts subdirectories.
+    pub(crate) fn add_links(&mut self, directory: InodeId, delta: i64) {
+        self.kv.add(&self.keys.links(directory), delta);
+    }
+
+    async fn slot(&mut self, directory: InodeId, cookie: u64) -> Result<Option<Slot>> {
+        self.get(&self.keys.slot(directory, cookie)).await
+    }
+
+    fn put_slot(&mut self, directory: InodeId, cookie: u64, slot: &Slot) {
+        self.put(&self.keys.slot(directory, cookie), slot);
+    }
+
+    /// The slots of a hash behind its first one.
+    fn followers(&self, directory: InodeId, first: u64) -> KeyRange {
+        let end = self.keys.slot(directory, first + NUMBERS);
+        KeyRange::new(self.keys.slot(directory, first + 1), end)
+    }
+
+    /// The entry of a name.
+    pub(crate) async fn find(&mut self, directory: InodeId, name: &[u8]) -> Result<Option<Found>> {
+        let first = self.names.cookie(name);
+        let Some(slot) = self.slot(directory, first).await? else { return Ok(None) };
+        let is_it = |entry: &Dentry| entry.name == name;
+        if let Some(entry) = slot.entry.filter(is_it) {
+            return Ok(Some(Found { entry, cookie: first, more: slot.more }));
+        }
+        if !slot.more {
+            return Ok(None);
+        }
+        let followers = self.followers(directory, first);
+        for (key, value) in self.range(followers, NUMBERS as usize).await? {
+            if let Some(entry) = Slot::decode(&value)?.entry.filter(is_it) {
+                return Ok(Some(Found { entry, cookie: cookie_of(&key)?, more: false }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Puts an entry whose name [`find`](Self::find) did not find.
+    pub(crate) async fn insert(&mut self, directory: InodeId, entry: Dentry) -> Result<()> {
+        let first = self.names.cookie(&entry.name);
+        let (cookie, more) = match self.slot(directory, first).await? {
+            None => (first, false),
+            Some(Slot { entry: None, more }) => (first, more),
+            Some(slot) => {
+                let cookie = self.free_follower(directory, first).await?;
+                if !slot.more {
+                    self.put_slot(directory, first, &Slot { more: true, ..slot });
+                }
+                (cookie, false)
+            }
+        };
+        self.put_slot(directory, cookie, &Slot { more, entry: Some(entry) });
+        Ok(())
+    }
+
+    async fn free_follower(&mut self, directory: InodeId, first: u64) -> Result<u64> {
+        let mut free = first + 1;
+        for (key, _) in self.range(self.followers(directory, first), NUMBERS as usize).await? {
+            if cookie_of(&key)? != free {
+                break;
+            }
+            free += 1;
+        }
+        if free < first + NUMBERS {
+            return Ok(free);
+        }
+        Err(Error::new(Code::NoSpace, format!("{NUMBERS} names with one hash in a directory")))
+    }
+
+    /// Gives an entry another inode; its cookie stays.
+    pub(crate) fn redirect(&mut self, directory: InodeId, found: &Found, inode: &Inode) {
+        let (name, id) = (found.entry.name.clone(), inode.id);
+        let entry = Dentry { name, inode: id, kind: inode.kind() };
+        let slot = Slot { more: found.more, entry: Some(entry) };
+        self.put_slot(directory, found.cookie, &slot);
+    }
+
+    /// Takes an entry away.
+    pub(crate) async fn remove(&mut self, directory: InodeId, found: &Found) -> Result<()> {
+        let first = self.names.cookie(&found.entry.name);
+        if found.cookie == first && !found.more {
+            self.kv.clear(&self.keys.slot(directory, first));
+            return Ok(());
+        }
+        if found.cookie != first {
+            self.kv.clear(&self.keys.slot(directory, found.cookie));
+            let is_hole = self.slot(directory, first).await?.is_some_and(|s| s.entry.is_none());
+            if !is_hole {
+                return Ok(());
+            }
+        }
+        let followers = self.range(self.followers(directory, first), 1).await?;
+        match followers.is_empty() {
+            true => self.kv.clear(&self.keys.slot(directory, first)),
+            false => self.put_slot(directory, first, &Slot { more: true, entry: None }),
+        }
+        Ok(())
+    }
+
+    /// Whether a directory has no entry.
+    pub(crate) async fn is_empty(&mut self, directory: InodeId) -> Result<bool> {
+        Ok(self.range(self.keys.slots(directory), 1).await?.is_empty())
+    }
+
+    /// Entries behind a cookie, at most `limit`, and whether there are no more. Causes no conflict.
+    pub(crate) async fn entries(
+        &mut self,
+        directory: InodeId,
+        after: u64,
+        limit: usize,
+    ) -> Result<(Vec<(u64, Dentry)>, bool)> {
+        let mut range = self.keys.slots(directory).after(&self.keys.slot(directory, after));
+        let mut entries = Vec::new();
+        loop {
+            let wanted = limit - entries.len();
+            let options = RangeOptions::limit(wanted).snapshot();
+            let page = self.kv.range(range.clone(), options).await?;
+            for (key, value) in &page {
+                if let Some(entry) = Slot::decode(value)?.entry {
+                    entries.push((cookie_of(key)?, entry));
+                }
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == wanted && entries.len() < limit => {
+                    range = range.after(key);
+                }
+                _ => return Ok((entries, page.len() < wanted)),
+            }
+        }
+    }
+
+    /// Notes an open file.
+    pub(crate) fn put_session(&mut self, client: ClientId, id: SessionId, handle: &Handle) {
+        let by_inode = self.keys.session(handle.inode, handle.write, client, id);
+        self.put(&by_inode, handle);
+        self.put(&self.keys.handle(client, id), handle);
+    }
+
+    /// The open file `id` of `client`.
+    pub(crate) async fn find_session(
+        &mut self,
+        client: ClientId,
+        id: SessionId,
+    ) -> Result<Option<Handle>> {
+        self.get(&self.keys.handle(client, id)).await
+    }
+
+    /// The open file `id` of `client`, which has to be of `inode`.
+    ///
+    /// # Errors
+    /// `StaleHandle` when there is none.
+    pub(crate) async fn session(
+        &mut self,
+        client: ClientId,
+        id: SessionId,
+        inode: InodeId,
+    ) -> Result<Handle> {
+        let handle = self.find_session(client, id).await?;
+        handle.filter(|handle| handle.inode == inode).ok_or_else(|| {
+            Error::new(Code::StaleHandle, format!("inode {inode} is not open as session {id}"))
+                .with_hint("open the file again")
+        })
+    }
+
+    /// Forgets an open file, and the inode if that was its last hold.
+    pub(crate) async fn end_session(
+        &mut self,
+        client: ClientId,
+        id: SessionId,
+        inode: &Inode,
+        write: bool,
+    ) -> Result<()> {
+        self.kv.clear(&self.keys.session(inode.id, write, client, id));
+        self.kv.clear(&self.keys.handle(client, id));
+        if inode.links == 0 && !inode.is_directory() && !self.is_open(inode.id).await? {
+            self.drop_inode(inode).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether anyone has the inode open.
+    pub(crate) async fn is_open(&mut self, inode: InodeId) -> Result<bool> {
+        Ok(!self.range(self.keys.sessions(inode), 1).await?.is_empty())
+    }
+
+    /// Whether a client other than `client` has the inode open for writing.
+    pub(crate) async fn has_other_writer(
+        &mut self,
+        inode: InodeId,
+        client: ClientId,
+    ) -> Result<bool> {
+        let (all, own) = (self.keys.writers(inode), self.keys.writers_of(inode, client));
+        let before = KeyRange::new(all.start, own.start);
+        let behind = KeyRange::new(own.end, all.end);
+        Ok(!self.range(before, 1).await?.is_empty() || !self.range(behind, 1).await?.is_empty())
+    }
+
+    /// Takes away one name of something that is not a directory, and the inode with its last hold.
+    pub(crate) async fn drop_name(&mut self, inode: &mut Inode, directory: InodeId) -> Result<()> {
+        inode.links = inode.links.saturating_sub(1);
+        inode.ctime = self.now;
+        if inode.links > 0 && inode.parent == directory {
+            inode.parent = InodeId(0);
+        }
+        if inode.links == 0 && !self.is_open(inode.id).await? {
+            return self.drop_inode(inode).await;
+        }
+        self.put_inode(inode);
+        Ok(())
+    }
+
+    /// Lets a client change something: notes it when it is new.
+    ///
+    /// # Errors
+    /// `ClientEvicted` when it was retired.
+    pub(crate) async fn admit(&mut self, client: ClientId) -> Result<()> {
+        let key = self.keys.client(client);
+        match self.get(&key).await? {
+            Some(Client::Active) => Ok(()),
+            None => {
+                self.put(&key, &Client::Active);
+                Ok(())
+            }
+            Some(Client::Retired { .. }) => Err(evicted(client)),
+        }
+    }
+
+    /// Checks that a client was not retired.
+    ///
+    /// # Errors
+    /// `ClientEvicted`.
+    pub(crate) async fn check_client(&mut self, client: ClientId) -> Result<()> {
+        match self.get(&self.keys.client(client)).await? {
+            Some(Client::Retired { .. }) => Err(evicted(client)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The answer that a request got before, if it was applied.
+    ///
+    /// # Errors
+    /// `DuplicateRequest` when its slot has moved on since.
+    pub(crate) async fn replay(
+        &mut self,
+        client: ClientId,
+        request: RequestId,
+    ) -> Result<Option<Answer>> {
+        let key = self.keys.reply(client, request.slot());
+        let Some(last) = self.get::<Reply>(&key).await? else { return Ok(None) };
+        if last.request == request {
+            return Ok(Some(last.answer));
+        }
+        if last.request.sequence() > request.sequence() {
+            let text = format!("request {request} comes after {} in its slot", last.request);
+            return Err(Error::new(Code::DuplicateRequest, text));
+        }
+        Ok(None)
+    }
+
+    /// Keeps the answer of a request, in the transaction that applies it.
+    pub(crate) fn record(&mut self, client: ClientId, request: RequestId, answer: &Answer) {
+        let key = self.keys.reply(client, request.slot());
+        self.put(&key, &Reply { request, answer: answer.clone() });
+    }
+}
+
+fn evicted(client: ClientId) -> Error {
+    Error::new(Code::ClientEvicted, format!("client {client} was retired"))
+        .with_hint("it was silent for longer than its lease; start it anew")
+}
+
+fn layout_of_wish(wish: records::Wish) -> Option<Layout> {
+    let layout = Layout {
+        table: ChainTableId(0),
+        table_version: 0,
+        chunk_bytes: if wish.chunk_bytes == 0 {
+            kiln_types::CHUNK_BYTES_DEFAULT
+        } else {
+            wish.chunk_bytes
+        },
+        stripe: wish.stripe.max(1),
+        base: 0,
+        seed: 0,
+        redundancy: Redundancy::Replicated,
+    };
+    (wish != records::Wish::default()).then_some(layout)
+}
+
+/// A new directory entry for an inode.
+pub(crate) fn dentry(name: &[u8], inode: InodeId, kind: FileKind) -> Dentry {
+    Dentry { name: name.to_vec(), inode, kind }
+}
