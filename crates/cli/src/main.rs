@@ -1,3 +1,40 @@
-//! The `kiln` command.
+//! The `kiln` command: every subcommand thin, one file for each group.
+//!
+//! Invariants: what a command does is done by a library; a failure is one plain line and a hint on
+//! standard error; the exit code is 0 (done), 1 (failed) or 2 (wrong usage).
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod completions;
+mod config;
+mod down;
+mod failure;
+mod output;
+mod place;
+mod runtime;
+mod status;
+mod up;
+
+use args::{Cli, Command};
+use clap::Parser;
+use failure::Outcome;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    let place = &cli.place;
+    match cli.command {
+        Command::Up(args) => up::run(place, &args),
+        Command::Down => down::run(place),
+        Command::Status(args) => status::run(place, &args),
+        Command::Config(args) => config::run(&args),
+        Command::Completions { shell } => completions::run(shell),
+    }
+}

@@ -66,7 +66,9 @@ impl Cluster {
         let servers = dir.services().into_iter().map(server).collect();
         let (program, report) = (program.to_path_buf(), Box::new(report));
         let mut cluster = Self { dir, env, servers, program, report, _lock: lock };
-        cluster.sweep(&state).await?;
+        for event in sweep(&cluster.dir, &state, &cluster.env).await? {
+            cluster.tell(event);
+        }
         let started = async {
             let (first, others) = ([0], (1..cluster.servers.len()).collect::<Vec<_>>());
             for group in [&first[..], &others] {
@@ -188,36 +190,6 @@ impl Cluster {
         self.write_state();
     }
 
-    /// Ends processes that a killed supervisor of this directory left behind: those whose arguments name
-    /// their configuration file.
-    async fn sweep(&mut self, state: &State) -> Result<()> {
-        let services = self.dir.services();
-        let recorded = state.servers.iter().filter_map(|server| {
-            let service = services.iter().find(|service| service.name == server.name)?;
-            Some((service, server.pid?))
-        });
-        for (service, pid) in recorded {
-            let config = self.dir.config(service);
-            let deadline = self.env.deadline_after(KILL_WITHIN);
-            let mut found = false;
-            while names_file(pid, &config) {
-                found = true;
-                signal_pid(pid, Signal::KILL);
-                if deadline.passed(self.env.now()) {
-                    return Err(Error::new(
-                        Code::Busy,
-                        format!("{} of an earlier run (pid {pid}) does not end", service.name),
-                    ));
-                }
-                self.env.sleep(Duration::from_millis(10)).await;
-            }
-            if found {
-                (self.report)(Event::Swept { name: service.name.clone(), pid });
-            }
-        }
-        Ok(())
-    }
-
     /// Starts the servers at these places side by side; a result for each.
     pub(crate) async fn start_group(&mut self, places: &[usize]) -> Vec<(usize, Result<()>)> {
         let spawned: Vec<_> = places.iter().map(|at| (*at, self.spawn(*at))).collect();
@@ -316,6 +288,52 @@ impl Cluster {
 
 fn not_running(name: &str) -> Error {
     Error::new(Code::NotFound, format!("{name} does not run"))
+}
+
+/// Ends what a killed supervisor of a cluster left behind, where no supervisor runs.
+///
+/// # Errors
+/// `Busy` when one does, or when a process does not end.
+pub async fn clear_stale(dir: &ClusterDir, env: &Env) -> Result<Vec<Event>> {
+    let _lock = Lock::take(dir.path(), env).await?;
+    let mut state = State::read(dir.path()).unwrap_or_default();
+    let events = sweep(dir, &state, env).await?;
+    if state.servers.iter().any(|server| server.pid.is_some()) {
+        for server in &mut state.servers {
+            server.pid = None;
+            server.since = None;
+        }
+        state.write(dir.path())?;
+    }
+    Ok(events)
+}
+
+/// Ends the recorded processes whose arguments name their configuration file.
+async fn sweep(dir: &ClusterDir, state: &State, env: &Env) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    let services = dir.services();
+    for server in &state.servers {
+        let service = services.iter().find(|service| service.name == server.name);
+        let (Some(service), Some(pid)) = (service, server.pid) else { continue };
+        let config = dir.config(service);
+        let deadline = env.deadline_after(KILL_WITHIN);
+        let mut found = false;
+        while names_file(pid, &config) {
+            found = true;
+            signal_pid(pid, Signal::KILL);
+            if deadline.passed(env.now()) {
+                return Err(Error::new(
+                    Code::Busy,
+                    format!("{} of an earlier run (pid {pid}) does not end", service.name),
+                ));
+            }
+            env.sleep(Duration::from_millis(10)).await;
+        }
+        if found {
+            events.push(Event::Swept { name: service.name.clone(), pid });
+        }
+    }
+    Ok(events)
 }
 
 /// Whether the process `pid` runs and has `file` among its arguments.

@@ -22,7 +22,7 @@ mod state;
 mod supervise;
 
 pub use child::{READY, Supervised};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, clear_stale};
 pub use dir::ClusterDir;
 pub use event::Event;
 pub use lock::Lock;

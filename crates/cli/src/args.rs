@@ -1,0 +1,39 @@
+//! The command line as a whole.
+
+use crate::place::Place;
+use crate::{config, status, up};
+use clap::{Parser, Subcommand};
+
+/// A parallel file system for AI clusters, from one machine up.
+///
+/// 'kiln up' starts a whole replicated cluster on this machine; 'kiln cp' copies files in and out. Paths
+/// in the cluster begin with 'kiln:', as in kiln:/dataset.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, max_term_width = 100, infer_long_args = false)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) place: Place,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a cluster on this machine, or the one that is in --dir again
+    Up(up::Args),
+    /// Stop the cluster that 'kiln up' started
+    Down,
+    /// Show the servers of the cluster: processes, addresses, health, memory
+    Status(status::Args),
+    /// Print commented configuration files
+    Config(config::Args),
+    /// Print the completion script of a shell
+    ///
+    /// For bash: kiln completions bash > ~/.local/share/bash-completion/completions/kiln
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}

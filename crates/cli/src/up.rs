@@ -1,0 +1,224 @@
+//! `kiln up`: in the foreground, or as a supervisor of its own.
+
+use crate::failure::{Failure, Outcome};
+use crate::place::{Place, invoked_as, quoted};
+use crate::{output, runtime};
+use kiln_env::Env;
+use kiln_launch::{Cluster, ClusterDir, Event, Shape, Stop, Wishes};
+use kiln_types::{Code, Context, Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Storage servers [default: 3]
+    #[arg(long, value_name = "N")]
+    storage: Option<u32>,
+
+    /// Copies of everything, each on another storage server [default: 3, or N with fewer servers]
+    #[arg(long, value_name = "R")]
+    replicas: Option<u32>,
+
+    /// Disks of each storage server, as directories [default: 1]
+    #[arg(long, value_name = "N")]
+    disks: Option<u32>,
+
+    /// What each disk may hold; space is taken as it is used
+    /// [default: 64GiB, less where less is free]
+    #[arg(long, value_name = "SIZE", value_parser = kiln_config::parse_size)]
+    capacity: Option<u64>,
+
+    /// Return when the cluster is ready; 'kiln down' stops it
+    #[arg(long)]
+    detach: bool,
+
+    /// The supervisor that --detach starts
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    background: bool,
+}
+
+/// The one line that a background supervisor says to whoever started it.
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    Ready { milliseconds: u64, shape: Shape },
+    Failed { message: String, hint: Option<String>, usage: bool },
+}
+
+/// Longer than the servers are given to start.
+const ANSWER_WITHIN: Duration = Duration::from_secs(180);
+
+pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
+    let path = std::path::absolute(place.local()?).context("--dir")?;
+    let runtime = runtime::single()?;
+    if args.detach {
+        runtime.block_on(detach(place, args, &path))
+    } else if args.background {
+        runtime.block_on(background(args, &path))
+    } else {
+        runtime.block_on(foreground(place, args, &path))
+    }
+}
+
+impl Args {
+    fn wishes(&self) -> Wishes {
+        Wishes {
+            storage: self.storage,
+            replicas: self.replicas,
+            disks: self.disks,
+            capacity: self.capacity,
+        }
+    }
+}
+
+async fn foreground(place: &Place, args: &Args, path: &Path) -> Outcome {
+    let env = Env::real();
+    let begin = env.now();
+    let mut stop = Stop::on_any()?;
+    let (dir, lock) = take(args, path, &env).await?;
+    output::tell(&format!("starting kiln in {}", path.display()));
+    let report = |event| output::tell(&format!("{event}"));
+    let starting = start(dir, lock, &env, quiet_while_starting(report));
+    let mut cluster = tokio::select! {
+        cluster = starting => cluster?,
+        () = stop.requested() => return Ok(()),
+    };
+    let took = env.now().since(begin);
+    output::tell(&ready_text(place, cluster.dir().path(), cluster.dir().shape(), took, false));
+    cluster.supervise(&mut stop).await?;
+    Ok(())
+}
+
+/// Starts a supervisor in a session of its own and waits until it says that the cluster is ready.
+async fn detach(place: &Place, args: &Args, path: &Path) -> Outcome {
+    let program = std::env::current_exe().context("this program")?;
+    let mut command = tokio::process::Command::new(program);
+    command.arg("up").arg("--background").arg("--dir").arg(path);
+    let options = [
+        ("--storage", args.storage.map(u64::from)),
+        ("--replicas", args.replicas.map(u64::from)),
+        ("--disks", args.disks.map(u64::from)),
+        ("--capacity", args.capacity),
+    ];
+    for (option, value) in options {
+        if let Some(value) = value {
+            command.arg(option).arg(value.to_string());
+        }
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("start of the supervisor")?;
+    let output = child.stdout.take().map(BufReader::new);
+    let mut output = output.ok_or_else(|| Error::internal("the supervisor has no output"))?;
+    let mut line = String::new();
+    let read = output.read_line(&mut line);
+    Env::real().timeout(ANSWER_WITHIN, "the supervisor", read).await?.context("the supervisor")?;
+    match serde_json::from_str(&line) {
+        Ok(Answer::Ready { milliseconds, shape }) => {
+            let took = Duration::from_millis(milliseconds);
+            output::print(&(ready_text(place, path, &shape, took, true) + "\n"))?;
+            Ok(())
+        }
+        Ok(Answer::Failed { message, hint, usage }) => {
+            let error = Error::new(Code::Local, message);
+            let error = hint.into_iter().fold(error, Error::with_hint);
+            Err(if usage { Failure::usage(error) } else { error.into() })
+        }
+        Err(_) => Err(Error::new(Code::Local, "the supervisor ended before the cluster was ready")
+            .with_hint(format!("see {}", path.join("logs/up.log").display()))
+            .into()),
+    }
+}
+
+async fn background(args: &Args, path: &Path) -> Outcome {
+    // Fails only for the leader of a process group, which then needs no session of its own.
+    let _ = rustix::process::setsid();
+    let env = Env::real();
+    let begin = env.now();
+    let mut stop = Stop::on_any()?;
+    let started = async {
+        let (dir, lock) = take(args, path, &env).await?;
+        log_to(&dir.log("up"))?;
+        tracing::info!(dir = %path.display(), pid = std::process::id(), "supervisor started");
+        let report = |event: Event| tracing::info!("{event}");
+        Outcome::Ok(start(dir, lock, &env, report).await?)
+    };
+    let started = tokio::select! {
+        started = started => started,
+        () = stop.requested() => return Ok(()),
+    };
+    let answer = match &started {
+        Ok(cluster) => Answer::Ready {
+            milliseconds: u64::try_from(env.now().since(begin).as_millis()).unwrap_or(u64::MAX),
+            shape: *cluster.dir().shape(),
+        },
+        Err(failure) => Answer::Failed {
+            message: failure.error().message().into(),
+            hint: failure.error().hint().map(Into::into),
+            usage: failure.is_usage(),
+        },
+    };
+    let line = serde_json::to_string(&answer)
+        .map_err(|error| Error::internal(format!("answer: {error}")))?;
+    output::tell(&line);
+    // Whoever started it has the answer: there is nothing to say on standard error again.
+    let Ok(mut cluster) = started else { std::process::exit(1) };
+    cluster.supervise(&mut stop).await?;
+    tracing::info!("supervisor stopped");
+    Ok(())
+}
+
+async fn take(args: &Args, path: &Path, env: &Env) -> Outcome<(ClusterDir, kiln_launch::Lock)> {
+    ClusterDir::take(path, &args.wishes(), env).await.map_err(|error| {
+        if error.code() == Code::Invalid && error.message().starts_with("--") {
+            Failure::usage(error)
+        } else {
+            error.into()
+        }
+    })
+}
+
+async fn start(
+    dir: ClusterDir,
+    lock: kiln_launch::Lock,
+    env: &Env,
+    report: impl FnMut(Event) + Send + 'static,
+) -> Result<Cluster> {
+    let program = std::env::current_exe().context("this program")?;
+    Cluster::start(dir, lock, &program, env.clone(), report).await
+}
+
+/// At the first start of each server its readiness is no news; afterwards it is.
+fn quiet_while_starting(mut report: impl FnMut(Event)) -> impl FnMut(Event) {
+    let mut known = std::collections::BTreeSet::new();
+    move |event| match &event {
+        Event::Ready { name, .. } if known.insert(name.clone()) => {}
+        _ => report(event),
+    }
+}
+
+/// Sends this process's log and standard error to `path`.
+fn log_to(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path).context(path.display())?;
+    rustix::stdio::dup2_stderr(&file).map_err(std::io::Error::from).context(path.display())?;
+    kiln_telemetry::init(&kiln_telemetry::LogOptions::default())
+}
+
+fn ready_text(place: &Place, dir: &Path, shape: &Shape, took: Duration, detached: bool) -> String {
+    let kiln = format!("{}{}", invoked_as(), place.as_options(dir));
+    let servers = output::count(shape.storage, "storage server");
+    let replicas = output::count(shape.replicas, "replica");
+    let stop = if detached {
+        format!("  {kiln} down")
+    } else {
+        "  Ctrl-C here stops it; what it holds stays.".into()
+    };
+    format!(
+        "kiln is ready after {:.1} s: {servers}, {replicas} of everything, in {}\n\n\
+         What to type next:\n  {kiln} status\n{stop}",
+        took.as_secs_f64(),
+        quoted(dir),
+    )
+}
