@@ -13,18 +13,32 @@
 #![forbid(unsafe_code)]
 
 mod authority;
+mod budget;
 mod call;
+mod control;
 mod counters;
+mod gate;
+mod intake;
+mod link;
+mod opening;
 mod options;
+mod outbox;
 mod peer;
 mod pool;
+mod server;
+mod session;
+mod stream;
+mod tcp;
 mod transport;
 
 pub use authority::{Authority, KeyRing};
 pub use call::{Answer, Call, Cancelled, HOPS, Handler, Payload, Request, Response};
+pub use control::{control_channel, peer_of};
 pub use counters::{Counters, Refused};
 pub use kiln_wire::{Credit, Identity, Purpose, Terms};
 pub use options::{PoolOptions, ServerOptions};
 pub use peer::{Peer, PeerKind};
 pub use pool::ConnectionPool;
+pub use server::{Server, TcpServing};
+pub use tcp::TcpTransport;
 pub use transport::{Connection, Link, Registration, Serving, Transport};
