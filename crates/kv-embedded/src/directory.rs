@@ -5,7 +5,6 @@ use crate::snapshot::Published;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use kiln_types::{Code, Context, Error, Result};
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const LOCK: &str = "LOCK";
@@ -77,15 +76,15 @@ impl Directory {
             fs::remove_dir_all(&new).context("removal of an unfinished store")?;
         }
         create_directory(&new)?;
-        let mut format = File::create(new.join(FORMAT)).context("format marker")?;
-        writeln!(format, "{FORMAT_NAME} {FORMAT_VERSION}").context("format marker")?;
-        format.sync_all().context("format marker")?;
+        let format = format!("{FORMAT_NAME} {FORMAT_VERSION}\n");
+        fs::write(new.join(FORMAT), format).context("format marker")?;
         let (database, _) = open_tree(&new.join(TREE), options)?;
         database.persist(PersistMode::SyncAll).map_err(|error| unopened(&error))?;
         drop(database);
-        sync_directory(&new)?;
+        // The tree does not sync the directory that its keyspaces are in.
+        sync_all(&new)?;
         fs::rename(&new, self.path.join(STORE)).context("naming of the new store")?;
-        sync_directory(&self.path)
+        sync(&self.path)
     }
 }
 
@@ -157,9 +156,23 @@ fn create_directory(path: &Path) -> Result<()> {
         }
         _ => {}
     }
-    sync_directory(parent)
+    sync(parent)
 }
 
-fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|directory| directory.sync_all()).context("sync of the directory")
+/// Syncs a directory and everything below it.
+fn sync_all(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).context("list of the new store")? {
+        let entry = entry.context("list of the new store")?;
+        match entry.file_type().context("list of the new store")?.is_dir() {
+            true => sync_all(&entry.path())?,
+            false => sync(&entry.path())?,
+        }
+    }
+    sync(path)
+}
+
+/// Syncs one directory or file.
+fn sync(path: &Path) -> Result<()> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    synced.context(format_args!("sync of {}", path.display()))
 }
