@@ -163,8 +163,14 @@ async fn background(args: &Args, path: &Path) -> Outcome {
     let line = serde_json::to_string(&answer)
         .map_err(|error| Error::internal(format!("answer: {error}")))?;
     output::tell(&line);
-    // Whoever started it has the answer: there is nothing to say on standard error again.
-    let Ok(mut cluster) = started else { std::process::exit(1) };
+    let mut cluster = match started {
+        Ok(cluster) => cluster,
+        Err(failure) => {
+            tracing::error!("{}", failure.error());
+            // Whoever started it has the answer: it is not said again.
+            std::process::exit(1)
+        }
+    };
     cluster.supervise(&mut stop).await?;
     tracing::info!("supervisor stopped");
     Ok(())

@@ -178,8 +178,8 @@ fn last_words(path: &Path, from: u64) -> std::io::Result<String> {
     file.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    // An error is a line that begins with the program's name, and perhaps a hint after it.
-    let start = lines.iter().rposition(|line| line.starts_with("kiln: "));
-    let last = start.map_or(lines.len().saturating_sub(1), |at| at);
+    // An error is a line that begins so, and perhaps a hint after it.
+    let begins = |line: &&str| line.starts_with("kiln: ") || line.starts_with("error: ");
+    let last = lines.iter().rposition(begins).unwrap_or(lines.len().saturating_sub(1));
     Ok(lines[last..].join("; ").replacen("kiln: ", "", 1))
 }
