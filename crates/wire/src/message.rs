@@ -235,8 +235,10 @@ pub struct Listed {
 /// The answer to a [`List`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
-    /// Chunks in order of their ids.
+    /// Chunks with content, in order of their ids.
     pub chunks: Vec<Listed>,
+    /// The last chunk that was looked at: the next page begins behind it. `None`: the range is done.
+    pub last: Option<ChunkId>,
 }
 
 /// A client incarnation that will not retry any more.
@@ -474,6 +476,7 @@ impl Body for Listing {
             write_version(to, listed.version);
             to.u64(listed.epoch.0).u32(listed.length).u8(u8::from(listed.pending));
         }
+        to.bytes(self.last.as_ref().map_or(&[], |chunk| chunk.as_bytes()));
     }
 
     fn read(from: &mut Decoder<'_>) -> Result<Self> {
@@ -487,7 +490,12 @@ impl Body for Listing {
                 pending: from.u8()? != 0,
             })
         };
-        Ok(Self { chunks: (0..count).map(|_| chunk(from)).collect::<Result<_>>()? })
+        let chunks = (0..count).map(|_| chunk(from)).collect::<Result<_>>()?;
+        let last = match from.bytes(ChunkId::BYTES)? {
+            [] => None,
+            id => Some(read_chunk(&mut Decoder::new("chunk id", id))?),
+        };
+        Ok(Self { chunks, last })
     }
 }
 

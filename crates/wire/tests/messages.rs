@@ -74,7 +74,8 @@ proptest! {
         let listed = Listed {
             chunk: name.chunk, version, epoch: TruncateEpoch(1), length: numbers.0, pending: true,
         };
-        returns(Listing { chunks: vec![listed; 3] });
+        returns(Listing { chunks: vec![listed; 3], last: None });
+        returns(Listing { chunks: vec![], last: Some(name.chunk) });
         returns(Goodbye { client: ClientId(9) });
         let disk = DiskSpace { disk: DiskId(4), capacity: numbers.2, used: 1 };
         returns(Space { disks: vec![disk; 2] });
