@@ -12,7 +12,15 @@ use std::time::Duration;
 /// The right to run a cluster; dropping it gives it up.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A child that is just being started has a copy of the descriptor until it runs its program:
+        // closing ours would not give the lock up.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 fn lock_path(dir: &Path) -> PathBuf {
@@ -44,7 +52,7 @@ impl Lock {
                     file.set_len(0)
                         .and_then(|()| writeln!(file, "{}", std::process::id()))
                         .context(path.display())?;
-                    return Ok(Self { _file: file });
+                    return Ok(Self { file });
                 }
                 Err(Errno::WOULDBLOCK) => env.sleep(PAUSE).await,
                 Err(error) => return Err(std::io::Error::from(error)).context(path.display()),
