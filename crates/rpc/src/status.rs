@@ -50,6 +50,10 @@ fn transport_error(status: &Status) -> Error {
     let mut message = status.message().to_string();
     let mut source = std::error::Error::source(status);
     while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<Error>() {
+            // Our connector said why: a refused handshake, or nobody at the address.
+            return error.clone();
+        }
         message = format!("{message}: {cause}");
         source = cause.source();
     }
@@ -99,6 +103,25 @@ mod tests {
     fn foreign_statuses_are_losses_of_contact() {
         assert_eq!(error_from_status(&Status::unknown("?")).code(), Code::ConnectionLost);
         assert_eq!(error_from_status(&Status::unimplemented("?")).code(), Code::Unsupported);
+    }
+
+    #[test]
+    fn a_refused_connection_says_why() {
+        #[derive(Debug)]
+        struct Wrapped(Error);
+        impl std::fmt::Display for Wrapped {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("transport error")
+            }
+        }
+        impl std::error::Error for Wrapped {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let refused = Error::new(Code::NotAuthorized, "credential 'x' was revoked");
+        let status = Status::from_error(Box::new(Wrapped(refused.clone())));
+        assert_eq!(error_from_status(&status), refused);
     }
 
     #[test]
