@@ -20,6 +20,18 @@ pub fn block_checksums(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks(BLOCK_BYTES).map(crc32c).collect()
 }
 
+/// One checksum for each block of a chunk's grid that `bytes`, at byte `offset` of the chunk, touches;
+/// the first and the last piece may be short.
+pub fn grid_checksums(offset: u64, bytes: &[u8]) -> Vec<u32> {
+    let into_block = (offset % BLOCK_BYTES as u64) as usize;
+    let first = if into_block == 0 { 0 } else { (BLOCK_BYTES - into_block).min(bytes.len()) };
+    let (head, rest) = bytes.split_at(first);
+    let mut checksums = Vec::with_capacity(bytes.len() / BLOCK_BYTES + 2);
+    checksums.extend((!head.is_empty()).then(|| crc32c(head)));
+    checksums.extend(rest.chunks(BLOCK_BYTES).map(crc32c));
+    checksums
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,5 +47,10 @@ mod tests {
             assert_eq!(combined, crc32c(&bytes));
         }
         assert_eq!(block_checksums(&bytes).len(), 4);
+        let grid = grid_checksums(4000, &bytes);
+        assert_eq!(grid[..2], [crc32c(&bytes[..96]), crc32c(&bytes[96..4192])]);
+        assert_eq!(grid.len(), 4);
+        assert_eq!(grid_checksums(1, &bytes[..10]), [crc32c(&bytes[..10])]);
+        assert!(grid_checksums(5, &[]).is_empty());
     }
 }
