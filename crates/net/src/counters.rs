@@ -1,5 +1,6 @@
 //! What a listening server counts.
 
+use kiln_telemetry::metrics;
 use kiln_types::{Code, Error, Monotonic};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,6 +92,7 @@ impl Counters {
     /// Counts a refused handshake, and logs it unless another one was logged just now.
     pub(crate) fn refuse(&self, address: &str, error: &Error, now: Monotonic) {
         add(self.refused.of(error.code()));
+        metrics::NET_REFUSED.increment();
         let mut last = self.last_log.lock();
         if last.at.is_some_and(|at| now.since(at) < LOG_INTERVAL) {
             last.skipped += 1;

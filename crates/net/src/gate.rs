@@ -8,6 +8,7 @@ use crate::peer::Peer;
 use crate::session::{House, Session};
 use crate::stream::Stream;
 use kiln_env::Task;
+use kiln_telemetry::metrics;
 use kiln_types::{Code, Error, Result};
 use kiln_wire::{Agreement, Purpose};
 use parking_lot::Mutex;
@@ -124,6 +125,8 @@ impl Gate {
         let peer = Arc::new(Peer::new(agreement, stream.address.clone()));
         add(&counters.accepted);
         add(&counters.open);
+        metrics::NET_ACCEPTED.increment();
+        metrics::NET_OPEN.add(1);
         match (purpose, &self.house.handler, &self.control) {
             (Purpose::Data, Some(handler), _) => {
                 self.data(id, Arc::clone(handler), peer, stream, judged).await;
@@ -141,6 +144,7 @@ impl Gate {
         }
         self.guests.lock().remove(&id);
         subtract(&counters.open);
+        metrics::NET_OPEN.add(-1);
     }
 
     async fn data(

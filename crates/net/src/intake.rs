@@ -3,6 +3,7 @@
 
 use crate::peer::Peer;
 use crate::stream::{Reader, hung_up, lost};
+use kiln_telemetry::metrics;
 use kiln_types::{Error, Result};
 use kiln_wire::{FRAME_HEADER_BYTES, FrameHeader};
 use std::sync::Arc;
@@ -96,6 +97,7 @@ impl Intake {
 
     /// The peer sent what it may not send: the connection ends.
     pub(crate) fn violation(&self, what: &str) -> Error {
+        metrics::NET_FRAMES_REFUSED.increment();
         Error::corrupt(format!("{} breaks the protocol: {what}", self.peer))
     }
 }

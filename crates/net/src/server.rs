@@ -81,7 +81,7 @@ impl Server {
         self,
         handler: Option<Arc<dyn Handler>>,
         routes: Option<Routes>,
-    ) -> Result<TcpServing> {
+    ) -> Result<Box<dyn Serving>> {
         if handler.is_none() && routes.is_none() {
             return Err(Error::invalid("a server with neither data nor control plane"));
         }
@@ -97,10 +97,8 @@ impl Server {
             None => (None, None),
         };
         let gate = Gate::new(house, incoming);
-        let sweeper = env.spawn("net sweeper", Arc::clone(&gate).sweep());
         let acceptor = env.spawn("net acceptor", accept(listener, Arc::clone(&gate), env.clone()));
-        let tasks = Mutex::new(Some([acceptor, sweeper]));
-        Ok(TcpServing { address, gate, tasks, control: Mutex::new(control), env })
+        Ok(Box::new(Listening::new(address, gate, acceptor, control, env)))
     }
 }
 
@@ -154,7 +152,7 @@ async fn accept(listener: TcpListener, gate: Arc<Gate>, env: Env) {
 }
 
 /// tonic's server, fed with connections that passed the handshake.
-struct Control {
+pub(crate) struct Control {
     task: Task<()>,
     stop: oneshot::Sender<()>,
 }
@@ -176,8 +174,8 @@ impl Control {
     }
 }
 
-/// A server that listens on TCP.
-pub struct TcpServing {
+/// A server that listens, whatever brings its connections.
+pub(crate) struct Listening {
     address: String,
     gate: Arc<Gate>,
     tasks: Mutex<Option<[Task<()>; 2]>>,
@@ -185,8 +183,22 @@ pub struct TcpServing {
     env: Env,
 }
 
+impl Listening {
+    pub(crate) fn new(
+        address: String,
+        gate: Arc<Gate>,
+        acceptor: Task<()>,
+        control: Option<Control>,
+        env: Env,
+    ) -> Self {
+        let sweeper = env.spawn("net sweeper", Arc::clone(&gate).sweep());
+        let tasks = Mutex::new(Some([acceptor, sweeper]));
+        Self { address, gate, tasks, control: Mutex::new(control), env }
+    }
+}
+
 #[async_trait]
-impl Serving for TcpServing {
+impl Serving for Listening {
     fn address(&self) -> &str {
         &self.address
     }
@@ -212,7 +224,7 @@ impl Serving for TcpServing {
     }
 }
 
-impl Drop for TcpServing {
+impl Drop for Listening {
     fn drop(&mut self) {
         self.gate.kill();
     }

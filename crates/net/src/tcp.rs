@@ -80,7 +80,7 @@ impl Transport for TcpTransport {
         handler: Arc<dyn Handler>,
     ) -> Result<Box<dyn Serving>> {
         let server = Server::bind(options, authority, self.env.clone()).await?;
-        Ok(Box::new(server.serve(Some(handler), None)?))
+        server.serve(Some(handler), None)
     }
 }
 
