@@ -1,4 +1,5 @@
 //! The layers, the examples and the messages, as a binary uses them.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use kiln_config::*;
 use kiln_types::{Code, Error, NodeId, ServiceKind};

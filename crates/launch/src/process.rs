@@ -73,8 +73,8 @@ impl Process {
             command.arg("--mgmtd").arg(mgmtd.to_string());
         }
         for (name, _) in std::env::vars_os() {
-            let of_one = |start: &&str| name.as_encoded_bytes().starts_with(start.as_bytes());
-            if ONE_SERVERS_VARIABLES.iter().any(|start| of_one(&start)) {
+            let begins = |start: &&str| name.as_encoded_bytes().starts_with(start.as_bytes());
+            if ONE_SERVERS_VARIABLES.iter().any(begins) {
                 command.env_remove(name);
             }
         }

@@ -1,4 +1,5 @@
 //! Directories, starts, deaths, restarts and stops, with a script in the binary's place.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use kiln_env::Env;
 use kiln_launch::{Cluster, ClusterDir, Event, Lock, State, Stop, Wishes};
