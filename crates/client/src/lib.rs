@@ -1,1 +1,20 @@
-//! The async client: routing, metadata, striped file I/O
+//! The async client: routing, metadata, striped file I/O.
+//!
+//! A [`Client`] is one incarnation: it draws an id, keeps its sessions alive at the metadata service, and
+//! says goodbye when it is closed. Metadata goes through [`Meta`], chunks through [`ChunkClient`], whose
+//! decisions are [`kiln_chain::Initiator`]'s; an open [`File`] spreads requests over its chunks.
+#![forbid(unsafe_code)]
+
+mod channels;
+mod chunks;
+mod client;
+mod file;
+mod meta;
+mod names;
+mod session;
+
+pub use chunks::{ChunkClient, Grant, Granted, Place};
+pub use client::{Client, Options, Parts};
+pub use file::File;
+pub use meta::Meta;
+pub use names::{Entry, OpenMode, SetAttr};

@@ -1,0 +1,152 @@
+//! A client incarnation.
+
+use crate::chunks::ChunkClient;
+use crate::file::File;
+use crate::meta::Meta;
+use crate::session::Session;
+use kiln_env::{Env, Task};
+use kiln_net::{ConnectionPool, Identity, PoolOptions, Transport};
+use kiln_rpc::convert::id_bytes;
+use kiln_rpc::v1;
+use kiln_types::{Caller, ClientId, Monotonic, Result, RoutingInfo};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+
+/// How often the client says that it lives; a metadata server's client lease is several times that.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How long a client that ends waits for servers to hear it.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a read or write of a chunk is tried.
+    pub io_timeout: Duration,
+    /// How long a metadata call is tried.
+    pub meta_timeout: Duration,
+    /// Chunk requests that may be under way.
+    pub pieces: usize,
+    /// Data connections to each server.
+    pub connections: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            io_timeout: Duration::from_secs(120),
+            meta_timeout: Duration::from_secs(60),
+            pieces: 32,
+            connections: 2,
+        }
+    }
+}
+
+/// What a client is made of; the simulator gives simulated ones.
+pub struct Parts {
+    /// The seams.
+    pub env: Env,
+    /// The way to storage servers.
+    pub transport: Arc<dyn Transport>,
+    /// What the client proves itself with.
+    pub identity: Identity,
+    /// The routing information, kept current.
+    pub routing: watch::Receiver<Arc<RoutingInfo>>,
+    /// Settings.
+    pub options: Options,
+}
+
+/// One client incarnation; see the crate's documentation.
+pub struct Client {
+    pub(crate) env: Env,
+    pub(crate) id: ClientId,
+    pub(crate) meta: Arc<Meta>,
+    chunks: Arc<ChunkClient>,
+    pieces: Arc<Semaphore>,
+    options: Options,
+    _keep_alive: Task<()>,
+}
+
+impl Client {
+    /// A new incarnation over `parts`.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { env, transport, identity, routing, options } = parts;
+        let id = ClientId(env.random_u128());
+        let meta_timeout = options.meta_timeout;
+        let meta = Meta::new(env.clone(), id, identity, routing.clone(), meta_timeout);
+        let meta = Arc::new(meta);
+        let pool = PoolOptions { connections: options.connections, ..PoolOptions::default() };
+        let connections = ConnectionPool::new(transport, pool, env.clone());
+        let chunks = Arc::new(ChunkClient::new(env.clone(), id, connections, routing));
+        let keep_alive = keep_alive(env.clone(), Arc::clone(&meta), id);
+        Self {
+            id,
+            meta,
+            chunks,
+            pieces: Arc::new(Semaphore::new(options.pieces)),
+            _keep_alive: env.spawn("keep alive", keep_alive),
+            options,
+            env,
+        }
+    }
+
+    /// The incarnation's id.
+    pub fn id(&self) -> ClientId {
+        self.id
+    }
+
+    /// The metadata calls.
+    pub fn meta(&self) -> &Arc<Meta> {
+        &self.meta
+    }
+
+    /// The chunk calls.
+    pub fn chunks(&self) -> &Arc<ChunkClient> {
+        &self.chunks
+    }
+
+    /// The routing information as it is known now.
+    pub fn routing(&self) -> Arc<RoutingInfo> {
+        self.chunks.routing()
+    }
+
+    pub(crate) fn file(
+        &self,
+        caller: &Caller,
+        reply: v1::OpenReply,
+        sent: Monotonic,
+    ) -> Result<File> {
+        let (env, meta) = (self.env.clone(), Arc::clone(&self.meta));
+        let session = Session::new(env, meta, self.id, caller.clone(), reply, sent)?;
+        File::open(
+            self.env.clone(),
+            Arc::clone(&self.meta),
+            Arc::clone(&self.chunks),
+            session,
+            Arc::clone(&self.pieces),
+            self.options.io_timeout,
+        )
+    }
+
+    /// Ends the incarnation: its sessions are closed, and servers forget what they remember for retries.
+    pub async fn close(self) {
+        let goodbye = v1::KeepAliveRequest { client: id_bytes(self.id), goodbye: true };
+        let sessions = self.meta.keep_alive(goodbye);
+        if let Ok(Err(error)) | Err(error) =
+            self.env.timeout(GOODBYE_TIMEOUT, "goodbye", sessions).await
+        {
+            tracing::debug!(%error, "the metadata service did not hear the goodbye");
+        }
+        self.chunks.goodbye(self.env.deadline_after(GOODBYE_TIMEOUT)).await;
+    }
+}
+
+async fn keep_alive(env: Env, meta: Arc<Meta>, id: ClientId) {
+    loop {
+        env.sleep(KEEP_ALIVE).await;
+        let alive = v1::KeepAliveRequest { client: id_bytes(id), goodbye: false };
+        if let Err(error) = meta.keep_alive(alive).await {
+            tracing::warn!(%error, "the metadata service does not hear this client");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Metadata calls: sent to a metadata server, tried again until they are answered or too late.
+
+use kiln_env::Env;
+use kiln_net::{Identity, control_channel};
+use kiln_rpc::v1::{self, meta_client::MetaClient};
+use kiln_rpc::{Origin, error_from_status};
+use kiln_types::{
+    Action, Caller, ClientId, Code, Deadline, Error, NodeId, RequestId, Result, RoutingInfo,
+    ServiceKind,
+};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+/// How long one attempt may take.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// The control plane of a client: the metadata calls as the .proto file has them.
+pub struct Meta {
+    env: Env,
+    id: ClientId,
+    identity: Identity,
+    routing: watch::Receiver<Arc<RoutingInfo>>,
+    timeout: Duration,
+    server: Mutex<Option<Server>>,
+}
+
+#[derive(Clone)]
+struct Server {
+    node: NodeId,
+    address: String,
+    client: MetaClient<Channel>,
+}
+
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident;)*) => {
+        impl Meta {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                /// The server's error, or the last one before the time was over.
+                pub async fn $name(&self, request: v1::$request) -> Result<v1::$reply> {
+                    self.call(stringify!($name), |mut server| {
+                        let request = request.clone();
+                        async move { server.$name(request).await }
+                    })
+                    .await
+                }
+            )*
+        }
+    };
+}
+
+calls! {
+    /// The entry of a name in a directory.
+    lookup(LookupRequest) -> Entry;
+    /// Walks a path.
+    resolve(ResolveRequest) -> Entry;
+    /// An inode's attributes.
+    get_attr(GetAttrRequest) -> Attr;
+    /// Changes attributes.
+    set_attr(SetAttrRequest) -> Attr;
+    /// Makes a file, or opens it if it is there, and opens it.
+    create(CreateRequest) -> OpenReply;
+    /// Opens a file.
+    open(OpenRequest) -> OpenReply;
+    /// Closes a file.
+    close(CloseRequest) -> Attr;
+    /// Makes a writer's length durable and visible.
+    sync(SyncRequest) -> Attr;
+    /// A new capability for an open file.
+    renew(RenewRequest) -> OpenReply;
+    /// Keeps a client's open files open.
+    keep_alive(KeepAliveRequest) -> Empty;
+    /// A page of a directory.
+    read_dir(ReadDirRequest) -> ReadDirReply;
+    /// Makes a directory.
+    make_dir(MakeDirRequest) -> Entry;
+    /// Removes an empty directory.
+    remove_dir(RemoveRequest) -> Empty;
+    /// Removes a name of a file or symlink.
+    unlink(RemoveRequest) -> Empty;
+    /// Moves a name.
+    rename(RenameRequest) -> Empty;
+    /// Makes a symlink.
+    symlink(SymlinkRequest) -> Entry;
+    /// A symlink's target.
+    read_link(GetAttrRequest) -> LinkTarget;
+    /// Another name for a file.
+    link(LinkRequest) -> Entry;
+    /// Space and inodes of the file system.
+    stat_fs(Empty) -> StatFsReply;
+    /// An extended attribute.
+    get_xattr(XattrRequest) -> XattrValue;
+    /// Sets an extended attribute.
+    set_xattr(SetXattrRequest) -> Empty;
+    /// Names of extended attributes.
+    list_xattrs(GetAttrRequest) -> XattrNames;
+    /// Removes an extended attribute.
+    remove_xattr(RemoveXattrRequest) -> Empty;
+    /// A page of the inodes that have chunks.
+    list_inodes(ListInodesRequest) -> ListInodesReply;
+}
+
+impl Meta {
+    /// Calls as client `id`, each tried for at most `timeout`.
+    pub fn new(
+        env: Env,
+        id: ClientId,
+        identity: Identity,
+        routing: watch::Receiver<Arc<RoutingInfo>>,
+        timeout: Duration,
+    ) -> Self {
+        Self { env, id, identity, routing, timeout, server: Mutex::new(None) }
+    }
+
+    /// What a changing call carries: who asks, and a new request id that stays through its retries.
+    pub fn origin(&self, caller: &Caller) -> Option<v1::Origin> {
+        let request = RequestId(self.env.random_u128());
+        Some(v1::Origin::from(&Origin { caller: caller.clone(), client: self.id, request }))
+    }
+
+    async fn call<T, F>(
+        &self,
+        what: &str,
+        mut send: impl FnMut(MetaClient<Channel>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let deadline = self.env.deadline_after(self.timeout);
+        let mut pause = PAUSE_MIN;
+        loop {
+            let error = match self.server() {
+                Ok(server) => match self.attempt(what, deadline, send(server.client)).await {
+                    Ok(reply) => return Ok(reply),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if matches!(error.action(), Action::GiveUp | Action::Operator) {
+                return Err(error);
+            }
+            tracing::debug!(what, %error, "metadata call failed");
+            *self.server.lock() = None;
+            if deadline.left(self.env.now()) <= pause {
+                return Err(error.while_doing(format_args!("metadata call '{what}'")));
+            }
+            self.env.sleep(self.env.jittered(pause)).await;
+            pause = PAUSE_MAX.min(pause * 2);
+        }
+    }
+
+    async fn attempt<T>(
+        &self,
+        what: &str,
+        deadline: Deadline,
+        reply: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T> {
+        let timeout = ATTEMPT_TIMEOUT.min(deadline.left(self.env.now()));
+        match self.env.timeout(timeout, what, reply).await? {
+            Ok(reply) => Ok(reply.into_inner()),
+            Err(status) => Err(error_from_status(&status)),
+        }
+    }
+
+    /// The server that was used last, or any that lives.
+    fn server(&self) -> Result<Server> {
+        let routing = Arc::clone(&self.routing.borrow());
+        let alive = |server: &Server| {
+            let node = routing.nodes.get(&server.node);
+            node.is_some_and(|node| node.alive && node.address == server.address)
+        };
+        let mut kept = self.server.lock();
+        if let Some(server) = kept.as_ref().filter(|server| alive(server)) {
+            return Ok(server.clone());
+        }
+        let meta: Vec<_> = routing
+            .nodes
+            .values()
+            .filter(|node| node.kind == ServiceKind::Meta && node.alive)
+            .collect();
+        if meta.is_empty() {
+            return Err(Error::new(Code::NotReady, "no metadata server is up"));
+        }
+        let node = meta[self.env.random_below(meta.len() as u64) as usize];
+        let channel = control_channel(&node.address, self.identity.clone(), self.env.clone())?;
+        let client = MetaClient::new(channel);
+        let server = Server { node: node.id, address: node.address.clone(), client };
+        *kept = Some(server.clone());
+        Ok(server)
+    }
+}

@@ -1,0 +1,124 @@
+//! An open file's right to its chunks.
+
+use crate::chunks::{Grant, Granted};
+use crate::meta::Meta;
+use async_trait::async_trait;
+use kiln_env::Env;
+use kiln_rpc::convert::{id_bytes, required};
+use kiln_rpc::v1;
+use kiln_types::{Attr, Caller, ClientId, InodeId, Monotonic, Result, TruncateEpoch};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A session at the metadata service, and the capability that it gave last.
+pub(crate) struct Session {
+    env: Env,
+    meta: Arc<Meta>,
+    client: ClientId,
+    caller: Caller,
+    inode: InodeId,
+    session: Vec<u8>,
+    state: Mutex<State>,
+    renewing: tokio::sync::Mutex<()>,
+}
+
+struct State {
+    attr: Attr,
+    capability: Arc<[u8]>,
+    renew_at: Monotonic,
+}
+
+impl Session {
+    /// Takes what `open` or `create`, sent at `sent`, answered.
+    pub(crate) fn new(
+        env: Env,
+        meta: Arc<Meta>,
+        client: ClientId,
+        caller: Caller,
+        reply: v1::OpenReply,
+        sent: Monotonic,
+    ) -> Result<Self> {
+        let session = reply.session.to_vec();
+        let state = State::of(reply, sent)?;
+        let inode = state.attr.inode;
+        let (state, renewing) = (Mutex::new(state), tokio::sync::Mutex::default());
+        Ok(Self { env, meta, client, caller, inode, session, state, renewing })
+    }
+
+    pub(crate) fn inode(&self) -> InodeId {
+        self.inode
+    }
+
+    pub(crate) fn id(&self) -> &[u8] {
+        &self.session
+    }
+
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    pub(crate) fn attr(&self) -> Attr {
+        self.state.lock().attr.clone()
+    }
+
+    /// Takes attributes that another call answered.
+    pub(crate) fn set_attr(&self, attr: Attr) {
+        self.state.lock().attr = attr;
+    }
+
+    pub(crate) fn epoch(&self) -> TruncateEpoch {
+        self.state.lock().attr.epoch
+    }
+
+    fn granted(&self, index: u64) -> (Granted, Monotonic) {
+        let state = self.state.lock();
+        let granted = Granted {
+            capability: Arc::clone(&state.capability),
+            epoch: state.attr.epoch,
+            floor: state.attr.epoch_floor(index),
+        };
+        (granted, state.renew_at)
+    }
+}
+
+#[async_trait]
+impl Grant for Session {
+    async fn current(&self, index: u64) -> Result<Granted> {
+        let (granted, renew_at) = self.granted(index);
+        if self.env.now() < renew_at {
+            return Ok(granted);
+        }
+        let _one = self.renewing.lock().await;
+        if self.env.now() >= self.granted(index).1 {
+            self.renew().await?;
+        }
+        Ok(self.granted(index).0)
+    }
+
+    async fn renew(&self) -> Result<()> {
+        let sent = self.env.now();
+        let reply = self.meta.renew(v1::RenewRequest {
+            caller: Some((&self.caller).into()),
+            client: id_bytes(self.client),
+            inode: self.inode.0,
+            session: self.session.clone().into(),
+        });
+        let fresh = State::of(reply.await?, sent)?;
+        *self.state.lock() = fresh;
+        Ok(())
+    }
+}
+
+impl State {
+    fn of(reply: v1::OpenReply, sent: Monotonic) -> Result<Self> {
+        let attr = required(reply.attr, "attr")?;
+        // Two thirds: time enough to try again before it expires.
+        let lifetime = Duration::from_millis(reply.capability_ms) * 2 / 3;
+        Ok(Self {
+            attr,
+            capability: reply.capability.to_vec().into(),
+            renew_at: sent.plus(lifetime),
+        })
+    }
+}
