@@ -7,6 +7,7 @@ use fjall::PersistMode;
 use kiln_kv::KeyRange;
 use kiln_kv::history::History;
 use kiln_kv::optimistic::{Changes, Commit, Snapshot, Stored};
+use kiln_telemetry::metrics::{KV_COMMITS, KV_CONFLICTS, KV_GROUP, KV_SYNC_DURATION};
 use kiln_types::{Code, Error, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +94,7 @@ impl Committer {
                 self.publish(version);
             }
         }
+        count(&answers);
         for (answer, outcome) in answers {
             // Whoever gave up waiting has been told `MaybeCommitted`.
             let _ = answer.send(outcome);
@@ -118,7 +120,10 @@ impl Committer {
                 None => batch.remove(&self.opened.keyspace, key),
             }
         }
-        batch.commit().map_err(|error| failed("commit", &error))
+        let start = self.shared.env.now();
+        batch.commit().map_err(|error| failed("commit", &error))?;
+        KV_SYNC_DURATION.record_duration(self.shared.env.now().since(start));
+        Ok(())
     }
 
     fn publish(&mut self, version: u64) {
@@ -137,12 +142,24 @@ impl Stored for Group {
     }
 
     fn keys(&self, range: &KeyRange, most: usize) -> Result<Vec<Vec<u8>>> {
-        let mut keys = self.before.keys(range, most)?;
-        keys.retain(|key| !self.changes.contains_key(key));
+        let is_unchanged = |key: &[u8]| !self.changes.contains_key(key);
+        let mut keys = self.before.keys(range, most, is_unchanged)?;
         let changed = self.changes.range(range.start.clone()..range.end.clone());
         let added = changed.filter(|(_, value)| value.is_some()).map(|(key, _)| key.clone());
-        keys.extend(added);
+        keys.extend(added.take(most - keys.len()));
         Ok(keys)
+    }
+}
+
+fn count(answers: &[(oneshot::Sender<Result<()>>, Result<()>)]) {
+    let committed = answers.iter().filter(|(_, outcome)| outcome.is_ok()).count() as u64;
+    let is_conflict =
+        |outcome: &Result<()>| outcome.as_ref().is_err_and(|error| error.code() == Code::Conflict);
+    let conflicts = answers.iter().filter(|(_, outcome)| is_conflict(outcome)).count() as u64;
+    KV_COMMITS.add(committed);
+    KV_CONFLICTS.add(conflicts);
+    if committed > 0 {
+        KV_GROUP.record(committed);
     }
 }
 
@@ -158,3 +175,7 @@ impl Drop for FailOnPanic {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "committer_tests.rs"]
+mod tests;

@@ -3,7 +3,8 @@
 //! A directory holds `LOCK` (an exclusive lock while the engine is open) and `store` (the format marker
 //! and a log-structured merge tree). Transactions read the latest published snapshot. One committer
 //! thread takes all commits that wait, validates them against what was written since their snapshots,
-//! writes one batch, syncs once, publishes the new snapshot and answers all.
+//! writes one batch, syncs once, publishes the new snapshot and answers all. Reads run on the caller's
+//! thread: they are served from memory or the page cache, or wait for the local disk.
 //!
 //! Invariant: nothing is visible to any transaction before it is durable; after a failed write or sync
 //! the engine refuses everything until it is opened anew.
@@ -14,7 +15,7 @@ mod directory;
 mod snapshot;
 
 use crate::committer::{Committer, Request};
-use crate::directory::Directory;
+use crate::directory::{Directory, Opened};
 use crate::snapshot::Published;
 use async_trait::async_trait;
 use kiln_env::Env;
@@ -89,12 +90,7 @@ impl EmbeddedKv {
         let directory = lock(&path, env).await.context(&what)?;
         let opened = env.blocking(move || directory.open(options)).await?.context(&what)?;
         let (sender, queue) = mpsc::channel(QUEUE_KIB as usize);
-        let shared = Arc::new(Shared {
-            env: env.clone(),
-            state: RwLock::new(State::Open(Arc::new(opened.publish(0)))),
-            queue: RwLock::new(Some(sender)),
-            room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
-        });
+        let shared = Arc::new(Shared::new(env, &opened, sender));
         let committer = Committer::new(opened, queue, Arc::clone(&shared));
         let thread = env.spawn_thread("kv-commit", move || committer.run()).context(&what)?;
         tracing::info!(path = %path.display(), "store opened");
@@ -151,6 +147,15 @@ impl Kv for EmbeddedKv {
 }
 
 impl Shared {
+    fn new(env: &Env, opened: &Opened, queue: mpsc::Sender<Request>) -> Self {
+        Self {
+            env: env.clone(),
+            state: RwLock::new(State::Open(Arc::new(opened.publish(0)))),
+            queue: RwLock::new(Some(queue)),
+            room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
+        }
+    }
+
     fn published(&self) -> Result<Arc<Published>> {
         match &*self.state.read() {
             State::Open(published) => Ok(Arc::clone(published)),

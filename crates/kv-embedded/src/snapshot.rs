@@ -2,8 +2,8 @@
 
 use fjall::{Keyspace, Readable, Snapshot};
 use kiln_kv::KeyRange;
+use kiln_kv::optimistic::Visit;
 use kiln_types::{Code, Error, Result};
-use std::ops::ControlFlow;
 
 /// The tree as it was when `version` became durable.
 pub(crate) struct Published {
@@ -13,12 +13,25 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    /// Up to `most` keys of a range, in order.
-    pub(crate) fn keys(&self, range: &KeyRange, most: usize) -> Result<Vec<Vec<u8>>> {
+    /// Up to `most` keys of a range that `counts` accepts, in order.
+    pub(crate) fn keys(
+        &self,
+        range: &KeyRange,
+        most: usize,
+        counts: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<Vec<u8>>> {
         let bounds = range.start.as_slice()..range.end.as_slice();
-        let pairs = self.snapshot.range(&self.keyspace, bounds).take(most);
-        let keys = pairs.map(|pair| pair.key().map(|key| key.to_vec()));
-        keys.collect::<Result<_, _>>().map_err(|error| failed("read", &error))
+        let mut keys = Vec::new();
+        for pair in self.snapshot.range(&self.keyspace, bounds) {
+            if keys.len() == most {
+                break;
+            }
+            let key = pair.key().map_err(|error| failed("read", &error))?;
+            if counts(&key) {
+                keys.push(key.to_vec());
+            }
+        }
+        Ok(keys)
     }
 }
 
@@ -32,12 +45,7 @@ impl kiln_kv::optimistic::Snapshot for Published {
         Ok(value.map_err(|error| failed("read", &error))?.map(|value| value.to_vec()))
     }
 
-    fn scan(
-        &self,
-        range: &KeyRange,
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan(&self, range: &KeyRange, reverse: bool, visit: Visit<'_>) -> Result<()> {
         let bounds = range.start.as_slice()..range.end.as_slice();
         let mut pairs = self.snapshot.range(&self.keyspace, bounds);
         let mut next = || if reverse { pairs.next_back() } else { pairs.next() };

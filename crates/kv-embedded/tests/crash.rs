@@ -2,6 +2,7 @@
 //!
 //! The child is this test binary again, with `KILN_KV_CHILD` set. It notes every acknowledged commit in
 //! a file beside the store; the parent kills it, takes what is left, and compares.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod power;
 mod workload;

@@ -94,7 +94,7 @@ impl History {
         self.forget();
         if self.steps.len() > BOUNDARIES_MAX {
             let half = self.times.len().div_ceil(2);
-            if let Some((_, version)) = self.times.drain(..half).last() {
+            if let Some((_, version)) = self.times.drain(..half).next_back() {
                 self.oldest = version;
             }
             self.forget();

@@ -1,7 +1,7 @@
 //! The memory engine: the reference for every other one, and the simulator's store.
 
 use crate::history::History;
-use crate::optimistic::{Commit, Engine, OptimisticTransaction, Snapshot, Stored};
+use crate::optimistic::{Commit, Engine, OptimisticTransaction, Snapshot, Stored, Visit};
 use crate::{KeyRange, Kv, TRANSACTION_TIME_MAX, Transaction};
 use async_trait::async_trait;
 use kiln_env::Env;
@@ -191,12 +191,7 @@ impl Snapshot for View {
         Ok(versions.and_then(|versions| newest(versions, self.version)).map(<[u8]>::to_vec))
     }
 
-    fn scan(
-        &self,
-        range: &KeyRange,
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan(&self, range: &KeyRange, reverse: bool, visit: Visit<'_>) -> Result<()> {
         let state = self.store.state.lock();
         self.check(&state)?;
         let mut show = |(key, versions): (&Vec<u8>, &Versions)| match newest(versions, self.version)

@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+/// What a scan shows keys and values to, until it breaks.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
 /// A consistent view of what is stored.
 pub trait Snapshot: Send + Sync {
     /// The version that it shows.
@@ -29,12 +32,7 @@ pub trait Snapshot: Send + Sync {
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    fn scan(
-        &self,
-        range: &KeyRange,
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()>;
+    fn scan(&self, range: &KeyRange, reverse: bool, visit: Visit<'_>) -> Result<()>;
 }
 
 /// What an engine validates and applies.

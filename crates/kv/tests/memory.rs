@@ -1,4 +1,5 @@
 //! The memory engine runs the conformance suite, in the simulator and on threads.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use kiln_env::{Env, Executor};
 use kiln_kv::conformance::{self, Case};
