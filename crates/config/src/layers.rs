@@ -100,7 +100,8 @@ fn read_checked<C: ServiceConfig>(path: &Path) -> Result<Table> {
     let dir = path.parent().unwrap_or(Path::new(""));
     for place in config.paths() {
         if place.is_relative() && !place.as_os_str().is_empty() {
-            *place = dir.join(&*place);
+            // By components, so that "." is the directory and not a name in it.
+            *place = dir.join(&*place).components().collect();
         }
     }
     Table::try_from(config).map_err(internal)
