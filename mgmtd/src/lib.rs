@@ -1,1 +1,21 @@
-//! The manager: nodes, leases, targets, chains, routing
+//! The manager: nodes, leases, targets, chains, routing.
+//!
+//! [`Manager`] decides (`apply(event, now)`), [`Store`] makes its state durable, a thin shell moves
+//! messages between them and the network.
+//!
+//! Invariant: nobody hears of a state, or gets an answer that rests on it, before it is durable.
+#![forbid(unsafe_code)]
+
+mod bootstrap;
+mod manager;
+mod owner;
+mod server;
+mod service;
+mod state;
+mod store;
+
+pub use bootstrap::FIRST_TABLE;
+pub use manager::{Answer, Event, Manager, Options};
+pub use server::run;
+pub use state::State;
+pub use store::Store;

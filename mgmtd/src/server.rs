@@ -1,0 +1,88 @@
+//! The shell: opens the store, listens, runs the owner.
+
+use crate::manager::{Manager, Options};
+use crate::owner::Owner;
+use crate::service::{Service, routes};
+use crate::store::Store;
+use kiln_chain::lease::{LeaseTimes, Patience};
+use kiln_chain::membership::Rules;
+use kiln_config::MgmtdConfig;
+use kiln_env::Env;
+use kiln_kv::Kv;
+use kiln_net::{KeyRing, Server, ServerOptions, Terms};
+use kiln_types::{Context, Error, Incarnation, KeyId, Node, Result, ServiceKind};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long requests under way may take when the manager stops.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Runs a manager over `kv` until `shutdown`; `ready` gets the address on which it answers.
+///
+/// # Errors
+/// Why it cannot start (address, server key, store), or that its store failed later.
+pub async fn run(
+    config: MgmtdConfig,
+    env: Env,
+    kv: Arc<dyn Kv>,
+    ready: impl FnOnce(SocketAddr) + Send,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<()> {
+    let key = kiln_config::read_server_key(&config.node.server_key)?;
+    let ring = Arc::new(KeyRing::new(key.clone()));
+    let options = ServerOptions {
+        address: config.node.listen.to_string(),
+        terms: Terms { node: Some(config.node.id), ..Terms::CURRENT },
+        ..ServerOptions::default()
+    };
+    let server = Server::bind(options, ring.clone(), env.clone()).await?;
+    let address: SocketAddr = server.address().parse().map_err(|error| {
+        Error::internal(format!("the address '{}' that was taken: {error}", server.address()))
+    })?;
+    let (store, state) = Store::open(kv, env.clone(), key.cluster).await?;
+    let own = own_node(&config, address, &env);
+    let options = manager_options(&config, own, key.id);
+    let lease = options.lease;
+    let manager = Manager::new(options, state.clone(), env.now());
+    let (owner, handle) = Owner::start(manager, store, state, ring, env.clone()).await?;
+    let config_text = kiln_config::to_toml(&config)?;
+    let service = Service { handle, key, lease, config: config_text };
+    let serving = server.serve(None, Some(routes(service)))?;
+    let owner = env.spawn("manager", owner.run());
+    tracing::info!(%address, node = %config.node.id, "the manager answers");
+    ready(address);
+    // The owner ends with this statement; so do the streams of routing information.
+    let result = tokio::select! {
+        () = shutdown => Ok(()),
+        ended = owner.join() => ended.and_then(|result| result).context("manager"),
+    };
+    serving.shutdown(GRACE).await;
+    tracing::info!("the manager has stopped");
+    result
+}
+
+fn own_node(config: &MgmtdConfig, bound: SocketAddr, env: &Env) -> Node {
+    Node {
+        id: config.node.id,
+        kind: ServiceKind::Mgmtd,
+        address: config.node.advertised(bound),
+        incarnation: Incarnation(env.random_u128()),
+        alive: true,
+        tags: config.node.tags.clone(),
+    }
+}
+
+fn manager_options(config: &MgmtdConfig, own: Node, key: KeyId) -> Options {
+    let lease = LeaseTimes { lease: config.lease.duration, heartbeat: config.lease.heartbeat };
+    Options {
+        own,
+        lease,
+        patience: Patience { lease: lease.lease, ..Patience::default() },
+        // No server fills a target that missed writes yet: it waits.
+        rules: Rules { resync: false },
+        bootstrap: config.bootstrap.clone(),
+        key,
+    }
+}

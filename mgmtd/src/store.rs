@@ -1,0 +1,320 @@
+//! The manager's state in the key-value store.
+//!
+//! Each record is a kind (u8), a format version (u8), the body's length (u32) and the body, a message of
+//! `kiln.v1` unless said otherwise. A change is written in as many transactions as its size asks for;
+//! the head record, with the routing version, is in the last one. So a crash in between leaves a
+//! version that nobody was told of, and what was written of it still makes sense: [`Store::open`] drops
+//! an unfinished plan or table, and the manager lets chains follow their targets when it starts.
+//!
+//! Every transaction checks that this manager is still the one that opened the store last.
+
+use crate::state::State;
+use kiln_env::Env;
+use kiln_kv::{KeyRange, KeyWriter, Kv, RangeOptions, Transaction, transact};
+use kiln_rpc::v1;
+use kiln_types::{
+    ChainId, ChainTable, ChainTableId, ClusterId, Code, Context, Decoder, Encoder, Error, Result,
+    RoutingVersion,
+};
+use prost::Message;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const FORMAT: u8 = 1;
+/// The most bytes of a batch: well below what every engine takes in one transaction.
+const BATCH_BYTES_MAX: usize = 500_000;
+/// Chains in one record of a chain table.
+const PAGE_CHAINS: usize = 8192;
+/// Pairs that are read at a time.
+const LOAD_PAIRS: usize = 5000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    /// Cluster (16 bytes), routing version (u64), whether chains are planned (u8).
+    Head = 1,
+    Node = 2,
+    Target = 3,
+    Chain = 4,
+    /// Number of chains in the table (u32), then the ids (u64) of those in this page.
+    TablePage = 5,
+    Credential = 6,
+    /// The manager that opened the store last: 16 bytes.
+    Writer = 7,
+}
+
+/// A pair to write; without a value, a key to clear.
+type Write = (Vec<u8>, Option<Vec<u8>>);
+
+/// The store of one manager.
+pub struct Store {
+    kv: Arc<dyn Kv>,
+    env: Env,
+    writer: [u8; 16],
+}
+
+impl Store {
+    /// Takes the store over from whoever had it, and reads its state; a new one is of `cluster`.
+    ///
+    /// # Errors
+    /// `WrongCluster` when it is another cluster's; `Corrupt`; or the engine's own.
+    pub async fn open(kv: Arc<dyn Kv>, env: Env, cluster: ClusterId) -> Result<(Self, State)> {
+        let writer = env.random_u128().to_be_bytes();
+        let store = Self { kv, env, writer };
+        store.take_over().await?;
+        let state = store.load(cluster).await.context("state in the manager's store")?;
+        Ok((store, state))
+    }
+
+    async fn take_over(&self) -> Result<()> {
+        let record = encode(Kind::Writer, &self.writer);
+        transact(&*self.kv, &self.env, "taking over the manager's store", |tx| {
+            let record = record.clone();
+            Box::pin(async move {
+                tx.set(&key(Kind::Writer).finish(), &record);
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Makes `new` durable where `old` was.
+    ///
+    /// # Errors
+    /// `NotPrimary` when another manager has opened the store; or the engine's own, after which the
+    /// manager has to begin anew with what the store has.
+    pub async fn commit(&self, old: &State, new: &State) -> Result<()> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for write in difference(old, new) {
+            bytes += write.0.len() + write.1.as_ref().map_or(0, Vec::len);
+            if bytes > BATCH_BYTES_MAX {
+                self.write(&std::mem::take(&mut batch)).await?;
+                bytes = 0;
+            }
+            batch.push(write);
+        }
+        batch.push((key(Kind::Head).finish(), Some(encode_head(new))));
+        self.write(&batch).await
+    }
+
+    async fn write(&self, batch: &[Write]) -> Result<()> {
+        let writer = &self.writer;
+        transact(&*self.kv, &self.env, "writing the manager's state", |tx| {
+            Box::pin(async move {
+                check_writer(tx, writer).await?;
+                for (key, value) in batch {
+                    match value {
+                        Some(value) => tx.set(key, value),
+                        None => tx.clear(key),
+                    }
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    async fn load(&self, cluster: ClusterId) -> Result<State> {
+        let mut state = State::new(cluster);
+        let head = self.kv.begin().await?.get(&key(Kind::Head).finish()).await?;
+        let Some(head) = head else { return Ok(state) };
+        decode_head(&head, &mut state)?;
+        if state.routing.cluster != cluster {
+            return Err(Error::new(
+                Code::WrongCluster,
+                format!("it is of cluster {}, not {cluster}", state.routing.cluster),
+            )
+            .with_hint("the server key and the data directory belong together"));
+        }
+        let mut message = v1::RoutingInfo {
+            cluster: kiln_rpc::convert::id_bytes(cluster),
+            version: state.routing.version.0,
+            ..v1::RoutingInfo::default()
+        };
+        message.nodes = self.messages(Kind::Node).await?;
+        message.credentials = self.messages(Kind::Credential).await?;
+        if state.planned {
+            message.targets = self.messages(Kind::Target).await?;
+            message.chains = self.messages(Kind::Chain).await?;
+        } else {
+            self.clear_plan().await?;
+        }
+        state.routing = message.try_into()?;
+        state.routing.tables = self.tables().await?;
+        for chain in state.routing.chains.values() {
+            kiln_chain::membership::validate(chain)?;
+        }
+        Ok(state)
+    }
+
+    /// Drops the targets of a plan that was not finished: nobody was told of them.
+    async fn clear_plan(&self) -> Result<()> {
+        let keys: Vec<_> = self.pairs(Kind::Target).await?.into_iter().map(|(k, _)| k).collect();
+        for some in keys.chunks(LOAD_PAIRS) {
+            let clears: Vec<_> = some.iter().map(|key| (key.clone(), None)).collect();
+            self.write(&clears).await?;
+        }
+        Ok(())
+    }
+
+    async fn messages<M: Message + Default>(&self, kind: Kind) -> Result<Vec<M>> {
+        let message = |(_, value): (Vec<u8>, Vec<u8>)| {
+            M::decode(decode(kind, &value)?)
+                .map_err(|error| Error::corrupt(format!("a {kind:?} record: {error}")))
+        };
+        self.pairs(kind).await?.into_iter().map(message).collect()
+    }
+
+    /// Only tables all of whose pages are there.
+    async fn tables(&self) -> Result<BTreeMap<(ChainTableId, u64), ChainTable>> {
+        let mut tables = BTreeMap::new();
+        let mut counts = BTreeMap::new();
+        for (key, value) in self.pairs(Kind::TablePage).await? {
+            let mut fields = Decoder::new("table key", &key[prefix(Kind::TablePage).len()..]);
+            let id = ChainTableId(u64::from_be_bytes(fields.array()?));
+            let version = u64::from_be_bytes(fields.array()?);
+            let mut page = Decoder::new("table page", decode(Kind::TablePage, &value)?);
+            counts.insert((id, version), page.u32()? as usize);
+            let table = ChainTable { id, version, chains: Vec::new() };
+            let table = tables.entry((id, version)).or_insert(table);
+            while page.left() > 0 {
+                table.chains.push(ChainId(page.u64()?));
+            }
+        }
+        tables.retain(|key, table| counts.get(key) == Some(&table.chains.len()));
+        Ok(tables)
+    }
+
+    /// All pairs of a kind; nobody else writes them while this manager has the store.
+    async fn pairs(&self, kind: Kind) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut range = KeyRange::prefix(&prefix(kind));
+        loop {
+            let mut transaction = self.kv.begin().await?;
+            let page = transaction.range(range.clone(), RangeOptions::limit(LOAD_PAIRS)).await?;
+            let end = page.len() < LOAD_PAIRS;
+            pairs.extend(page);
+            match pairs.last() {
+                Some((last, _)) if !end => range = range.after(last),
+                _ => return Ok(pairs),
+            }
+        }
+    }
+}
+
+async fn check_writer(tx: &mut dyn Transaction, writer: &[u8; 16]) -> Result<()> {
+    let stored = tx.get(&key(Kind::Writer).finish()).await?;
+    match stored.as_deref().map(|record| decode(Kind::Writer, record)).transpose()? {
+        Some(stored) if stored == writer => Ok(()),
+        _ => Err(Error::new(Code::NotPrimary, "another manager has opened the store")),
+    }
+}
+
+/// The records that differ between two states, but for the head.
+fn difference(old: &State, new: &State) -> Vec<Write> {
+    let mut writes = Vec::new();
+    let (was, is) = (&old.routing, &new.routing);
+    let id_key = |kind, id: u64| key(kind).u64(id).finish();
+    compare(
+        &was.nodes,
+        &is.nodes,
+        &mut writes,
+        |id| id_key(Kind::Node, id.0),
+        |node| encode(Kind::Node, &v1::NodeInfo::from(node).encode_to_vec()),
+    );
+    compare(
+        &was.targets,
+        &is.targets,
+        &mut writes,
+        |id| id_key(Kind::Target, id.0),
+        |target| encode(Kind::Target, &v1::TargetInfo::from(target).encode_to_vec()),
+    );
+    compare(
+        &was.chains,
+        &is.chains,
+        &mut writes,
+        |id| id_key(Kind::Chain, id.0),
+        |chain| encode(Kind::Chain, &v1::ChainInfo::from(chain).encode_to_vec()),
+    );
+    let by_name = |state: &State| -> BTreeMap<_, _> {
+        state.routing.credentials.iter().map(|c| (c.name.clone(), c.clone())).collect()
+    };
+    let name_key = |name: &String| key(Kind::Credential).rest(name.as_bytes()).finish();
+    compare(&by_name(old), &by_name(new), &mut writes, name_key, |record| {
+        encode(Kind::Credential, &v1::CredentialInfo::from(record).encode_to_vec())
+    });
+    // Versions of tables never change: only new ones are written.
+    let fresh = is.tables.iter().filter(|(key, _)| !was.tables.contains_key(key));
+    fresh.for_each(|(_, table)| write_table(table, &mut writes));
+    writes
+}
+
+fn compare<K: Ord, V: PartialEq>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    writes: &mut Vec<Write>,
+    key: impl Fn(&K) -> Vec<u8>,
+    record: impl Fn(&V) -> Vec<u8>,
+) {
+    let changed = new.iter().filter(|(id, value)| old.get(id) != Some(value));
+    writes.extend(changed.map(|(id, value)| (key(id), Some(record(value)))));
+    let gone = old.keys().filter(|id| !new.contains_key(id));
+    writes.extend(gone.map(|id| (key(id), None)));
+}
+
+fn write_table(table: &ChainTable, writes: &mut Vec<Write>) {
+    for (page, chains) in table.chains.chunks(PAGE_CHAINS).enumerate() {
+        let key = key(Kind::TablePage).u64(table.id.0).u64(table.version).u32(page as u32);
+        let mut body = Encoder::new();
+        body.u32(table.chains.len() as u32);
+        chains.iter().for_each(|chain| {
+            body.u64(chain.0);
+        });
+        writes.push((key.finish(), Some(encode(Kind::TablePage, &body.finish()))));
+    }
+}
+
+fn prefix(kind: Kind) -> Vec<u8> {
+    KeyWriter::new().rest(b"mgmtd/").u8(kind as u8).finish()
+}
+
+fn key(kind: Kind) -> KeyWriter {
+    KeyWriter::new().rest(&prefix(kind))
+}
+
+fn encode(kind: Kind, body: &[u8]) -> Vec<u8> {
+    Encoder::new().u8(kind as u8).u8(FORMAT).bytes(body).finish()
+}
+
+fn decode(kind: Kind, record: &[u8]) -> Result<&[u8]> {
+    let mut fields = Decoder::new("manager record", record);
+    let (found, format) = (fields.u8()?, fields.u8()?);
+    if found != kind as u8 {
+        return Err(Error::corrupt(format!("record of kind {found} where {kind:?} should be")));
+    }
+    if format != FORMAT {
+        return Err(Error::new(
+            Code::Unsupported,
+            format!("a {kind:?} record has format {format}, this build knows {FORMAT}"),
+        )
+        .with_hint("start the newer version of kiln that wrote it"));
+    }
+    let body = fields.bytes(usize::MAX)?;
+    fields.finish()?;
+    Ok(body)
+}
+
+fn encode_head(state: &State) -> Vec<u8> {
+    let mut body = Encoder::new();
+    body.u128(state.routing.cluster.0).u64(state.routing.version.0).u8(u8::from(state.planned));
+    encode(Kind::Head, &body.finish())
+}
+
+fn decode_head(record: &[u8], state: &mut State) -> Result<()> {
+    let mut fields = Decoder::new("head record", decode(Kind::Head, record)?);
+    state.routing.cluster = ClusterId(fields.u128()?);
+    state.routing.version = RoutingVersion(fields.u64()?);
+    state.planned = fields.u8()? != 0;
+    fields.finish()
+}
