@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::place::Place;
-use crate::{config, status, up};
+use crate::{config, serve, status, up};
 use clap::{Parser, Subcommand};
 
 /// A parallel file system for AI clusters, from one machine up.
@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Down,
     /// Show the servers of the cluster: processes, addresses, health, memory
     Status(status::Args),
+    /// Run a manager in this process
+    Mgmtd(serve::Args),
     /// Print commented configuration files
     Config(config::Args),
     /// Print the completion script of a shell

@@ -12,6 +12,7 @@ mod failure;
 mod output;
 mod place;
 mod runtime;
+mod serve;
 mod status;
 mod up;
 
@@ -34,6 +35,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Up(args) => up::run(place, &args),
         Command::Down => down::run(place),
         Command::Status(args) => status::run(place, &args),
+        Command::Mgmtd(args) => serve::mgmtd(&args),
         Command::Config(args) => config::run(&args),
         Command::Completions { shell } => completions::run(shell),
     }

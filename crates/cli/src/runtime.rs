@@ -7,3 +7,8 @@ use tokio::runtime::{Builder, Runtime};
 pub(crate) fn single() -> Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("start of the runtime")
 }
+
+/// A thread for each core: what serves or moves data.
+pub(crate) fn many() -> Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build().context("start of the runtime")
+}

@@ -1,0 +1,143 @@
+//! `kiln mgmtd`, `kiln meta`, `kiln storage`: one server in this process.
+
+use crate::failure::{Failure, Outcome};
+use crate::runtime;
+use kiln_config::{
+    KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, MgmtdConfig, NodeConfig, ServiceConfig,
+    Setting,
+};
+use kiln_env::Env;
+use kiln_kv_embedded::EmbeddedKv;
+use kiln_launch::Supervised;
+use kiln_telemetry::{Level, LogOptions};
+use kiln_types::Result;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// What every server is told; flags come over the environment, and that over the file.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The configuration file; 'kiln config example SERVICE' prints one
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Where to listen; port 0: any free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// The least level that is logged: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+
+    /// The file to log to instead of standard error
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<String>,
+
+    /// Set any key of the configuration, for example lease.duration=10s
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Called once, with the address that is listened on, when the server is ready.
+pub(crate) type Ready = Box<dyn FnOnce(SocketAddr) + Send>;
+/// Ends when the server is asked to stop.
+pub(crate) type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Args {
+    fn settings(&self) -> Result<Vec<Setting>> {
+        let mut settings =
+            self.set.iter().map(|set| Setting::parse(set)).collect::<Result<Vec<_>>>()?;
+        let listen = self.listen.map(|listen| Setting::flag("--listen", "node.listen", listen));
+        let level = self.log_level.as_ref().map(|to| Setting::flag("--log-level", "log.level", to));
+        let file = self.log_file.as_ref().map(|to| Setting::flag("--log-file", "log.file", to));
+        settings.extend([listen, level, file].into_iter().flatten());
+        Ok(settings)
+    }
+}
+
+/// Runs a manager.
+pub(crate) fn mgmtd(args: &Args) -> Outcome {
+    run(args, |config: MgmtdConfig, env, ready, shutdown| async move {
+        let kv = open_kv(&config.node, &config.kv, &env).await?;
+        let ended = kiln_mgmtd::run(config, env, kv.clone(), ready, shutdown).await;
+        ended.and(kv.close().await)
+    })
+}
+
+/// The engine that the configuration names, in a directory of its own.
+async fn open_kv(node: &NodeConfig, kv: &KvConfig, env: &Env) -> Result<Arc<EmbeddedKv>> {
+    match kv.engine {
+        KvEngine::Embedded => {
+            let options = kiln_kv_embedded::Options { cache_bytes: kv.cache, ..Default::default() };
+            Ok(Arc::new(EmbeddedKv::open(node.data_dir.join("kv"), env, options).await?))
+        }
+    }
+}
+
+/// Runs a server by itself.
+fn run<C, F>(args: &Args, serve: impl FnOnce(C, Env, Ready, Shutdown) -> F) -> Outcome
+where
+    C: ServiceConfig,
+    F: Future<Output = Result<()>>,
+{
+    start(args, args.settings().map_err(Failure::usage)?, serve)
+}
+
+fn start<C, F>(
+    args: &Args,
+    settings: Vec<Setting>,
+    serve: impl FnOnce(C, Env, Ready, Shutdown) -> F,
+) -> Outcome
+where
+    C: ServiceConfig,
+    F: Future<Output = Result<()>>,
+{
+    let supervised = Supervised::follow()?;
+    let config: C = kiln_config::load(Some(&args.config), std::env::vars(), &settings)?;
+    kiln_telemetry::init(&log_options(config.log()))?;
+    raise_file_limit();
+    let service = C::SERVICE;
+    let node = config.node().id;
+    tracing::info!(%service, %node, version = env!("CARGO_PKG_VERSION"), "server starts");
+    runtime::many()?.block_on(async {
+        let mut stop = supervised.stop()?;
+        let shutdown = Box::pin(async move { stop.requested().await });
+        let ready = Box::new(move |address| {
+            tracing::info!(%service, %node, %address, "server is ready");
+            Supervised::announce(address);
+        });
+        serve(config, Env::real(), ready, shutdown).await
+    })?;
+    tracing::info!(%service, %node, "server has stopped");
+    Ok(())
+}
+
+fn log_options(config: &LogConfig) -> LogOptions {
+    LogOptions {
+        level: match config.level {
+            LogLevel::Error => Level::ERROR,
+            LogLevel::Warn => Level::WARN,
+            LogLevel::Info => Level::INFO,
+            LogLevel::Debug => Level::DEBUG,
+            LogLevel::Trace => Level::TRACE,
+        },
+        format: match config.format {
+            LogFormat::Text => kiln_telemetry::LogFormat::Text,
+            LogFormat::Json => kiln_telemetry::LogFormat::Json,
+        },
+        file: Some(config.file.clone()).filter(|file| !file.as_os_str().is_empty()),
+    }
+}
+
+/// A server has a socket for each client: it takes as many open files as it may.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
