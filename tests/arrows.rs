@@ -21,10 +21,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("kv", &["types", "env", "telemetry", "memory"]),
     ("kv-embedded", &["kv"]),
     ("chunk-store", &["disk"]),
-    ("client", &["chain", "net", "rpc", "config"]),
+    // Registration, heartbeats, lease and routing: the same for servers, and in part for clients.
+    ("manager-link", &["chain", "rpc", "net"]),
+    ("client", &["chain", "net", "rpc", "config", "manager-link"]),
     ("mgmtd", &["chain", "kv", "rpc", "net", "config"]),
-    ("meta-server", &["kv", "rpc", "net", "client", "config"]),
-    ("storage-server", &["chain", "chunk-store", "net", "rpc", "config"]),
+    ("meta-server", &["kv", "rpc", "net", "client", "config", "manager-link"]),
+    ("storage-server", &["chain", "chunk-store", "net", "rpc", "config", "manager-link"]),
     // It draws a new cluster's id and key, and derives its first credential.
     ("launch", &["config", "env", "wire"]),
     ("bench", ANY),

@@ -37,6 +37,14 @@ pub fn error_from_status(status: &Status) -> Error {
 }
 
 fn transport_error(status: &Status) -> Error {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        // Our own connector said why there is no connection.
+        if let Some(error) = error.downcast_ref::<Error>() {
+            return error.clone();
+        }
+        cause = error.source();
+    }
     let code = match status.code() {
         Grpc::InvalidArgument | Grpc::OutOfRange | Grpc::FailedPrecondition => Code::Invalid,
         Grpc::DeadlineExceeded => Code::DeadlineExceeded,
