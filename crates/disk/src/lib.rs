@@ -1,4 +1,12 @@
 //! The Disk trait: io_uring, a plain fallback, and a simulated disk that loses power.
+//!
+//! Invariants: only this crate opens data files; after a failed sync a disk accepts no write and no sync;
+//! the memory of an operation lives until the operation is over, whoever stops waiting for it.
+
+mod range;
+mod simulated;
+
+pub use simulated::{Fault, SimulatedDisk};
 
 use async_trait::async_trait;
 use kiln_memory::{Buffer, Bytes};
