@@ -5,16 +5,19 @@ use crate::file::File;
 use crate::meta::Meta;
 use crate::session::Session;
 use kiln_env::{Env, Task};
-use kiln_net::{ConnectionPool, Identity, PoolOptions, Transport};
+use kiln_manager_link::RoutingWatch;
+use kiln_net::{ConnectionPool, Identity, PoolOptions, TcpTransport, Transport};
 use kiln_rpc::convert::id_bytes;
 use kiln_rpc::v1;
-use kiln_types::{Caller, ClientId, Monotonic, Result, RoutingInfo};
+use kiln_types::{Caller, ClientId, Credential, Monotonic, Result, RoutingInfo};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 /// How often the client says that it lives; a metadata server's client lease is several times that.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How long the first contact with the manager may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client that ends waits for servers to hear it.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -65,9 +68,31 @@ pub struct Client {
     pieces: Arc<Semaphore>,
     options: Options,
     _keep_alive: Task<()>,
+    _watch: Option<RoutingWatch>,
 }
 
 impl Client {
+    /// Connects over TCP: finds the routing information at `managers` (`host:port`), as the holder of
+    /// `credential`.
+    ///
+    /// # Errors
+    /// Why the manager refuses, or that none answers in time.
+    pub async fn connect(
+        env: &Env,
+        managers: Vec<String>,
+        credential: Credential,
+        options: Options,
+    ) -> Result<Self> {
+        let identity = Identity::Client(credential);
+        let transport = Arc::new(TcpTransport::new(identity.clone(), env.clone()));
+        let watch = RoutingWatch::start(managers, identity.clone(), env)?;
+        watch.routing().ready(env.deadline_after(CONNECT_TIMEOUT), env).await?;
+        let routing = watch.routing().subscribe();
+        let env = env.clone();
+        let parts = Parts { env, transport, identity, routing, options };
+        Ok(Self { _watch: Some(watch), ..Self::new(parts) })
+    }
+
     /// A new incarnation over `parts`.
     pub fn new(parts: Parts) -> Self {
         let Parts { env, transport, identity, routing, options } = parts;
@@ -87,6 +112,7 @@ impl Client {
             _keep_alive: env.spawn("keep alive", keep_alive),
             options,
             env,
+            _watch: None,
         }
     }
 
