@@ -1,0 +1,197 @@
+//! The manager's state in a key-value store: what is committed comes back, torn changes do no harm.
+
+use async_trait::async_trait;
+use kiln_env::{Env, Executor};
+use kiln_kv::{Kv, MemoryKv, Transaction};
+use kiln_mgmtd::{State, Store};
+use kiln_types::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const CLUSTER: ClusterId = ClusterId(5);
+
+/// A state with `chains` chains of three targets, all in one table.
+fn state(chains: u64) -> State {
+    let mut state = State::new(CLUSTER);
+    let routing = &mut state.routing;
+    routing.version = RoutingVersion(9);
+    for chain in (1..=chains).map(ChainId) {
+        let targets: Vec<_> = (0..3).map(|i| TargetId(chain.0 * 3 + i)).collect();
+        for (i, id) in targets.iter().enumerate() {
+            let node = NodeId(100 + i as u64);
+            let disk = DiskId(u128::from(id.0) << 64);
+            let target = Target { id: *id, chain, node, disk, local: LocalState::UpToDate };
+            routing.targets.insert(*id, target);
+        }
+        let member = |target: &TargetId| Member { target: *target, state: PublicState::Serving };
+        let members = targets.iter().map(member).collect();
+        let version = ChainVersion(chain.0);
+        routing.chains.insert(chain, Chain { id: chain, version, members, min_serving: 2 });
+    }
+    let all = routing.chains.keys().copied().collect();
+    let table = ChainTable { id: ChainTableId(1), version: 1, chains: all };
+    routing.tables.insert((table.id, table.version), table);
+    routing.nodes.insert(
+        NodeId(100),
+        Node {
+            id: NodeId(100),
+            kind: ServiceKind::Storage,
+            address: "a:1".into(),
+            incarnation: Incarnation(3),
+            alive: true,
+            tags: BTreeMap::from([("rack".into(), "7".into())]),
+        },
+    );
+    routing.credentials.push(CredentialRecord {
+        name: "admin".into(),
+        key: KeyId(1),
+        revoked: false,
+        limits: CredentialLimits::default(),
+    });
+    state.planned = true;
+    state
+}
+
+fn simulate<F: Future<Output = ()> + Send + 'static>(body: impl FnOnce(Env, Arc<MemoryKv>) -> F) {
+    let executor = Executor::new(1);
+    let env = executor.env();
+    let kv = Arc::new(MemoryKv::new(&env));
+    executor.run(body(env, kv));
+}
+
+#[test]
+fn what_is_committed_comes_back() {
+    simulate(|env, kv| async move {
+        let (store, empty) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+        assert_eq!(empty, State::new(CLUSTER));
+        let first = state(20_000);
+        store.commit(&empty, &first).await.unwrap();
+        let (store, loaded) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+        assert_eq!(loaded, first);
+
+        let mut second = first.clone();
+        second.routing.version.0 += 1;
+        second.routing.credentials[0].revoked = true;
+        second.routing.chains.get_mut(&ChainId(4)).unwrap().version.0 += 1;
+        second.routing.nodes.clear();
+        let before = kv.key_count();
+        store.commit(&first, &second).await.unwrap();
+        assert_eq!(kv.key_count(), before - 1);
+        let (_, loaded) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+        assert_eq!(loaded, second);
+
+        let other = Store::open(kv, env, ClusterId(6)).await.err().unwrap();
+        assert_eq!(other.code(), Code::WrongCluster);
+    });
+}
+
+#[test]
+fn only_the_manager_that_opened_the_store_last_writes() {
+    simulate(|env, kv| async move {
+        let (old, empty) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+        let (new, _) = Store::open(kv, env, CLUSTER).await.unwrap();
+        let refused = old.commit(&empty, &state(1)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotPrimary);
+        new.commit(&empty, &state(1)).await.unwrap();
+    });
+}
+
+/// An engine whose process dies at the commit of one of its transactions.
+struct Dying {
+    kv: Arc<MemoryKv>,
+    commits_left: AtomicU64,
+}
+
+struct DyingTransaction {
+    inner: Box<dyn Transaction>,
+    dies: bool,
+}
+
+#[async_trait]
+impl Kv for Dying {
+    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+        let left = self
+            .commits_left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| Some(left.saturating_sub(1)));
+        Ok(Box::new(DyingTransaction { inner: self.kv.begin().await?, dies: left == Ok(0) }))
+    }
+}
+
+#[async_trait]
+impl Transaction for DyingTransaction {
+    async fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.inner.get(key).await
+    }
+    async fn snapshot_get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.inner.snapshot_get(key).await
+    }
+    async fn range(
+        &mut self,
+        range: kiln_kv::KeyRange,
+        options: kiln_kv::RangeOptions,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        self.inner.range(range, options).await
+    }
+    fn set(&mut self, key: &[u8], value: &[u8]) {
+        self.inner.set(key, value);
+    }
+    fn clear(&mut self, key: &[u8]) {
+        self.inner.clear(key);
+    }
+    fn clear_range(&mut self, range: kiln_kv::KeyRange) {
+        self.inner.clear_range(range);
+    }
+    fn add(&mut self, key: &[u8], delta: i64) {
+        self.inner.add(key, delta);
+    }
+    fn max(&mut self, key: &[u8], value: u64) {
+        self.inner.max(key, value);
+    }
+    fn add_read_conflict(&mut self, range: kiln_kv::KeyRange) {
+        self.inner.add_read_conflict(range);
+    }
+    fn add_write_conflict(&mut self, range: kiln_kv::KeyRange) {
+        self.inner.add_write_conflict(range);
+    }
+    async fn commit(self: Box<Self>) -> Result<()> {
+        match self.dies {
+            true => Err(Error::new(Code::DiskFailed, "the process died")),
+            false => self.inner.commit().await,
+        }
+    }
+}
+
+#[test]
+fn a_torn_change_leaves_no_half_plan_and_no_half_table() {
+    for commits in 0..8 {
+        simulate(move |env, kv| async move {
+            let (store, empty) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+            let mut planned = state(20_000);
+            planned.routing.chains.clear();
+            planned.routing.tables.clear();
+            drop(store);
+            let dying = Arc::new(Dying { kv: kv.clone(), commits_left: AtomicU64::new(100) });
+            let (store, _) = Store::open(dying.clone(), env.clone(), CLUSTER).await.unwrap();
+            dying.commits_left.store(commits, Ordering::SeqCst);
+            let done = store.commit(&empty, &planned).await.is_ok();
+            let (store, loaded) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+            assert_eq!(loaded, if done { planned.clone() } else { State::new(CLUSTER) });
+            if !done {
+                store.commit(&empty, &planned).await.unwrap();
+            }
+
+            let complete = state(20_000);
+            dying.commits_left.store(100, Ordering::SeqCst);
+            let (store, _) = Store::open(dying.clone(), env.clone(), CLUSTER).await.unwrap();
+            dying.commits_left.store(commits, Ordering::SeqCst);
+            let done = store.commit(&planned, &complete).await.is_ok();
+            let (_, loaded) = Store::open(kv, env, CLUSTER).await.unwrap();
+            assert_eq!(loaded.routing.targets, complete.routing.targets);
+            match loaded.routing.tables.values().next() {
+                Some(table) => assert_eq!(table.chains.len(), 20_000),
+                None => assert!(!done),
+            }
+        });
+    }
+}
