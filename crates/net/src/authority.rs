@@ -41,6 +41,9 @@ pub(crate) fn judge(authority: &dyn Authority, peer: &Peer) -> Result<()> {
     match authority.credential(name) {
         None => refused(format!("credential '{name}' is not known to this cluster any more")),
         Some(record) if record.revoked => refused(format!("credential '{name}' was revoked")),
+        Some(record) if record.key != peer.key => {
+            refused(format!("credential '{name}' was issued anew under another server key"))
+        }
         Some(record) if record.limits != *limits => {
             let message = format!("the limits of credential '{name}' changed");
             Err(Error::new(Code::ConnectionLost, message))

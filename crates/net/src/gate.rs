@@ -14,7 +14,7 @@ use kiln_wire::{Agreement, Purpose};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -30,6 +30,8 @@ pub(crate) struct Gate {
     /// Connections in their handshake, oldest first.
     opening: Mutex<BTreeMap<u64, Opening>>,
     guests: Mutex<BTreeMap<u64, Guest>>,
+    /// Everything has ended: whoever comes in now is shown out.
+    closed: AtomicBool,
 }
 
 struct Opening {
@@ -45,6 +47,14 @@ pub(crate) enum Guest {
 }
 
 impl Guest {
+    fn kill(&self) {
+        let reason = Error::new(Code::Cancelled, "the server stopped");
+        match self {
+            Self::Data(session) => session.kill(reason),
+            Self::Control(pass) => pass.end(reason),
+        }
+    }
+
     fn judge(&self) {
         match self {
             Self::Data(session) => {
@@ -67,6 +77,7 @@ impl Gate {
             next: AtomicU64::new(0),
             opening: Mutex::new(BTreeMap::new()),
             guests: Mutex::new(BTreeMap::new()),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -134,7 +145,7 @@ impl Gate {
             (Purpose::Control, _, Some(control)) => {
                 let authority = Arc::clone(&self.house.authority);
                 let (stream, pass) = ControlStream::new(stream, peer, authority, judged);
-                self.guests.lock().insert(id, Guest::Control(Arc::clone(&pass)));
+                self.let_in(id, Guest::Control(Arc::clone(&pass)));
                 // A full queue means that tonic takes no connections: it is stopping.
                 if control.send(stream).await.is_ok() {
                     pass.gone().await;
@@ -156,8 +167,15 @@ impl Gate {
         judged: u64,
     ) {
         let (session, intake) = Session::new(&self.house, handler, peer, stream, judged);
-        self.guests.lock().insert(id, Guest::Data(Arc::clone(&session)));
+        self.let_in(id, Guest::Data(Arc::clone(&session)));
         session.run(intake).await;
+    }
+
+    fn let_in(&self, id: u64, guest: Guest) {
+        self.guests.lock().insert(id, guest.clone());
+        if self.closed.load(Ordering::SeqCst) {
+            guest.kill();
+        }
     }
 
     /// Judges open connections whenever keys or credentials changed, for ever: also those that ask
@@ -197,14 +215,9 @@ impl Gate {
 
     /// Ends everything at once.
     pub(crate) fn kill(&self) {
+        self.closed.store(true, Ordering::SeqCst);
         drop(std::mem::take(&mut *self.opening.lock()));
-        let reason = Error::new(Code::Cancelled, "the server stopped");
-        for guest in self.guests() {
-            match guest {
-                Guest::Data(session) => session.kill(reason.clone()),
-                Guest::Control(pass) => pass.end(reason.clone()),
-            }
-        }
+        self.guests().iter().for_each(Guest::kill);
     }
 }
 

@@ -19,10 +19,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// A server that owes an answer says something each second. After so many silent seconds it is gone.
+/// A server that owes an answer says something each second. After so many silent seconds it is gone. It is
+/// not gone when it takes nothing: it may have no memory for the next request.
 const SILENT_TICKS: u32 = 5;
-/// A server that takes nothing for so long is gone.
-const STALL: Duration = Duration::from_secs(10);
 
 /// A [`Link`] over a byte stream. Dropping it closes the connection.
 pub(crate) struct FrameLink {
@@ -216,7 +215,7 @@ impl Shared {
         tokio::select! {
             biased;
             () = answers => {}
-            () = self.outbox.pump(&self.env, STALL, look) => {}
+            () = self.outbox.pump(&self.env, None, look) => {}
         }
         // The connection may have been ended elsewhere, by a failed write for instance.
         self.end(self.reason());

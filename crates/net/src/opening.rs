@@ -60,12 +60,12 @@ pub(crate) async fn receive_guest(
     env: &Env,
 ) -> Result<Agreement> {
     let result = examine(stream, authority, terms, served, env).await;
-    if let Err(error) = &result {
-        if error.code() != Code::ConnectionLost {
-            // The connector may be gone already: there is nobody to tell then.
-            let _ = send(stream, &refusal(error)).await;
-            let _ = stream.writer.shutdown().await;
-        }
+    if let Err(error) = &result
+        && error.code() != Code::ConnectionLost
+    {
+        // The connector may be gone already: there is nobody to tell then.
+        let _ = send(stream, &refusal(error)).await;
+        let _ = stream.writer.shutdown().await;
     }
     result
 }

@@ -109,7 +109,8 @@ impl Outbox {
         self.written.load(Ordering::Relaxed)
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether everything is written.
+    pub(crate) fn is_empty(&self) -> bool {
         self.queue.lock().is_empty() && self.pen.lock().staged.is_empty()
     }
 
@@ -176,13 +177,18 @@ impl Outbox {
     }
 
     /// Looks after the connection until it ends: writes what a full socket left over, and calls `tick`
-    /// each second.
-    pub(crate) async fn pump(&self, env: &Env, stall: Duration, mut tick: impl FnMut() + Send) {
+    /// each second. A peer that takes next to nothing for `stall` ends it.
+    pub(crate) async fn pump(
+        &self,
+        env: &Env,
+        stall: Option<Duration>,
+        mut tick: impl FnMut() + Send,
+    ) {
         loop {
             tokio::select! {
                 biased;
-                () = self.ending.wait() => break,
-                () = self.blocked.notified() => self.write_blocked(env, stall).await,
+                () = self.ending.wait() => return,
+                () = self.blocked.notified() => self.write_blocked(env, stall, &mut tick).await,
                 () = env.sleep(TICK) => tick(),
             }
         }
@@ -197,8 +203,13 @@ impl Outbox {
         drop((staged, std::mem::take(&mut *self.queue.lock())));
     }
 
-    async fn write_blocked(&self, env: &Env, stall: Duration) {
-        let mut before = self.written();
+    async fn write_blocked(
+        &self,
+        env: &Env,
+        stall: Option<Duration>,
+        tick: &mut (impl FnMut() + Send),
+    ) {
+        let (mut before, mut since) = (self.written(), env.now());
         loop {
             tokio::select! {
                 biased;
@@ -210,13 +221,15 @@ impl Outbox {
                     // Someone may have pushed while this task held the pen.
                     return self.write_now();
                 }
-                () = env.sleep(stall) => {
-                    if self.written() < before + PROGRESS_BYTES {
-                        self.ending.end(stalled(&self.peer, stall));
-                    }
-                    before = self.written();
-                }
+                () = env.sleep(stall.unwrap_or(TICK).min(TICK)) => tick(),
             }
+            let Some(stall) = stall.filter(|stall| env.now().since(since) >= *stall) else {
+                continue;
+            };
+            if self.written() < before + PROGRESS_BYTES {
+                self.ending.end(stalled(&self.peer, stall));
+            }
+            (before, since) = (self.written(), env.now());
         }
     }
 

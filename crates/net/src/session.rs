@@ -88,7 +88,8 @@ impl Session {
         let mut before = 0;
         let look = || {
             let written = self.outbox.written();
-            if self.owed.load(Ordering::Relaxed) > 0 && written == before {
+            let owes = self.owed.load(Ordering::Relaxed) > 0;
+            if owes && written == before && self.outbox.is_empty() {
                 let header = FrameHeader::new(FrameKind::Alive, 0, &[]);
                 self.outbox.push(Frame::new(header, Vec::new(), None));
             }
@@ -109,7 +110,7 @@ impl Session {
         tokio::select! {
             biased;
             () = serve => {}
-            () = self.outbox.pump(&self.house.env, stall, look) => {}
+            () = self.outbox.pump(&self.house.env, Some(stall), look) => {}
         }
         self.outbox.close();
         for flight in self.flights.lock().values() {

@@ -1,6 +1,8 @@
 //! Goal: every transport behaves the same. Method: one suite, run over loopback TCP on the real clock and
 //! over the simulated network on several seeds.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use common::*;

@@ -2,6 +2,8 @@
 //! speak to a real server over plain sockets, with the pure machines of `kiln_wire` where a part of the
 //! protocol is kept.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use common::*;
