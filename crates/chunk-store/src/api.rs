@@ -1,0 +1,186 @@
+//! What callers hand in and get back.
+
+use kiln_memory::Bytes;
+use kiln_types::{
+    ChainId, ChunkId, ChunkVersion, ClusterId, DiskId, RetryKey, TargetId, TruncateEpoch,
+};
+use std::time::Duration;
+
+/// Whose store a disk holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The disk, drawn when it is formatted.
+    pub disk: DiskId,
+    /// The cluster that it belongs to.
+    pub cluster: ClusterId,
+}
+
+/// What an operator may tune.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory for chunk descriptors that were read lately, in bytes.
+    pub cache_bytes: usize,
+    /// How much the log may hold beyond twice what is live before it is cleaned, in bytes.
+    pub log_slack_bytes: u64,
+    /// How long a removed chunk's version is remembered, so that a replica that was away learns of it.
+    pub tombstone_retention: Duration,
+    /// Space that only removes, commits, discards and cleaning may use, in bytes; at most a sixteenth
+    /// of the disk is kept.
+    pub reserve_bytes: u64,
+    /// Freed runs at least this long are given back to the disk, in bytes; 0 never gives back.
+    pub discard_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 64 << 20,
+            log_slack_bytes: 64 << 20,
+            tombstone_retention: Duration::from_secs(3 * 24 * 3600),
+            reserve_bytes: 64 << 20,
+            discard_bytes: 1 << 20,
+        }
+    }
+}
+
+/// A replica that lives on this disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetRecord {
+    /// The target.
+    pub target: TargetId,
+    /// Its chain.
+    pub chain: ChainId,
+    /// The highest version that the target ever held.
+    pub version_max: ChunkVersion,
+    /// What the owner keeps with the target, at most [`crate::STATE_BYTES_MAX`] bytes.
+    pub state: Vec<u8>,
+}
+
+/// A new version of a chunk.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The new version.
+    pub version: ChunkVersion,
+    /// The committed version that it follows; `NONE` after nothing and after a removal.
+    pub previous: ChunkVersion,
+    /// The truncate epoch that the new version carries.
+    pub epoch: TruncateEpoch,
+    /// Content of an older epoch than this counts as absent.
+    pub floor: TruncateEpoch,
+    /// How large the chunk may become: the layout's chunk size.
+    pub chunk_bytes: u32,
+    /// What changes.
+    pub change: Change,
+    /// Who asked, to be remembered in the same atomic step.
+    pub retry: Option<RetryKey>,
+    /// Commit in the same atomic step.
+    pub commit: bool,
+}
+
+/// How a version differs from the one before. Checksums: one CRC32C for each 4 KiB of the chunk that the
+/// bytes touch; the first and the last may cover less.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Bytes at an offset; a gap before them reads as zeros.
+    Write {
+        /// Where they begin in the chunk.
+        offset: u32,
+        /// The bytes.
+        bytes: Bytes,
+        /// Their checksums.
+        checksums: Vec<u32>,
+    },
+    /// Cut to a length. A chunk that is shorter keeps its length and takes the epoch; an absent one
+    /// becomes an empty chunk that carries it.
+    Truncate {
+        /// The new length in bytes.
+        length: u32,
+    },
+    /// No content any more; the version is remembered.
+    Remove,
+    /// The whole content becomes this.
+    Replace {
+        /// The content.
+        bytes: Bytes,
+        /// Its checksums.
+        checksums: Vec<u32>,
+    },
+}
+
+/// Which version a reader wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The committed one.
+    Committed,
+    /// This one, committed or pending.
+    Version(ChunkVersion),
+}
+
+/// What a read returns.
+#[derive(Clone, Debug)]
+pub struct ChunkRead {
+    /// The version that was read.
+    pub version: ChunkVersion,
+    /// Its truncate epoch.
+    pub epoch: TruncateEpoch,
+    /// The length of the whole chunk in bytes.
+    pub chunk_length: u32,
+    /// The bytes; fewer than asked for at the end of the chunk.
+    pub bytes: Bytes,
+    /// One CRC32C for each 4 KiB block of the chunk that the bytes touch.
+    pub checksums: Vec<u32>,
+}
+
+/// What is known of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ChunkStat {
+    /// The committed version, a tombstone included.
+    pub committed: Option<VersionStat>,
+    /// The pending version.
+    pub pending: Option<VersionStat>,
+}
+
+/// What is known of one version of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionStat {
+    /// The version.
+    pub version: ChunkVersion,
+    /// Its truncate epoch.
+    pub epoch: TruncateEpoch,
+    /// Its length in bytes; 0 when removed.
+    pub length: u32,
+    /// Whether it is a tombstone.
+    pub removed: bool,
+    /// Who wrote it.
+    pub retry: Option<RetryKey>,
+}
+
+/// The last write that is remembered of a client's channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryRecord {
+    /// Who asked, with the write's number.
+    pub key: RetryKey,
+    /// The chunk that it changed.
+    pub chunk: ChunkId,
+    /// The version that it got.
+    pub version: ChunkVersion,
+}
+
+/// How the disk is used.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Bytes of the disk.
+    pub capacity_bytes: u64,
+    /// Bytes that data and metadata occupy.
+    pub used_bytes: u64,
+    /// Bytes that writers may still take; the reserve is not among them.
+    pub free_bytes: u64,
+    /// Bytes that the metadata log occupies.
+    pub metadata_bytes: u64,
+    /// Chunks that are known, tombstones included.
+    pub chunks: u64,
+    /// Bytes of data of each target; blocks that versions share count once.
+    pub targets: Vec<(TargetId, u64)>,
+}
