@@ -78,8 +78,10 @@ impl Manager {
     pub(crate) fn publish_ready(&mut self) {
         let targets = &self.state.routing.targets;
         let exists = |target: &TargetId| targets.get(target).is_some_and(|t| t.local.is_alive());
-        let ready = self.unpublished.extract_if(.., |_, members| members.iter().all(exists));
+        let ready = self.unpublished.iter().filter(|(_, members)| members.iter().all(exists));
+        let ready: Vec<_> = ready.map(|(id, members)| (*id, members.clone())).collect();
         for (id, members) in ready {
+            self.unpublished.remove(&id);
             let member = |target| Member { target, state: PublicState::Serving };
             let chain = Chain {
                 id,
@@ -101,8 +103,8 @@ impl Manager {
         }
     }
 
-    /// Planned targets that the server has not got yet. A target of a published chain is never created
-    /// again: it may have held data.
+    /// Planned targets that the server has not got yet. A target of a published chain is never
+    /// created again: it may have held data.
     pub(crate) fn orders(&self, heartbeat: &Heartbeat) -> Vec<TargetOrder> {
         let there: BTreeSet<_> =
             heartbeat.targets.iter().filter(|r| r.local.is_alive()).map(|r| r.target).collect();

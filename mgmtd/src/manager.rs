@@ -90,8 +90,8 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Begins with what the store had. What follows from it (a torn last change, a new run of the manager)
-    /// is in the state at once, under a new version.
+    /// Begins with what the store had. What follows from it (a torn last change, a new run of the
+    /// manager) is in the state at once, under a new version.
     pub fn new(options: Options, state: State, now: Monotonic) -> Self {
         let alive = |node: &&Node| node.alive && node.kind != ServiceKind::Mgmtd;
         let alive: Vec<_> = state.routing.nodes.values().filter(alive).map(|n| n.id).collect();
@@ -144,7 +144,8 @@ impl Manager {
         &self.state
     }
 
-    /// Takes up one event at `now`. When the state changed, the routing information has a new version.
+    /// Takes up one event at `now`. When the state changed, the routing information has a new
+    /// version.
     ///
     /// # Errors
     /// Why the caller is refused; the state is as it was then.
@@ -300,9 +301,9 @@ impl Manager {
         Ok(())
     }
 
-    /// Takes up what a living server says of its targets. A target that it does not name is not there.
-    /// That one is open counts only when said under the chain's current version: before, the server may
-    /// not know yet that it missed writes.
+    /// Takes up what a living server says of its targets. A target that it does not name is not
+    /// there. That one is open counts only when said under the chain's current version: before, the
+    /// server may not know yet that it missed writes.
     fn take_reports(&mut self, heartbeat: &Heartbeat) -> BTreeSet<ChainId> {
         let reports: BTreeMap<_, _> =
             heartbeat.targets.iter().map(|report| (report.target, report)).collect();

@@ -125,9 +125,10 @@ impl Owner {
             return Ok(());
         }
         let committed = self.store.commit(&self.durable, state);
-        self.env.timeout(COMMIT_TIME_MAX, "commit", committed).await?.context(
-            "the manager cannot make its state durable and stops; a new start goes on from the store",
-        )?;
+        self.env
+            .timeout(COMMIT_TIME_MAX, "commit", committed)
+            .await?
+            .context("the manager cannot make its state durable and stops")?;
         self.durable = state.clone();
         let routing = Arc::new(state.routing.clone());
         self.ring.set_credentials(&routing.credentials);

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 pub struct State {
     /// What everyone is told.
     pub routing: RoutingInfo,
-    /// Whether the first chains are planned. Their targets are in `routing` then; a chain follows when
-    /// all its targets exist, the chain table when all chains do.
+    /// Whether the first chains are planned. Their targets are in `routing` then; a chain follows
+    /// when all its targets exist, the chain table when all chains do.
     pub planned: bool,
 }
 

@@ -1,10 +1,11 @@
 //! The manager's state in the key-value store.
 //!
-//! Each record is a kind (u8), a format version (u8), the body's length (u32) and the body, a message of
-//! `kiln.v1` unless said otherwise. A change is written in as many transactions as its size asks for;
-//! the head record, with the routing version, is in the last one. So a crash in between leaves a
-//! version that nobody was told of, and what was written of it still makes sense: [`Store::open`] drops
-//! an unfinished plan or table, and the manager lets chains follow their targets when it starts.
+//! Each record is a kind (u8), a format version (u8), the body's length (u32) and the body, a
+//! message of `kiln.v1` unless said otherwise. A change is written in as many transactions as its
+//! size asks for; the head record, with the routing version, is in the last one. So a crash in
+//! between leaves a version that nobody was told of, and what was written of it still makes sense:
+//! [`Store::open`] drops an unfinished plan or table, and the manager lets chains follow their
+//! targets when it starts.
 //!
 //! Every transaction checks that this manager is still the one that opened the store last.
 

@@ -1,4 +1,5 @@
 //! The manager's decisions in simulated time, without a network.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use kiln_chain::lease::{LeaseTimes, Patience};
 use kiln_chain::membership::{Rules, validate};

@@ -1,4 +1,5 @@
 //! The manager's state in a key-value store: what is committed comes back, torn changes do no harm.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use async_trait::async_trait;
 use kiln_env::{Env, Executor};

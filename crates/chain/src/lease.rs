@@ -1,28 +1,29 @@
 //! Leases between servers and the manager: who may serve, and who is dead.
 //!
-//! A server may serve until a fixed time after it *sent* the last heartbeat that was answered; the manager
-//! gives its role away only a longer time after it *received* the last heartbeat that it answered.
-//! Both read their own boot-time clock, which counts through suspend, and no wall clock is compared.
+//! A server may serve until a fixed time after it *sent* the last heartbeat that was answered; the
+//! manager gives its role away only a longer time after it *received* the last heartbeat that it
+//! answered. Both read their own boot-time clock, which counts through suspend, and no wall clock
+//! is compared.
 //!
 //! # The argument
-//! Let s be the real time at which the server sent its last answered heartbeat and r >= s the real time at
-//! which the manager took it up. Let the server's clock advance at a rate of at least 1 - d (in
-//! clock seconds for each real second) and the manager's at a rate of at most 1 + d. The server has
-//! stopped by s + F / (1 - d), with F = [`LeaseTimes::fence`]; the manager declares it dead not before
-//! r + L / (1 + d), with L = [`LeaseTimes::lease`]. Stopping comes first whenever
-//! F / (1 - d) <= L / (1 + d). With F = 4/5 L that is (1 + d) / (1 - d) <= 5/4, so d <= 1/9: clocks
-//! may differ by 11 % in each direction, while crystals differ by 0.01 %. A server whose process is
-//! stopped and goes on later reads its clock before it serves; what it reads then is past its fence.
+//! Let s be the real time at which the server sent its last answered heartbeat and r >= s the real
+//! time at which the manager took it up; F = [`LeaseTimes::fence`], L = [`LeaseTimes::lease`]. Let
+//! the server's clock advance by at least 1 - d seconds in each real second, and the manager's by at
+//! most 1 + d. The server has stopped by s + F / (1 - d); the manager declares it dead not before
+//! r + L / (1 + d). Stopping comes first whenever `F / (1 - d) <= L / (1 + d)`; with F = 4/5 L that is
+//! `(1 + d) / (1 - d) <= 5/4`, so `d <= 1/9`: each clock may be wrong by 11 %, while crystals are
+//! wrong by 0.01 %. A server whose process is halted and goes on later reads its clock before it
+//! serves, and finds itself past its fence.
 //!
-//! A manager's restart: leases were extended by its predecessor, which is dead before the successor starts
-//! (the store's exclusive lock, or the primary lease). So nothing was extended after the successor's
-//! start, and it declares nobody dead before L after its own start. That wait cannot be spared, also when
-//! the predecessor is known to be dead: what it granted last is not known. The same holds when a
-//! manager notices that it stood still itself.
+//! A manager's restart: leases were extended by its predecessor, which is dead before the successor
+//! starts (the store's exclusive lock, or the primary lease). So nothing was extended after the
+//! successor's start, and it declares nobody dead before L after its own start. That wait cannot be
+//! spared, also when the predecessor is known to be dead: what it granted last is not known. The
+//! same holds when a manager notices that it stood still itself.
 //!
-//! A server that was declared dead is heard again only after it registered anew, and then serves only
-//! after it took up the routing information of that moment (see [`ServerLease::registered`]): it never
-//! serves under states from before its death.
+//! A server that was declared dead is heard again only after it registered anew, and then serves
+//! only after it took up the routing information of that moment (see [`ServerLease::registered`]):
+//! it never serves under states from before its death.
 
 use kiln_types::{Monotonic, NodeId, RoutingVersion};
 use std::collections::{BTreeMap, VecDeque};
@@ -135,8 +136,8 @@ pub struct Patience {
     pub lease: Duration,
     /// How long after the manager's start a node may take to make contact for the first time.
     pub startup: Duration,
-    /// A pause between two [`ManagerLeases::tick`]s from which the manager concludes that it stood still
-    /// itself, and may have missed heartbeats because of that.
+    /// A pause between two [`ManagerLeases::tick`]s from which the manager concludes that it stood
+    /// still itself, and may have missed heartbeats because of that.
     pub stall: Duration,
 }
 

@@ -1,7 +1,7 @@
 //! Who serves a chain: the manager's transition of public states, as one pure function.
 //!
-//! The rules, decided in chain order, each seeing the results so far (alive: local state up-to-date or
-//! online):
+//! The rules, decided in chain order, each seeing the results so far (alive: local state up-to-date
+//! or online):
 //!
 //! | public state | condition | next |
 //! | --- | --- | --- |
@@ -20,15 +20,16 @@
 //! | | not alive | offline |
 //! | at the end | one serves | each lastsrv becomes offline |
 //!
-//! The new order is serving, lastsrv, syncing, waiting, offline, each in its old order; the version grows
-//! by one exactly when order or states change.
+//! The new order is serving, lastsrv, syncing, waiting, offline, each in its old order; the version
+//! grows by one exactly when order or states change.
 //!
-//! Why no acknowledged write is lost: a write is acknowledged in one chain version, after every serving
-//! and syncing member of that version took it. So each member that serves in a version holds every
-//! write acknowledged up to it. A member leaves that set only here; it enters it as a syncing member that
-//! was filled, or as the lastsrv of a version in which nobody serves, in which nothing can have been
-//! acknowledged since it left. Two disjoint serving sets cannot exist, since the caller reports a
-//! member as not alive only when its server has ceased to serve it (see [`crate::lease`]).
+//! Why no acknowledged write is lost: a write is acknowledged in one chain version, after every
+//! serving and syncing member of that version took it. So each member that serves in a version
+//! holds every write acknowledged up to it. A member leaves that set only here; it enters it as a
+//! syncing member that was filled, or as the lastsrv of a version in which nobody serves, in which
+//! nothing can have been acknowledged since it left. Two disjoint serving sets cannot exist, since
+//! the caller reports a member as not alive only when its server has ceased to serve it (see
+//! [`crate::lease`]).
 
 use kiln_types::{Chain, Error, LocalState, Member, PublicState, Result, TargetId};
 use std::fmt;

@@ -1,8 +1,9 @@
 //! The chains over a set of servers: pure, and the same for the same input.
 //!
-//! Each disk carries the same number of targets; replicas of a chain are on different hosts; each server
-//! heads as many chains as the others, give or take one; pairs of servers share chains as evenly as a
-//! greedy choice reaches, since a failed server's reads fall on those that it shares chains with.
+//! Each disk carries the same number of targets; replicas of a chain are on different hosts; each
+//! server heads as many chains as the others, give or take one; pairs of servers share chains as
+//! evenly as a greedy choice reaches, since a failed server's reads fall on those that it shares
+//! chains with.
 
 use kiln_types::{Code, DiskId, Error, NodeId, Result};
 use std::cmp::Reverse;
@@ -40,8 +41,8 @@ pub struct Place {
 /// A chain's targets, head first.
 pub type Places = Vec<Place>;
 
-/// Plans chains over `servers`, in the order of the chain table. Two replicas share a host only when all
-/// servers are on one host, as on a laptop; they never share a server.
+/// Plans chains over `servers`, in the order of the chain table. Two replicas share a host only
+/// when all servers are on one host, as on a laptop; they never share a server.
 ///
 /// # Errors
 /// `NotReady` when there are fewer servers, or hosts, than replicas; `Invalid` for an impossible shape or
@@ -154,10 +155,10 @@ impl<'a> Planner<'a> {
         self.room[server].iter().sum()
     }
 
-    /// The next chain, when `left` are still to come. First it takes from each group that has room for
-    /// all of them, since what such a group does not get now is left over; any choice of the others
-    /// still lets `left` chains come out. Among them it prefers servers that share few chains
-    /// with those already taken, then the emptiest, then the next one in turn.
+    /// The next chain, when `left` are still to come. First it takes from each group that has room
+    /// for all of them, since what such a group does not get now is left over; any choice of the
+    /// others still lets `left` chains come out. Among them it prefers servers that share few
+    /// chains with those already taken, then the emptiest, then the next one in turn.
     fn next_chain(&mut self, left: usize) -> Option<Draft> {
         let rooms = self.group_rooms();
         let mut chain = Draft::new();
@@ -201,8 +202,9 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Chooses each chain's head so that the servers head equally many chains, as far as their memberships
-/// allow: as long as one server heads two more than another one that a sequence of swaps leads to, swap.
+/// Chooses each chain's head so that the servers head equally many chains, as far as their
+/// memberships allow: as long as one server heads two more than another one that a sequence of
+/// swaps leads to, swap.
 fn balance_heads(mut chains: Vec<Draft>, servers: usize) -> Vec<Draft> {
     let mut heads = vec![0usize; servers];
     for chain in &mut chains {

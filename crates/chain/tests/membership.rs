@@ -1,5 +1,6 @@
 //! The transition of public states: every small chain, and random histories against a model of who
 //! holds which acknowledged writes.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use kiln_chain::membership::{Rules, advance, changes, validate};
 use kiln_types::{Chain, ChainId, ChainVersion, LocalState, Member, PublicState, TargetId};

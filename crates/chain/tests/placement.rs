@@ -1,4 +1,5 @@
 //! Plans of many shapes: disks evenly full, heads balanced, no shared hosts, pairs spread.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use kiln_chain::placement::{Place, Places, Server, Shape, plan};
 use kiln_types::{Code, DiskId, NodeId};

@@ -60,8 +60,8 @@ impl Managers {
         Ok(client)
     }
 
-    /// Makes one call, at most for `patience`. After a failure of the transport the next call goes to
-    /// the next address, over a new connection.
+    /// Makes one call, at most for `patience`. After a failure of the transport the next call goes
+    /// to the next address, over a new connection.
     pub(crate) async fn call<T, F>(
         &mut self,
         patience: Duration,

@@ -1,5 +1,5 @@
-//! The loop that registers and sends heartbeats. It runs on a thread of its own, so that a busy server
-//! does not miss them.
+//! The loop that registers and sends heartbeats. It runs on a thread of its own, so that a busy
+//! server does not miss them.
 
 use crate::channel::{Managers, is_final};
 use crate::lease::LeaseView;
@@ -109,7 +109,7 @@ impl Heart {
             false => self.register().await,
         };
         match result {
-            Ok(()) => self.env.sleep(self.times.heartbeat).await,
+            Ok(()) => self.env.sleep(self.interval()).await,
             Err(error) if is_final(&error) => return Err(error),
             Err(error) if error.code() == Code::UnknownMember && registered => {
                 tracing::warn!("the manager has given this server up, it registers anew: {error}");
@@ -123,6 +123,14 @@ impl Heart {
             }
         }
         Ok(())
+    }
+
+    /// While there are targets to create, the manager waits to hear that they exist.
+    fn interval(&self) -> Duration {
+        match self.orders.borrow().is_empty() {
+            true => self.times.heartbeat,
+            false => self.times.heartbeat / 5,
+        }
     }
 
     /// Several calls must fit in the time after which the server fences itself.

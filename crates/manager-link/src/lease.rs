@@ -13,8 +13,8 @@ pub struct LeaseView {
 }
 
 impl LeaseView {
-    /// Whether the lease holds at `now` and rests on routing information that was taken up. What a request
-    /// shows must have been read before this is asked: it was current while the lease held.
+    /// Whether the lease holds at `now` and rests on routing information that was taken up. What a
+    /// request shows must have been read before this is asked: it was current while the lease held.
     pub fn may_serve(&self, now: Monotonic) -> bool {
         // The fence first: whoever sees a new one sees what it requires.
         let fenced_at = self.fenced_at.load(Ordering::Acquire);

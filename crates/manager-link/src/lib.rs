@@ -1,8 +1,8 @@
-//! The tie to the manager. Servers hold a [`ManagerLink`]: it registers, sends heartbeats, keeps the lease
-//! and follows the routing information. Clients hold a [`RoutingWatch`]: it only follows.
+//! The tie to the manager. Servers hold a [`ManagerLink`]: it registers, sends heartbeats, keeps
+//! the lease and follows the routing information. Clients hold a [`RoutingWatch`]: it only follows.
 //!
-//! Invariants: whatever happens, both go on trying, with pauses that grow and jitter; a server's lease is
-//! only ever extended from when a heartbeat was sent; routing information never goes back.
+//! Invariants: whatever happens, both go on trying, with pauses that grow and jitter; a server's
+//! lease is only ever extended from when a heartbeat was sent; routing information never goes back.
 #![forbid(unsafe_code)]
 
 mod channel;

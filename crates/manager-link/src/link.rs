@@ -35,8 +35,8 @@ pub struct LinkOptions {
     pub tags: BTreeMap<String, String>,
     /// The program's version.
     pub version: String,
-    /// The server has nothing to take up before it serves: it follows [`ManagerLink::routing`] as it is.
-    /// Otherwise it calls [`LeaseView::adopt`] after each version that it has taken up.
+    /// The server has nothing to take up before it serves: it follows [`ManagerLink::routing`] as
+    /// it is. Otherwise it calls [`LeaseView::adopt`] after each version that it has taken up.
     pub adopts_at_once: bool,
 }
 
@@ -60,8 +60,8 @@ impl Reporter for () {
     }
 }
 
-/// The targets that this server is to create, as the manager said last. It goes on saying so until they are
-/// reported; a target that exists is never created again.
+/// The targets that this server is to create, as the manager said last. It goes on saying so until
+/// they are reported; a target that exists is never created again.
 pub type Orders = Arc<[TargetOrder]>;
 
 /// The good-bye takes at most so long.
@@ -79,7 +79,8 @@ pub struct ManagerLink {
 }
 
 impl ManagerLink {
-    /// Begins to register, for ever. `ring` gets the credentials of all routing information that comes.
+    /// Begins to register, for ever. `ring` gets the credentials of all routing information that
+    /// comes.
     ///
     /// # Errors
     /// `Invalid` when there is no manager's address, `Local` when the system refuses a thread.
@@ -149,8 +150,8 @@ impl ManagerLink {
         }
     }
 
-    /// Waits until the manager refuses this server for good (another run of it has registered, it is of
-    /// another cluster): then it must end.
+    /// Waits until the manager refuses this server for good (another run of it has registered, it
+    /// is of another cluster): then it must end.
     pub async fn refused(&self) -> Error {
         let mut stage = self.stage.clone();
         let refused = |stage: &Stage| matches!(stage, Stage::Refused(_) | Stage::Ended);
@@ -160,8 +161,9 @@ impl ManagerLink {
         }
     }
 
-    /// Ends the lease: nothing is served from here on. A planned stop tells the manager, which gives the
-    /// server's role away at once; else it does when the lease ends, unless the server is back by then.
+    /// Ends the lease: nothing is served from here on. A planned stop tells the manager, which
+    /// gives the server's role away at once; else it does when the lease ends, unless the server is
+    /// back by then.
     pub async fn stop(self, planned: bool) {
         self.wish.send_replace(Wish::Stop { planned });
         let mut stage = self.stage.clone();

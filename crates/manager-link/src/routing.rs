@@ -41,8 +41,8 @@ impl Routing {
     /// Waits for the first one.
     ///
     /// # Errors
-    /// At once, when a manager refuses this caller for good; else `DeadlineExceeded`, with what stood
-    /// in the way.
+    /// At once, when a manager refuses this caller for good; else `DeadlineExceeded`, with what
+    /// stood in the way.
     pub async fn ready(&self, deadline: Deadline, env: &Env) -> Result<Arc<RoutingInfo>> {
         self.at_least(RoutingVersion(1), deadline, env).await
     }

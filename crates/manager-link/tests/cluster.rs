@@ -1,4 +1,5 @@
 //! A real manager and links over TCP on loopback, with short leases.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use kiln_config::{BootstrapConfig, LeaseConfig, MgmtdConfig, NodeConfig};
 use kiln_env::{Env, Task};

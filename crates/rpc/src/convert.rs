@@ -1,8 +1,9 @@
-//! Messages to values and back. What arrives is checked here, once: a value of `kiln_types` is valid.
+//! Messages to values and back. What arrives is checked here, once: a value of `kiln_types` is
+//! valid.
 //!
-//! From a value: `v1::X::from(&value)`. To a value: `X::try_from(message)`, whose error is `Invalid`
-//! and names the field. Fields that have to be there go through [`required`], wide ids through
-//! [`id_from`] and [`id_bytes`].
+//! From a value: `v1::X::from(&value)`. To a value: `X::try_from(message)`, whose error is
+//! `Invalid` and names the field. Fields that have to be there go through [`required`], wide ids
+//! through [`id_from`] and [`id_bytes`].
 
 use crate::v1;
 use bytes::Bytes;

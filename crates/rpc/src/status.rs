@@ -90,7 +90,8 @@ fn grpc_code(code: Code) -> Grpc {
 }
 
 fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    &text[..(0..=text.len().min(TEXT_BYTES_MAX)).rev().find(fits).unwrap_or(0)]
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! Values survive the way through messages, and bad messages are refused with the field's name.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use kiln_rpc::convert::{id_bytes, id_from, required};
 use kiln_rpc::{Origin, v1};
