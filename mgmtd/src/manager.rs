@@ -223,23 +223,21 @@ impl Manager {
             && !self.proves_predecessor_dead(old, registration);
         if may_run {
             let message = format!("node {id} runs at {}, and its lease has not ended", old.address);
-            return Err(Error::new(Code::Busy, message)
-                .with_hint("give each server its own node id; after a move, wait for the lease"));
+            return Err(Error::new(Code::Busy, message).with_hint(
+                "give each server its own node id; after a loss of its disks, wait for the lease",
+            ));
         }
         Ok(())
     }
 
-    /// Whether the run before can have no process any more: the new one holds a disk of it, or its
-    /// address, and two processes cannot hold the same.
+    /// Whether the run before cannot serve any more: the new one holds a disk of it, and two processes
+    /// cannot hold the same. A node without disks has nothing that two must not serve.
     fn proves_predecessor_dead(&self, old: &Node, registration: &Registration) -> bool {
         let mut disks: BTreeSet<DiskId> = self.disks_of(old.id).map(|disk| disk.disk).collect();
         let targets = self.by_node.get(&old.id).into_iter().flatten();
         let targets = targets.filter_map(|target| self.state.routing.targets.get(target));
         disks.extend(targets.map(|target| target.disk));
-        match disks.is_empty() {
-            true => old.address == registration.address,
-            false => registration.disks.iter().any(|disk| disks.contains(&disk.disk)),
-        }
+        disks.is_empty() || registration.disks.iter().any(|disk| disks.contains(&disk.disk))
     }
 
     /// The disks of a node as it reported them last, since the manager started.
