@@ -17,6 +17,7 @@
 
 mod access;
 mod chunks;
+mod keeper;
 mod keys;
 mod name;
 mod placement;
@@ -25,12 +26,13 @@ mod store;
 mod tx;
 
 pub use chunks::{ChunkFile, ChunkService, ChunkSpace};
+pub use keeper::{Keeper, KeeperOptions};
 pub use name::NAME_BYTES_MAX;
 pub use placement::{Table, Tables};
 pub use records::{FLOORS_MAX, TARGET_BYTES_MAX, Wish, XATTR_BYTES_MAX};
 pub use store::{
-    Change, CreateArgs, InodeChunks, Listed, OpenArgs, Opened, RenameArgs, SetAttrArgs, SetTime,
-    Settings, Store, StoreParts, Who, Written, XattrMode,
+    Change, CreateArgs, InodeChunks, LENGTH_MAX, Listed, OpenArgs, Opened, RenameArgs, SetAttrArgs,
+    SetTime, Settings, Store, StoreParts, Who, Written, XattrMode,
 };
 
 use std::fmt;
@@ -44,3 +46,6 @@ impl fmt::Display for SessionId {
         write!(f, "{:032x}", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests;

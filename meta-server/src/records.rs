@@ -6,6 +6,7 @@ use kiln_types::{
     Attr, Code, Decoder, Encoder, Error, FileKind, InodeId, Layout, MODE_PERMISSIONS, Redundancy,
     RequestId, Result, Timestamp, TruncateEpoch,
 };
+use kiln_wire::CREDENTIAL_NAME_BYTES_MAX;
 
 /// The most truncations of one file whose cut-off chunks wait for removal.
 pub const FLOORS_MAX: usize = 64;
@@ -150,15 +151,13 @@ pub(crate) struct Handle {
 }
 
 /// A client incarnation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Client {
-    Active,
+    /// It lives; requests under its id come with the credential that used it first.
+    Active { credential: String },
     /// It changes nothing any more. Its open files end once its capabilities have: at once if it said
     /// goodbye itself.
-    Retired {
-        at: Timestamp,
-        goodbye: bool,
-    },
+    Retired { at: Timestamp, goodbye: bool },
 }
 
 /// The last change that a client asked for in one slot, and the answer.
@@ -416,7 +415,7 @@ impl Record for Client {
 
     fn write(&self, to: &mut Encoder) {
         match self {
-            Self::Active => to.u8(0),
+            Self::Active { credential } => to.u8(0).bytes(credential.as_bytes()),
             Self::Retired { at, goodbye } => {
                 write_time(to.u8(1), *at);
                 to.u8(u8::from(*goodbye))
@@ -426,7 +425,11 @@ impl Record for Client {
 
     fn read(from: &mut Decoder<'_>) -> Result<Self> {
         match read_flag(from)? {
-            false => Ok(Self::Active),
+            false => {
+                let name = String::from_utf8(from.bytes(CREDENTIAL_NAME_BYTES_MAX)?.to_vec());
+                let credential = name.map_err(|_| Error::corrupt("a credential's name"))?;
+                Ok(Self::Active { credential })
+            }
             true => Ok(Self::Retired { at: read_time(from)?, goodbye: read_flag(from)? }),
         }
     }

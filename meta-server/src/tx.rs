@@ -380,27 +380,29 @@ impl Tx<'_, '_> {
     /// Lets a client change something: notes it when it is new.
     ///
     /// # Errors
-    /// `ClientEvicted` when it was retired.
-    pub(crate) async fn admit(&mut self, client: ClientId) -> Result<()> {
-        let key = self.keys.client(client);
-        match self.get(&key).await? {
-            Some(Client::Active) => Ok(()),
-            None => {
-                self.put(&key, &Client::Active);
-                Ok(())
-            }
-            Some(Client::Retired { .. }) => Err(evicted(client)),
+    /// `ClientEvicted` when it was retired, `NotAuthorized` when it is another credential's.
+    pub(crate) async fn admit(&mut self, client: ClientId, credential: &str) -> Result<()> {
+        if !self.check_client(client, credential).await? {
+            let active = Client::Active { credential: credential.into() };
+            self.put(&self.keys.client(client), &active);
         }
+        Ok(())
     }
 
-    /// Checks that a client was not retired.
-    ///
-    /// # Errors
-    /// `ClientEvicted`.
-    pub(crate) async fn check_client(&mut self, client: ClientId) -> Result<()> {
+    /// Whether a client is known; see [`admit`](Self::admit).
+    pub(crate) async fn check_client(&mut self, client: ClientId, name: &str) -> Result<bool> {
         match self.get(&self.keys.client(client)).await? {
-            Some(Client::Retired { .. }) => Err(evicted(client)),
-            _ => Ok(()),
+            None => Ok(false),
+            Some(Client::Active { credential }) if credential == name => Ok(true),
+            Some(Client::Active { .. }) => {
+                let text = format!("client {client} uses another credential than '{name}'");
+                Err(Error::new(Code::NotAuthorized, text))
+            }
+            Some(Client::Retired { .. }) => {
+                let text = format!("client {client} was retired");
+                Err(Error::new(Code::ClientEvicted, text)
+                    .with_hint("it was silent for longer than its lease, or ended; start it anew"))
+            }
         }
     }
 
@@ -430,11 +432,6 @@ impl Tx<'_, '_> {
         let key = self.keys.reply(client, request.slot());
         self.put(&key, &Reply { request, answer: answer.clone() });
     }
-}
-
-fn evicted(client: ClientId) -> Error {
-    Error::new(Code::ClientEvicted, format!("client {client} was retired"))
-        .with_hint("it was silent for longer than its lease; start it anew")
 }
 
 fn layout_of_wish(wish: records::Wish) -> Option<Layout> {

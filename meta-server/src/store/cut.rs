@@ -30,7 +30,7 @@ impl Store {
         let chunks = self.chunk_file(id, &file);
         self.chunks.truncate_chunk(&chunks, cut.index, cut.length, file.epoch, floor).await?;
         let (cut, epoch) = (&cut, file.epoch);
-        self.view("end of a truncation", &|tx| {
+        self.transact("end of a truncation", &|tx| {
             Box::pin(async move {
                 let Some(mut inode) = tx.find_inode(id).await? else { return Ok(()) };
                 let file = inode.file_mut()?;
@@ -45,7 +45,7 @@ impl Store {
     }
 
     async fn pending_cut(&self, id: InodeId) -> Result<Option<(Cut, File)>> {
-        self.view("truncation", &|tx| {
+        self.transact("truncation", &|tx| {
             Box::pin(async move {
                 let Some(inode) = tx.find_inode(id).await? else { return Ok(None) };
                 let Ok(file) = inode.file() else { return Ok(None) };

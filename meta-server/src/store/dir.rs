@@ -42,7 +42,7 @@ impl Store {
         with_attrs: bool,
     ) -> Result<(Vec<Listed>, bool)> {
         let limit = if limit == 0 { PAGE_MAX } else { limit.min(PAGE_MAX) };
-        self.view("readdir", &|tx| {
+        self.transact("readdir", &|tx| {
             Box::pin(async move {
                 let directory = reach_directory(tx, who, inode, READ).await?;
                 let (entries, end) = tx.entries(directory.id, after, limit).await?;

@@ -37,7 +37,7 @@ impl Store {
     }
 
     async fn take_block(&self) -> Result<Range<u64>> {
-        self.view("inode ids", &|tx| {
+        self.transact("inode ids", &|tx| {
             Box::pin(async move {
                 let key = tx.keys.next_inode();
                 let start = records::number(tx.kv.get(&key).await?.as_deref())?.max(FIRST);

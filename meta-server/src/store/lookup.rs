@@ -21,7 +21,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `NotDirectory`, `PermissionDenied`, `NameTooLong`, `StaleHandle`, or what kv reports.
     pub async fn lookup(&self, who: &Who, parent: InodeId, name: &[u8]) -> Result<Attr> {
-        self.view("lookup", &|tx| {
+        self.transact("lookup", &|tx| {
             Box::pin(async move {
                 let inode = lookup(tx, who, parent, name).await?;
                 tx.attr(&inode).await
@@ -42,7 +42,7 @@ impl Store {
         path: &[u8],
         follow: bool,
     ) -> Result<Attr> {
-        self.view("path walk", &|tx| {
+        self.transact("path walk", &|tx| {
             Box::pin(async move {
                 let inode = resolve(tx, who, start, path, follow).await?;
                 tx.attr(&inode).await
@@ -56,7 +56,7 @@ impl Store {
     /// # Errors
     /// `StaleHandle`, `NotAuthorized`, or what kv reports.
     pub async fn get_attr(&self, who: &Who, inode: InodeId) -> Result<Attr> {
-        self.view("getattr", &|tx| {
+        self.transact("getattr", &|tx| {
             Box::pin(async move {
                 let inode = reach(tx, who, inode).await?;
                 tx.attr(&inode).await
@@ -70,7 +70,7 @@ impl Store {
     /// # Errors
     /// `Invalid` when it is not one, `StaleHandle`, or what kv reports.
     pub async fn read_link(&self, who: &Who, inode: InodeId) -> Result<Vec<u8>> {
-        self.view("readlink", &|tx| {
+        self.transact("readlink", &|tx| {
             Box::pin(async move {
                 match reach(tx, who, inode).await?.body {
                     Body::Symlink { target } => Ok(target),

@@ -5,6 +5,7 @@ mod attr;
 mod clients;
 mod cut;
 mod dir;
+pub(crate) mod garbage;
 mod ids;
 mod lookup;
 mod names;
@@ -73,6 +74,8 @@ impl Default for Settings {
 pub struct Who {
     /// The user.
     pub caller: Caller,
+    /// The name of the credential with which the request came; empty: a server's own.
+    pub credential: String,
     /// The absolute path of a directory that is this caller's root; `None`: the whole tree.
     pub subtree: Option<String>,
 }
@@ -113,8 +116,8 @@ pub struct Store {
     pub(crate) keys: Keys,
     names: NameHash,
     ids: Ids,
-    /// Rung when there is garbage.
-    pub(crate) garbage: tokio::sync::Notify,
+    /// Rung when there is work for the keeper.
+    pub(crate) bell: tokio::sync::Notify,
 }
 
 /// What an operation came to.
@@ -164,7 +167,7 @@ impl Store {
             keys,
             names: NameHash::new(format.hash_key),
             ids: Ids::default(),
-            garbage: tokio::sync::Notify::new(),
+            bell: tokio::sync::Notify::new(),
         })
     }
 
@@ -185,7 +188,7 @@ impl Store {
     }
 
     /// Runs a transaction. The body may run more than once.
-    pub(crate) async fn view<'s, T, F>(&'s self, what: &str, body: &'s F) -> Result<T>
+    pub(crate) async fn transact<'s, T, F>(&'s self, what: &str, body: &'s F) -> Result<T>
     where
         T: Send,
         F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, T> + Sync,
@@ -230,7 +233,7 @@ impl Store {
         transact(&*self.kv, &self.env, what, |kv| {
             Box::pin(async move {
                 let mut tx = self.tx(kv);
-                tx.admit(change.client).await?;
+                tx.admit(change.client, &change.who.credential).await?;
                 if let Some(answer) = tx.replay(change.client, change.request).await? {
                     return Ok(Outcome::Done(answer));
                 }

@@ -22,7 +22,7 @@ impl Store {
     pub async fn unlink(&self, change: &Change, parent: InodeId, name: &[u8]) -> Result<()> {
         name::check(name)?;
         self.change(change, "unlink", &|tx| Box::pin(unlink(tx, change, parent, name))).await?;
-        self.garbage.notify_one();
+        self.bell.notify_one();
         Ok(())
     }
 

@@ -146,7 +146,7 @@ impl Store {
             .await?;
         let attr = answer.into_attr()?;
         if attr.links == 0 {
-            self.garbage.notify_one();
+            self.bell.notify_one();
         }
         Ok(attr)
     }
@@ -164,9 +164,9 @@ impl Store {
     ) -> Result<Opened> {
         for _ in 0..2 {
             let (handle, attr, is_cut) = self
-                .view("renewal", &|tx| {
+                .transact("renewal", &|tx| {
                     Box::pin(async move {
-                        tx.check_client(client).await?;
+                        tx.check_client(client, &who.credential).await?;
                         let inode = reach(tx, who, inode).await?;
                         let handle = tx.session(client, session, inode.id).await?;
                         let is_cut = inode.file()?.cut.is_some();

@@ -43,7 +43,7 @@ impl Store {
             return Err(Error::invalid("either no_replace or exchange"));
         }
         self.change(change, "rename", &|tx| Box::pin(rename(tx, change, args))).await?;
-        self.garbage.notify_one();
+        self.bell.notify_one();
         Ok(())
     }
 }

@@ -33,7 +33,7 @@ impl Store {
     /// `NoAttribute`, `PermissionDenied`, `Unsupported` for an unknown namespace, `OutOfRange` for a name
     /// that is empty or too long, `StaleHandle`, or what kv reports.
     pub async fn get_xattr(&self, who: &Who, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {
-        self.view("getxattr", &|tx| {
+        self.transact("getxattr", &|tx| {
             Box::pin(async move {
                 let inode = reach(tx, who, inode).await?;
                 check_get(&inode, &who.caller, name)?;
@@ -49,7 +49,7 @@ impl Store {
     /// # Errors
     /// `StaleHandle`, or what kv reports.
     pub async fn list_xattrs(&self, who: &Who, inode: InodeId) -> Result<Vec<Vec<u8>>> {
-        self.view("listxattr", &|tx| {
+        self.transact("listxattr", &|tx| {
             Box::pin(async move {
                 let inode = reach(tx, who, inode).await?;
                 let mut names = names_of(tx, inode.id).await?;

@@ -1,0 +1,218 @@
+//! The chunk service over the storage servers, through the client library.
+
+use crate::chunks::{ChunkFile, ChunkService, ChunkSpace};
+use async_trait::async_trait;
+use kiln_client::{ChunkClient, Grant, Granted, Place};
+use kiln_env::Env;
+use kiln_types::{ChainId, ChunkId, Code, Deadline, Error, Result, ServiceKind, TruncateEpoch};
+use kiln_wire::{Change, List, Listed};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long one chunk operation is tried.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long one server may take to say how full it is.
+const SPACE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Chunks of a page of a listing.
+const PAGE: u32 = 1024;
+/// Removals of one chain that may be under way.
+const REMOVALS: usize = 16;
+
+/// [`ChunkService`] with the server's own identity.
+pub struct StorageChunks {
+    env: Env,
+    chunks: Arc<ChunkClient>,
+}
+
+/// A server needs no capability; its epoch and floor are the operation's.
+struct ServerGrant {
+    epoch: TruncateEpoch,
+    floor: TruncateEpoch,
+}
+
+#[async_trait]
+impl Grant for ServerGrant {
+    async fn current(&self, _index: u64) -> Result<Granted> {
+        Ok(Granted { capability: [].into(), epoch: self.epoch, floor: self.floor })
+    }
+
+    /// There is no newer one: the chunk has moved on.
+    async fn renew(&self) -> Result<()> {
+        Err(Error::new(Code::StaleEpoch, "the chunk is of a later epoch"))
+    }
+}
+
+impl StorageChunks {
+    /// Reaches storage through `chunks`.
+    pub fn new(env: Env, chunks: Arc<ChunkClient>) -> Self {
+        Self { env, chunks }
+    }
+
+    fn place(&self, file: &ChunkFile, stripe: &[ChainId], index: u64) -> Place {
+        Place {
+            chain: stripe[(index % stripe.len() as u64) as usize],
+            chunk: ChunkId::file(file.tree, file.inode, index),
+            index,
+            chunk_bytes: file.layout.chunk_bytes,
+        }
+    }
+
+    /// The distinct chains of a file.
+    fn chains(&self, file: &ChunkFile) -> Result<(Vec<ChainId>, Vec<ChainId>)> {
+        let stripe = self.chunks.routing().stripe(&file.layout)?;
+        let mut chains = stripe.clone();
+        chains.sort_unstable();
+        chains.dedup();
+        Ok((stripe, chains))
+    }
+
+    /// The page at the cursor, which moves behind it; `None` when the chain has no more in `range`.
+    async fn page(
+        &self,
+        file: &ChunkFile,
+        chain: ChainId,
+        range: &Range<u64>,
+        cursor: &mut Option<u64>,
+    ) -> Result<Option<Vec<Listed>>> {
+        let Some(start) = *cursor else { return Ok(None) };
+        let id = |index| ChunkId::file(file.tree, file.inode, index);
+        let list = List { chain, from: id(start), to: id(range.end), limit: PAGE, last: false };
+        let deadline = self.env.deadline_after(CHANGE_TIMEOUT);
+        let listing = self.chunks.list(&list, deadline).await?;
+        *cursor = listing.last.and_then(|last| last.as_file()).map(|(_, _, index)| index + 1);
+        Ok(Some(listing.chunks))
+    }
+
+    async fn remove_page(
+        &self,
+        file: &ChunkFile,
+        stripe: &[ChainId],
+        page: Vec<Listed>,
+        below: TruncateEpoch,
+    ) -> Result<()> {
+        let old = page.into_iter().filter(|listed| listed.epoch < below);
+        let indexes: Vec<u64> =
+            old.filter_map(|listed| listed.chunk.as_file()).map(|(_, _, index)| index).collect();
+        for group in indexes.chunks(REMOVALS) {
+            let removals: Vec<_> = group
+                .iter()
+                .map(|index| {
+                    let place = self.place(file, stripe, *index);
+                    let chunks = Arc::clone(&self.chunks);
+                    let deadline = self.env.deadline_after(CHANGE_TIMEOUT);
+                    let removal = remove(chunks, place, below, deadline);
+                    self.env.spawn("remove chunk", removal)
+                })
+                .collect();
+            for removal in removals {
+                removal.join().await??;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn remove(
+    chunks: Arc<ChunkClient>,
+    place: Place,
+    below: TruncateEpoch,
+    deadline: Deadline,
+) -> Result<()> {
+    let grant = ServerGrant { epoch: below, floor: TruncateEpoch(0) };
+    unless_newer(chunks.change(&grant, place, Change::Remove, None, deadline).await.map(drop))
+}
+
+/// A chunk that has moved on was dealt with before, or renewed by a writer: it stays.
+fn unless_newer(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.code() == Code::StaleEpoch => Ok(()),
+        result => result,
+    }
+}
+
+#[async_trait]
+impl ChunkService for StorageChunks {
+    async fn truncate_chunk(
+        &self,
+        file: &ChunkFile,
+        index: u64,
+        length: u32,
+        epoch: TruncateEpoch,
+        floor: TruncateEpoch,
+    ) -> Result<()> {
+        let (stripe, _) = self.chains(file)?;
+        let place = self.place(file, &stripe, index);
+        let deadline = self.env.deadline_after(CHANGE_TIMEOUT);
+        let (grant, change) = (ServerGrant { epoch, floor }, Change::Truncate { length });
+        unless_newer(self.chunks.change(&grant, place, change, None, deadline).await.map(drop))
+    }
+
+    async fn remove_chunks(
+        &self,
+        file: &ChunkFile,
+        range: Range<u64>,
+        below: TruncateEpoch,
+    ) -> Result<()> {
+        let (stripe, chains) = self.chains(file)?;
+        for chain in chains {
+            let mut cursor = Some(range.start);
+            while let Some(page) = self.page(file, chain, &range, &mut cursor).await? {
+                self.remove_page(file, &stripe, page, below).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn stored_end(&self, file: &ChunkFile, floors: &[(u64, TruncateEpoch)]) -> Result<u64> {
+        let (_, chains) = self.chains(file)?;
+        let floor = |index: u64| {
+            let found = floors.iter().rev().find(|(first, _)| *first <= index);
+            found.map_or(TruncateEpoch(0), |(_, epoch)| *epoch)
+        };
+        let chunk_bytes = u64::from(file.layout.chunk_bytes);
+        let mut end = 0;
+        for chain in chains {
+            let mut cursor = Some(0);
+            while let Some(page) = self.page(file, chain, &(0..u64::MAX), &mut cursor).await? {
+                if page.iter().any(|listed| listed.pending) {
+                    let text = format!("a write to inode {} is not decided yet", file.inode);
+                    return Err(Error::new(Code::Busy, text));
+                }
+                let counts = page.iter().filter_map(|listed| {
+                    let (_, _, index) = listed.chunk.as_file()?;
+                    let counts = listed.length > 0 && listed.epoch >= floor(index);
+                    counts.then(|| index * chunk_bytes + u64::from(listed.length))
+                });
+                end = end.max(counts.max().unwrap_or(0));
+            }
+        }
+        Ok(end)
+    }
+
+    async fn space(&self) -> Result<ChunkSpace> {
+        let routing = self.chunks.routing();
+        let alive = |kind| routing.nodes.values().filter(move |n| n.kind == kind && n.alive);
+        let deadline = self.env.deadline_after(SPACE_TIMEOUT);
+        let (mut total, mut used, mut answered) = (0, 0, false);
+        for node in alive(ServiceKind::Storage) {
+            match self.chunks.space(&node.address, deadline).await {
+                Ok(space) => {
+                    answered = true;
+                    total += space.disks.iter().map(|disk| disk.capacity).sum::<u64>();
+                    used += space.disks.iter().map(|disk| disk.used).sum::<u64>();
+                }
+                Err(error) => tracing::warn!(address = %node.address, %error, "no space answer"),
+            }
+        }
+        if !answered {
+            return Err(Error::new(Code::NotReady, "no storage server is up"));
+        }
+        let replicas = routing.chains.values().map(|chain| chain.members.len()).max();
+        let replicas = replicas.unwrap_or(1).max(1) as u64;
+        Ok(ChunkSpace {
+            total_bytes: total / replicas,
+            free_bytes: total.saturating_sub(used) / replicas,
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! Storage in memory: chunks with their epochs, byte by byte, and lost or refused requests.
+
+use crate::chunks::{ChunkFile, ChunkService, ChunkSpace};
+use async_trait::async_trait;
+use kiln_env::Env;
+use kiln_types::{Attr, Code, Error, InodeId, Layout, Result, TruncateEpoch};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+#[derive(Clone, Debug, Default)]
+struct Chunk {
+    epoch: TruncateEpoch,
+    length: u32,
+    /// Bytes that are not zero.
+    bytes: BTreeMap<u32, u8>,
+}
+
+pub(crate) struct FakeChunks {
+    env: Env,
+    chunks: Mutex<BTreeMap<(InodeId, u64), Chunk>>,
+}
+
+impl FakeChunks {
+    pub(crate) fn new(env: &Env) -> Self {
+        Self { env: env.clone(), chunks: Mutex::default() }
+    }
+
+    /// A client's write of one byte under the epoch of its capability.
+    pub(crate) fn write(
+        &self,
+        attr: &Attr,
+        epoch: TruncateEpoch,
+        offset: u64,
+        byte: u8,
+    ) -> Result<()> {
+        let layout = attr.layout.expect("a file");
+        let (index, at) = place(&layout, offset);
+        let mut chunks = self.chunks.lock();
+        let chunk = chunks.entry((attr.inode, index)).or_default();
+        if chunk.epoch > epoch {
+            return Err(Error::new(Code::StaleEpoch, "the file was truncated"));
+        }
+        if chunk.epoch < attr.epoch_floor(index) {
+            *chunk = Chunk::default();
+        }
+        chunk.epoch = epoch;
+        chunk.length = chunk.length.max(at + 1);
+        chunk.bytes.insert(at, byte);
+        Ok(())
+    }
+
+    /// A client's read of one byte.
+    pub(crate) fn read(&self, attr: &Attr, offset: u64) -> u8 {
+        if offset >= attr.length {
+            return 0;
+        }
+        let (index, at) = place(&attr.layout.expect("a file"), offset);
+        match self.chunks.lock().get(&(attr.inode, index)) {
+            Some(chunk) if chunk.epoch >= attr.epoch_floor(index) && at < chunk.length => {
+                chunk.bytes.get(&at).copied().unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Every stored chunk.
+    pub(crate) fn stored(&self) -> Vec<(InodeId, u64)> {
+        self.chunks.lock().keys().copied().collect()
+    }
+
+    fn strike(&self, name: &'static str) -> Result<()> {
+        match self.env.fault(name) {
+            true => Err(Error::new(Code::Unreachable, "an injected failure of storage")),
+            false => Ok(()),
+        }
+    }
+}
+
+fn place(layout: &Layout, offset: u64) -> (u64, u32) {
+    let chunk_bytes = u64::from(layout.chunk_bytes);
+    (offset / chunk_bytes, (offset % chunk_bytes) as u32)
+}
+
+#[async_trait]
+impl ChunkService for FakeChunks {
+    async fn truncate_chunk(
+        &self,
+        file: &ChunkFile,
+        index: u64,
+        length: u32,
+        epoch: TruncateEpoch,
+        floor: TruncateEpoch,
+    ) -> Result<()> {
+        self.strike("chunks.refuse_cut")?;
+        {
+            let mut chunks = self.chunks.lock();
+            let chunk = chunks.entry((file.inode, index)).or_default();
+            if chunk.epoch < epoch {
+                if chunk.epoch < floor {
+                    *chunk = Chunk::default();
+                }
+                chunk.epoch = epoch;
+                chunk.length = chunk.length.min(length);
+                chunk.bytes.retain(|at, _| *at < length);
+            }
+        }
+        self.strike("chunks.lose_cut")
+    }
+
+    async fn remove_chunks(
+        &self,
+        file: &ChunkFile,
+        range: Range<u64>,
+        below: TruncateEpoch,
+    ) -> Result<()> {
+        self.strike("chunks.refuse_removal")?;
+        self.chunks.lock().retain(|(inode, index), chunk| {
+            *inode != file.inode || !range.contains(index) || chunk.epoch >= below
+        });
+        self.strike("chunks.lose_removal")
+    }
+
+    async fn stored_end(&self, file: &ChunkFile, floors: &[(u64, TruncateEpoch)]) -> Result<u64> {
+        self.strike("chunks.refuse_end")?;
+        let chunks = self.chunks.lock();
+        let of_file = (file.inode, 0)..=(file.inode, u64::MAX);
+        let counts = |index: u64, chunk: &Chunk| {
+            let floor = floors.iter().rev().find(|(first, _)| *first <= index);
+            floor.is_none_or(|(_, epoch)| chunk.epoch >= *epoch)
+        };
+        let chunk_bytes = u64::from(file.layout.chunk_bytes);
+        let end = |((_, index), chunk): (&(InodeId, u64), &Chunk)| {
+            counts(*index, chunk).then(|| index * chunk_bytes + u64::from(chunk.length))
+        };
+        Ok(chunks.range(of_file).filter_map(end).max().unwrap_or(0))
+    }
+
+    async fn space(&self) -> Result<ChunkSpace> {
+        Ok(ChunkSpace { total_bytes: 1 << 40, free_bytes: 1 << 39 })
+    }
+}
