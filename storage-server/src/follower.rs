@@ -1,0 +1,120 @@
+//! Keeps the targets where the manager wants them, and tells it how they are.
+
+use crate::peers::Peers;
+use crate::service::ChunkService;
+use crate::target::Target;
+use kiln_chain::replica::View;
+use kiln_chunk_store::Store;
+use kiln_env::Env;
+use kiln_manager_link::{LeaseView, Orders, Reporter};
+use kiln_rpc::{DiskReport, TargetOrder, TargetReport};
+use kiln_types::{Result, RoutingInfo};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Follows the routing information and the manager's orders.
+pub struct Follower {
+    /// The targets that it keeps.
+    pub service: Arc<ChunkService>,
+    /// How new targets reach their neighbours.
+    pub peers: Arc<Peers>,
+    /// Gets the routing information that was taken up.
+    pub adopted: watch::Sender<Arc<RoutingInfo>>,
+    /// The seams.
+    pub env: Env,
+}
+
+impl Follower {
+    /// Opens the targets that the stores have.
+    pub fn open_targets(&self) {
+        for store in self.service.stores() {
+            for record in store.targets() {
+                self.add(record.target, record.chain, store);
+            }
+        }
+    }
+
+    fn add(&self, target: kiln_types::TargetId, chain: kiln_types::ChainId, store: &Arc<Store>) {
+        let (store, env, peers) = (Arc::clone(store), self.env.clone(), Arc::clone(&self.peers));
+        self.service.add(Target::open(target, chain, store, env, peers));
+    }
+
+    /// Takes up each version of the routing information, telling `lease`, and each set of orders, until
+    /// the senders are gone.
+    pub async fn run(
+        self,
+        lease: Arc<LeaseView>,
+        mut routing: watch::Receiver<Arc<RoutingInfo>>,
+        mut orders: watch::Receiver<Orders>,
+    ) {
+        loop {
+            let wanted: Orders = orders.borrow_and_update().clone();
+            for order in wanted.iter() {
+                if let Err(error) = self.create(order).await {
+                    tracing::error!(target_id = %order.target, %error, "a target is not created");
+                }
+            }
+            let newest = Arc::clone(&routing.borrow_and_update());
+            let version = newest.version;
+            self.take_up(newest);
+            lease.adopt(version);
+            let changed = tokio::select! {
+                changed = routing.changed() => changed,
+                changed = orders.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn take_up(&self, routing: Arc<RoutingInfo>) {
+        self.adopted.send_replace(Arc::clone(&routing));
+        for target in self.service.targets() {
+            let chain = routing.chains.get(&target.chain());
+            target.take_view(chain.and_then(|chain| View::of(chain, target.id())));
+        }
+    }
+
+    async fn create(&self, order: &TargetOrder) -> Result<()> {
+        if self.service.targets().iter().any(|target| target.id() == order.target) {
+            return Ok(());
+        }
+        let mut stores = self.service.stores().iter();
+        let Some(store) = stores.find(|store| store.identity().disk == order.disk) else {
+            tracing::warn!(disk = %order.disk, "the manager names a disk that is not here");
+            return Ok(());
+        };
+        store.create_target(order.target, order.chain, Vec::new()).await?;
+        tracing::info!(target_id = %order.target, chain = %order.chain, "target created");
+        self.add(order.target, order.chain, store);
+        Ok(())
+    }
+}
+
+impl Reporter for ChunkService {
+    fn disks(&self) -> Vec<DiskReport> {
+        let disk = |store: &Arc<Store>| {
+            let usage = store.usage();
+            DiskReport {
+                disk: store.identity().disk,
+                capacity_bytes: usage.capacity_bytes,
+                used_bytes: usage.used_bytes,
+            }
+        };
+        self.stores().iter().map(disk).collect()
+    }
+
+    fn targets(&self) -> Vec<TargetReport> {
+        let used: std::collections::BTreeMap<_, _> =
+            self.stores().iter().flat_map(|store| store.usage().targets).collect();
+        let report = |target: Arc<Target>| TargetReport {
+            target: target.id(),
+            local: target.local_state(),
+            chain_version: target.chain_version(),
+            used_bytes: used.get(&target.id()).copied().unwrap_or(0),
+            oldest_io: target.oldest_request(),
+        };
+        ChunkService::targets(self).into_iter().map(report).collect()
+    }
+}

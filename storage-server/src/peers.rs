@@ -1,0 +1,83 @@
+//! The other replicas, reached through the routing information.
+
+use kiln_memory::Bytes;
+use kiln_net::{Call, ConnectionPool};
+use kiln_types::{ChunkVersion, Code, Deadline, Error, Result, RoutingInfo, TargetId};
+use kiln_wire::{Body, Forward, Name, Operation, WriteDone};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Calls to the servers that have other targets.
+pub struct Peers {
+    connections: ConnectionPool,
+    routing: watch::Receiver<Arc<RoutingInfo>>,
+}
+
+impl Peers {
+    /// Peers as `routing` names them.
+    pub fn new(
+        connections: ConnectionPool,
+        routing: watch::Receiver<Arc<RoutingInfo>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { connections, routing })
+    }
+
+    /// Passes a write on to `to`; the answer comes when it is decided there.
+    ///
+    /// # Errors
+    /// The successor's error, or the network's.
+    pub async fn forward(
+        &self,
+        to: TargetId,
+        forward: Forward,
+        payload: Bytes,
+        deadline: Deadline,
+    ) -> Result<()> {
+        let version = forward.version;
+        let call = Call::new(Operation::Forward as u16, forward.encode(), deadline);
+        let mut call = call.with_payload(payload);
+        // Each replica waits for the one behind it: hops apart, they cannot wait in a circle.
+        call.hop = self.place_in_chain(to, &forward.name);
+        let answer = self.call(to, call).await?;
+        let done = WriteDone::decode(&answer)?;
+        if done.version == version {
+            Ok(())
+        } else {
+            let text = format!("target {to} answered {} to version {version}", done.version);
+            Err(Error::internal(text))
+        }
+    }
+
+    /// Asks the commit point `to` which version of a chunk is committed.
+    ///
+    /// # Errors
+    /// The commit point's error, or the network's.
+    pub async fn committed_version(
+        &self,
+        to: TargetId,
+        name: Name,
+        deadline: Deadline,
+    ) -> Result<ChunkVersion> {
+        let mut call = Call::new(Operation::CommittedVersion as u16, name.encode(), deadline);
+        call.hop = 1;
+        Ok(WriteDone::decode(&self.call(to, call).await?)?.version)
+    }
+
+    fn place_in_chain(&self, target: TargetId, name: &Name) -> u8 {
+        let routing = self.routing.borrow();
+        let members = routing.chains.get(&name.chain).map(|chain| &chain.members);
+        let place = members.and_then(|members| members.iter().position(|m| m.target == target));
+        place.map_or(1, |place| u8::try_from(place).unwrap_or(u8::MAX).max(1))
+    }
+
+    async fn call(&self, to: TargetId, call: Call) -> Result<Vec<u8>> {
+        let address = {
+            let routing = self.routing.borrow();
+            let node = routing.node_of(to).ok_or_else(|| {
+                Error::new(Code::UnknownMember, format!("no server has target {to}"))
+            })?;
+            node.address.clone()
+        };
+        Ok(self.connections.call(&address, call).await?.body)
+    }
+}

@@ -1,0 +1,176 @@
+//! What the server answers to chunk requests.
+
+use crate::rights::Rights;
+use crate::target::{Incoming, Target};
+use async_trait::async_trait;
+use kiln_chunk_store::{ChunkStat, Store};
+use kiln_env::Env;
+use kiln_net::{Handler, Peer, Request, Response};
+use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, Result};
+use kiln_wire::{
+    Body, DiskSpace, Forward, Goodbye, LIST_LIMIT_MAX, List, Listed, Listing, Name, Operation,
+    Read, ReadDone, Space, Write, WriteDone,
+};
+use parking_lot::RwLock;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Whether this server's lease holds: without it nothing is answered.
+pub type Lease = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// The chunk service of one storage server.
+pub struct ChunkService {
+    env: Env,
+    stores: Vec<Arc<Store>>,
+    targets: RwLock<BTreeMap<ChainId, Arc<Target>>>,
+    rights: Rights,
+    lease: Lease,
+}
+
+impl ChunkService {
+    /// A service over `stores`; targets are added as they are opened.
+    pub fn new(env: Env, stores: Vec<Arc<Store>>, rights: Rights, lease: Lease) -> Arc<Self> {
+        Arc::new(Self { env, stores, targets: RwLock::default(), rights, lease })
+    }
+
+    /// The disks' stores.
+    pub fn stores(&self) -> &[Arc<Store>] {
+        &self.stores
+    }
+
+    /// The targets.
+    pub fn targets(&self) -> Vec<Arc<Target>> {
+        self.targets.read().values().cloned().collect()
+    }
+
+    /// Adds a target that was opened.
+    pub fn add(&self, target: Arc<Target>) {
+        self.targets.write().insert(target.chain(), target);
+    }
+
+    fn target(&self, chain: ChainId) -> Result<Arc<Target>> {
+        self.targets.read().get(&chain).cloned().ok_or_else(|| {
+            Error::new(Code::WrongTarget, format!("this server has no target of chain {chain}"))
+        })
+    }
+
+    /// Lets nothing pass without the lease. Called before a request is looked at, and again before data
+    /// that was read goes out: what it shows was current while the lease held.
+    fn require_lease(&self) -> Result<()> {
+        match (self.lease)() {
+            true => Ok(()),
+            false => Err(Error::new(Code::NotServing, "this server's lease has run out")),
+        }
+    }
+
+    async fn read(&self, peer: &Peer, request: Request) -> Result<Response> {
+        let read = Read::decode(&request.body)?;
+        self.rights.check_read(peer, &read, self.env.wall())?;
+        let target = self.target(read.name.chain)?;
+        let length = read.length.min(request.receive_capacity);
+        let deadline = request.deadline;
+        let found = target.read(read.name, read.offset, length, read.floor, deadline).await?;
+        self.require_lease()?;
+        let done = ReadDone {
+            version: found.version,
+            chunk_length: found.chunk_length,
+            checksums: found.checksums,
+        };
+        Ok(Response::new(done.encode()).with_payload(found.bytes))
+    }
+
+    async fn write(&self, peer: &Peer, mut request: Request) -> Result<Response> {
+        let write = Write::decode(&request.body)?;
+        let bytes = request.payload.len();
+        self.rights.check_write(peer, &write, bytes, self.env.wall())?;
+        let target = self.target(write.name.chain)?;
+        let payload = request.payload.take().await?;
+        let incoming = Incoming { update: write.update, payload };
+        let version = target.write(write.name, incoming, request.deadline).await?;
+        Ok(Response::new(WriteDone { version }.encode()))
+    }
+
+    async fn forward(&self, peer: &Peer, mut request: Request) -> Result<Response> {
+        peer.require_server()?;
+        let forward = Forward::decode(&request.body)?;
+        let target = self.target(forward.name.chain)?;
+        let payload = request.payload.take().await?;
+        let version = target.forward(forward, payload, request.deadline).await?;
+        Ok(Response::new(WriteDone { version }.encode()))
+    }
+
+    async fn committed_version(&self, peer: &Peer, request: Request) -> Result<Response> {
+        peer.require_server()?;
+        let name = Name::decode(&request.body)?;
+        let version = self.target(name.chain)?.committed_version(name).await?;
+        self.require_lease()?;
+        Ok(Response::new(WriteDone { version }.encode()))
+    }
+
+    async fn list(&self, peer: &Peer, request: Request) -> Result<Response> {
+        peer.require_operator()?;
+        let list = List::decode(&request.body)?;
+        let target = self.target(list.chain)?;
+        let (store, id) = (target.store(), target.id());
+        let limit = list.limit.clamp(1, LIST_LIMIT_MAX) as usize;
+        let found = if list.last {
+            store.last_chunk(id, list.from, list.to).await?.into_iter().collect()
+        } else {
+            store.list(id, list.from, list.to, limit).await?
+        };
+        let more = !list.last && found.len() == limit;
+        let last = found.last().map(|(chunk, _)| *chunk).filter(|_| more);
+        let chunks = found.into_iter().filter_map(listed).collect();
+        Ok(Response::new(Listing { chunks, last }.encode()))
+    }
+
+    async fn goodbye(&self, request: Request) -> Result<Response> {
+        let goodbye = Goodbye::decode(&request.body)?;
+        for store in &self.stores {
+            store.forget_client(goodbye.client).await?;
+        }
+        Ok(Response::default())
+    }
+
+    fn space(&self, peer: &Peer) -> Result<Response> {
+        peer.require_operator()?;
+        let disk = |store: &Arc<Store>| {
+            let usage = store.usage();
+            DiskSpace {
+                disk: store.identity().disk,
+                capacity: usage.capacity_bytes,
+                used: usage.used_bytes,
+            }
+        };
+        Ok(Response::new(Space { disks: self.stores.iter().map(disk).collect() }.encode()))
+    }
+}
+
+/// A chunk as a listing shows it; one that is removed for good is not shown.
+fn listed((chunk, stat): (ChunkId, ChunkStat)) -> Option<Listed> {
+    let pending = stat.pending.is_some();
+    let content = stat.committed.filter(|stat| !stat.removed);
+    let (version, epoch, length) = match (&content, &stat.pending) {
+        (Some(stat), _) => (stat.version, stat.epoch, stat.length),
+        (None, Some(stat)) => (ChunkVersion::NONE, stat.epoch, 0),
+        (None, None) => return None,
+    };
+    Some(Listed { chunk, version, epoch, length, pending })
+}
+
+#[async_trait]
+impl Handler for ChunkService {
+    async fn handle(&self, peer: &Arc<Peer>, request: Request) -> Result<Response> {
+        let operation = Operation::from_number(request.operation)?;
+        self.require_lease()?;
+        match operation {
+            Operation::Read => self.read(peer, request).await,
+            Operation::Write => self.write(peer, request).await,
+            Operation::Forward => self.forward(peer, request).await,
+            Operation::CommittedVersion => self.committed_version(peer, request).await,
+            Operation::List => self.list(peer, request).await,
+            Operation::Goodbye => self.goodbye(request).await,
+            Operation::Space => self.space(peer),
+        }
+    }
+}
