@@ -6,7 +6,8 @@ use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What handshakes ask. Answers may change while servers run: keys are rotated, credentials revoked.
+/// What handshakes ask. Answers may change while servers run: keys are rotated, credentials
+/// revoked.
 pub trait Authority: Send + Sync {
     /// The cluster.
     fn cluster(&self) -> ClusterId;
@@ -30,8 +31,8 @@ pub trait Authority: Send + Sync {
 /// Whether `peer` may still use its connection.
 ///
 /// # Errors
-/// `NotAuthorized` when its key or credential is gone; `ConnectionLost` when the credential's limits
-/// changed and the peer has to connect again.
+/// `NotAuthorized` when its key or credential is gone; `ConnectionLost` when the credential's
+/// limits changed and the peer has to connect again.
 pub(crate) fn judge(authority: &dyn Authority, peer: &Peer) -> Result<()> {
     let refused = |message: String| Err(Error::new(Code::NotAuthorized, message));
     if authority.server_key(peer.key).is_none() {
@@ -52,8 +53,8 @@ pub(crate) fn judge(authority: &dyn Authority, peer: &Peer) -> Result<()> {
     }
 }
 
-/// The key ring and the credentials of one server process: an [`Authority`] that the process updates
-/// from its key files and from the routing information.
+/// The key ring and the credentials of one server process: an [`Authority`] that the process
+/// updates from its key files and from the routing information.
 pub struct KeyRing {
     cluster: ClusterId,
     known: RwLock<Known>,

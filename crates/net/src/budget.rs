@@ -8,7 +8,8 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The bytes that requests of all connections may hold, for each hop. Waiting is first come, first
-/// served, and a connection waits with one request at a time, so a flood on one does not starve another.
+/// served, and a connection waits with one request at a time, so a flood on one does not starve
+/// another.
 pub(crate) struct Budgets {
     hops: [Arc<Semaphore>; HOPS],
     bytes: u32,

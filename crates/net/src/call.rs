@@ -7,8 +7,8 @@ use kiln_types::{Deadline, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Hops that are told apart: 0 from whoever began the request, then once for each server that passed it
-/// on. Deeper ones share the last.
+/// Hops that are told apart: 0 from whoever began the request, then once for each server that
+/// passed it on. Deeper ones share the last.
 pub const HOPS: usize = 4;
 
 /// A request as the caller makes it.
@@ -22,7 +22,8 @@ pub struct Call {
     pub body: Vec<u8>,
     /// Bulk bytes for the server, at most [`kiln_wire::PAYLOAD_BYTES_MAX`].
     pub payload: Option<Bytes>,
-    /// Memory for the bulk bytes of the answer. It belongs to the connection until the answer is there.
+    /// Memory for the bulk bytes of the answer. It belongs to the connection until the answer is
+    /// there.
     pub receive: Option<Buffer>,
     /// When the caller stops waiting.
     pub deadline: Deadline,
@@ -84,8 +85,8 @@ pub struct Request {
     pub cancelled: Cancelled,
 }
 
-/// The bulk bytes of a request. TCP has them already; a transport with one-sided access fetches them
-/// from the caller's memory when they are taken.
+/// The bulk bytes of a request. TCP has them already; a transport with one-sided access fetches
+/// them from the caller's memory when they are taken.
 #[derive(Debug, Default)]
 pub struct Payload {
     here: Option<Bytes>,
@@ -154,8 +155,8 @@ impl Response {
     }
 }
 
-/// What a server does with requests. Each request runs in a task of its own; it runs to its end even when
-/// the caller gives up, so a handler that waits watches the deadline itself.
+/// What a server does with requests. Each request runs in a task of its own; it runs to its end
+/// even when the caller gives up, so a handler that waits watches the deadline itself.
 #[async_trait]
 pub trait Handler: Send + Sync {
     /// Answers one request.

@@ -28,8 +28,8 @@ const STREAMS_MAX: u32 = 1024;
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
-/// A channel to the control plane at `address` (`host:port`). It connects when it is first used, and again
-/// after it broke; a refused handshake is the error of the calls that wait for it.
+/// A channel to the control plane at `address` (`host:port`). It connects when it is first used,
+/// and again after it broke; a refused handshake is the error of the calls that wait for it.
 ///
 /// # Errors
 /// `Invalid` when the address is none.
@@ -127,7 +127,8 @@ impl AsyncWrite for Duplex {
     }
 }
 
-/// The standing of a control connection: whether its peer may still use it, and whether it is still there.
+/// The standing of a control connection: whether its peer may still use it, and whether it is still
+/// there.
 pub(crate) struct Pass {
     peer: Arc<Peer>,
     authority: Arc<dyn Authority>,
@@ -164,8 +165,8 @@ impl Pass {
     }
 }
 
-/// A control connection as tonic's server takes it. It fails when its peer loses the right to it: with
-/// the next request, or within a second where it asks nothing.
+/// A control connection as tonic's server takes it. It fails when its peer loses the right to it:
+/// with the next request, or within a second where it asks nothing.
 pub(crate) struct ControlStream {
     duplex: Duplex,
     pass: Arc<Pass>,

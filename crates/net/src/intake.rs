@@ -1,5 +1,5 @@
-//! Reads frames from a stream: headers and bodies through a small buffer, payloads straight into the
-//! memory that they are for.
+//! Reads frames from a stream: headers and bodies through a small buffer, payloads straight into
+//! the memory that they are for.
 
 use crate::peer::Peer;
 use crate::stream::{Reader, hung_up, lost};
@@ -12,7 +12,8 @@ use tokio::io::AsyncReadExt;
 
 /// Enough for a header, a body and a block of 4 KiB: small requests cost one system call.
 const BUFFER_BYTES: usize = 8 << 10;
-/// What is read past before it is known where it belongs is at most this; more goes where it belongs.
+/// What is read past before it is known where it belongs is at most this; more goes where it
+/// belongs.
 const DIRECT_BYTES: usize = BUFFER_BYTES / 2;
 
 pub(crate) struct Intake {

@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// A server that owes an answer says something each second. After so many silent seconds it is gone. It is
-/// not gone when it takes nothing: it may have no memory for the next request.
+/// A server that owes an answer says something each second. After so many silent seconds it is
+/// gone. It is not gone when it takes nothing: it may have no memory for the next request.
 const SILENT_TICKS: u32 = 5;
 
 /// A [`Link`] over a byte stream. Dropping it closes the connection.
@@ -50,8 +50,8 @@ struct Waiting {
 }
 
 impl FrameLink {
-    /// Opens a connection over `stream`: the handshake, and the server's credit. The caller bounds the
-    /// time.
+    /// Opens a connection over `stream`: the handshake, and the server's credit. The caller bounds
+    /// the time.
     pub(crate) async fn open(
         mut stream: Stream,
         introduction: Introduction,

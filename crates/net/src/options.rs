@@ -23,8 +23,8 @@ pub struct ServerOptions {
     pub credit: Credit,
     /// Bytes of requests and answers that all connections together may hold, for each hop.
     pub in_flight_bytes: usize,
-    /// A peer that takes or sends nothing for so long in the middle of a frame is dropped. A frame may
-    /// take so long, and a second more for each MiB.
+    /// A peer that takes or sends nothing for so long in the middle of a frame is dropped. A frame
+    /// may take so long, and a second more for each MiB.
     pub stall: Duration,
 }
 

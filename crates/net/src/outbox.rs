@@ -1,10 +1,12 @@
 //! What waits to be written to a connection.
 //!
-//! Whoever pushes a frame writes it, if nobody writes now and the socket takes it: no task switch stands
-//! between a reply and the wire. What the socket does not take at once is left to the connection's pump.
-//! The outbox owns its frames, so a caller that goes away leaves no half-written frame behind.
+//! Whoever pushes a frame writes it, if nobody writes now and the socket takes it: no task switch
+//! stands between a reply and the wire. What the socket does not take at once is left to the
+//! connection's pump. The outbox owns its frames, so a caller that goes away leaves no half-written
+//! frame behind.
 //!
-//! The queue is bounded by credits: a frame is a request or reply that has some, or a note about one.
+//! The queue is bounded by credits: a frame is a request or reply that has some, or a note about
+//! one.
 
 use crate::budget::Admission;
 use crate::peer::Peer;
@@ -176,8 +178,8 @@ impl Outbox {
         }
     }
 
-    /// Looks after the connection until it ends: writes what a full socket left over, and calls `tick`
-    /// each second. A peer that takes next to nothing for `stall` ends it.
+    /// Looks after the connection until it ends: writes what a full socket left over, and calls
+    /// `tick` each second. A peer that takes next to nothing for `stall` ends it.
     pub(crate) async fn pump(
         &self,
         env: &Env,

@@ -68,8 +68,8 @@ impl ConnectionPool {
         connection.call(call).await
     }
 
-    /// The shared connection to `address` for calls of `hop`; waits for one attempt to make it, until
-    /// `deadline`.
+    /// The shared connection to `address` for calls of `hop`; waits for one attempt to make it,
+    /// until `deadline`.
     ///
     /// # Errors
     /// Why the attempt failed. For a short time after a failed one, the same error at once.
@@ -158,7 +158,8 @@ impl ConnectionPool {
                     State::Failed { error: error.clone(), until, failures: failures + 1 }
                 }
             };
-            // The old state holds the handle on this very task: there is no await after it is dropped.
+            // The old state holds the handle on this very task: there is no await after it is
+            // dropped.
             let _ = sender.send(Some(result));
             let before = std::mem::replace(&mut *slot.state.lock(), next);
             if let State::Connecting { _attempt: Some(task), .. } = before {

@@ -43,8 +43,8 @@ impl Server {
     /// Takes the address of `options`.
     ///
     /// # Errors
-    /// `Busy` when another process has it, `Invalid` when it is none, `Local` when this machine does not
-    /// have it.
+    /// `Busy` when another process has it, `Invalid` when it is none, `Local` when this machine
+    /// does not have it.
     pub async fn bind(
         options: ServerOptions,
         authority: Arc<dyn Authority>,
@@ -72,8 +72,8 @@ impl Server {
         &self.address
     }
 
-    /// Answers: data requests with `handler`, the control plane with `routes`. Whatever is absent is
-    /// refused. Ends when the result is dropped.
+    /// Answers: data requests with `handler`, the control plane with `routes`. Whatever is absent
+    /// is refused. Ends when the result is dropped.
     ///
     /// # Errors
     /// `Invalid` when there is neither.

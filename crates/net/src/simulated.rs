@@ -1,10 +1,10 @@
-//! A network without sockets, for the simulator: the same frames, handshakes, credits and sessions over
-//! byte streams whose delay and faults come from the seed.
+//! A network without sockets, for the simulator: the same frames, handshakes, credits and sessions
+//! over byte streams whose delay and faults come from the seed.
 //!
 //! Survivable faults: bytes are late, by a time that differs between connections, so that what two
-//! connections carry is reordered; a connection breaks and loses what was on its way; one direction between
-//! two hosts is cut, and after some patience its connections break; a host crashes. Within a
-//! connection bytes keep their order and arrive once, as with TCP.
+//! connections carry is reordered; a connection breaks and loses what was on its way; one direction
+//! between two hosts is cut, and after some patience its connections break; a host crashes. Within
+//! a connection bytes keep their order and arrive once, as with TCP.
 
 mod pipe;
 

@@ -18,9 +18,9 @@ pub trait Transport: Send + Sync {
     /// Its name, as operators see it: `tcp`, `simulated`.
     fn name(&self) -> &'static str;
 
-    /// Makes memory known to the transport, so that peers may be given access to it without a set-up in
-    /// each call. Calls may lend memory that is not registered; a transport that needs registration then
-    /// does it, or copies.
+    /// Makes memory known to the transport, so that peers may be given access to it without a
+    /// set-up in each call. Calls may lend memory that is not registered; a transport that needs
+    /// registration then does it, or copies.
     ///
     /// # Errors
     /// `Local` when the system refuses to pin the memory.
@@ -92,13 +92,13 @@ impl Connection {
         Self { link }
     }
 
-    /// Sends a request and waits for its answer. Many calls may be under way; answers come in any order.
-    /// Dropping the future tells the server that the answer is not wanted; memory that the call lent
-    /// stays with the connection until the server has confirmed.
+    /// Sends a request and waits for its answer. Many calls may be under way; answers come in any
+    /// order. Dropping the future tells the server that the answer is not wanted; memory that the
+    /// call lent stays with the connection until the server has confirmed.
     ///
     /// # Errors
-    /// The handler's error; `DeadlineExceeded` and `ConnectionLost`, after both of which it is unknown
-    /// whether the request took effect; `Invalid` for a call above the protocol's limits.
+    /// The handler's error; `DeadlineExceeded` and `ConnectionLost`, after both of which it is
+    /// unknown whether the request took effect; `Invalid` for a call above the protocol's limits.
     pub async fn call(&self, call: Call) -> Result<Answer> {
         self.link.call(call).await
     }
@@ -128,7 +128,7 @@ pub trait Serving: Send + Sync {
     /// What it has counted.
     fn counters(&self) -> &Arc<Counters>;
 
-    /// Takes no new connections and requests, lets those under way finish for at most `grace`, then ends
-    /// everything.
+    /// Takes no new connections and requests, lets those under way finish for at most `grace`, then
+    /// ends everything.
     async fn shutdown(&self, grace: Duration);
 }

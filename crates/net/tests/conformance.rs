@@ -1,5 +1,5 @@
-//! Goal: every transport behaves the same. Method: one suite, run over loopback TCP on the real clock and
-//! over the simulated network on several seeds.
+//! Goal: every transport behaves the same. Method: one suite, run over loopback TCP on the real
+//! clock and over the simulated network on several seeds.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -272,7 +272,8 @@ async fn credit_bounds_bytes(rig: Rig) {
     assert_eq!(Face::get(&running.face.held_max), 2);
 }
 
-/// While one connection has more to ask than the server's memory holds, calls of another come through.
+/// While one connection has more to ask than the server's memory holds, calls of another come
+/// through.
 async fn a_flood_does_not_starve_others(rig: Rig) {
     let credit = Credit { requests: 64, bytes: 4 << 20 };
     let options = kiln_net::ServerOptions { credit, in_flight_bytes: 4 << 20, ..rig.options() };
@@ -296,7 +297,8 @@ async fn a_flood_does_not_starve_others(rig: Rig) {
     }
 }
 
-/// A call that is dropped, or late, leaves its memory with the connection until the answer has come.
+/// A call that is dropped, or late, leaves its memory with the connection until the answer has
+/// come.
 async fn memory_stays_with_the_connection(rig: Rig) {
     let running = rig.serve(rig.options()).await;
     let connection = rig.connect(&running).await;

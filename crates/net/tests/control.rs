@@ -1,5 +1,6 @@
-//! Goal: tonic works over streams that passed the handshake, handlers see who asks, and whoever may not ask
-//! hears why. Method: one service of the control plane, with a body for the tests, on a real server.
+//! Goal: tonic works over streams that passed the handshake, handlers see who asks, and whoever may
+//! not ask hears why. Method: one service of the control plane, with a body for the tests, on a
+//! real server.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

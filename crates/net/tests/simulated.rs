@@ -1,6 +1,7 @@
-//! Goal: whatever the network does, a call ends by its deadline, an answer belongs to its call, a request
-//! runs at most once, and once the network is well again calls come through. Method: hosts that call
-//! each other through pools while seeds lose connections, cut one direction, and crash and restart hosts.
+//! Goal: whatever the network does, a call ends by its deadline, an answer belongs to its call, a
+//! request runs at most once, and once the network is well again calls come through. Method: hosts
+//! that call each other through pools while seeds lose connections, cut one direction, and crash
+//! and restart hosts.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

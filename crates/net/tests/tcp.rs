@@ -1,6 +1,6 @@
-//! Goal: whatever comes to a listening port, the server refuses it clearly, counts it, and goes on. Method:
-//! speak to a real server over plain sockets, with the pure machines of `kiln_wire` where a part of the
-//! protocol is kept.
+//! Goal: whatever comes to a listening port, the server refuses it clearly, counts it, and goes on.
+//! Method: speak to a real server over plain sockets, with the pure machines of `kiln_wire` where a
+//! part of the protocol is kept.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -7,15 +7,16 @@ use sha2::Sha256;
 /// The longest name of a credential, in bytes.
 pub const CREDENTIAL_NAME_BYTES_MAX: usize = 64;
 
-/// The secret of the client credential `name`: HMAC-SHA256(server key, "kiln client credential v1" ||
-/// cluster id || name). Servers derive it anew for each handshake, so they keep no table of secrets.
+/// The secret of the client credential `name`: HMAC-SHA256(server key, "kiln client credential v1"
+/// || cluster id || name). Servers derive it anew for each handshake, so they keep no table of
+/// secrets.
 pub fn client_secret(key: &ServerKey, name: &str) -> Secret {
     let cluster = key.cluster.to_bytes();
     Secret(hmac(&key.secret, &[b"kiln client credential v1", &cluster, name.as_bytes()]))
 }
 
-/// The secret that servers prove to each other: HMAC-SHA256(server key, "kiln server handshake v1" ||
-/// cluster id). The server key itself signs nothing on the wire.
+/// The secret that servers prove to each other: HMAC-SHA256(server key, "kiln server handshake v1"
+/// || cluster id). The server key itself signs nothing on the wire.
 pub fn server_secret(key: &ServerKey) -> Secret {
     Secret(hmac(&key.secret, &[b"kiln server handshake v1", &key.cluster.to_bytes()]))
 }
@@ -38,14 +39,15 @@ pub fn check_credential_name(name: &str) -> Result<()> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if name.is_empty() || name.len() > CREDENTIAL_NAME_BYTES_MAX || !name.bytes().all(allowed) {
         return Err(Error::invalid(format!(
-            "a credential's name has 1 to {CREDENTIAL_NAME_BYTES_MAX} letters, digits, '.', '_' or '-'"
+            "a credential's name has 1 to {CREDENTIAL_NAME_BYTES_MAX} letters, digits, '.', '_' or \
+             '-'"
         )));
     }
     Ok(())
 }
 
-/// HMAC-SHA256 of the concatenated parts. Callers make the concatenation unambiguous: every part but
-/// the last has a fixed length or a length in front.
+/// HMAC-SHA256 of the concatenated parts. Callers make the concatenation unambiguous: every part
+/// but the last has a fixed length or a length in front.
 pub(crate) fn hmac(key: &Secret, parts: &[&[u8]]) -> [u8; 32] {
     let mut mac =
         Hmac::<Sha256>::new_from_slice(&key.0).expect("invariant: HMAC takes keys of any length");

@@ -127,8 +127,8 @@ impl FrameHeader {
     /// Reads and checks a header.
     ///
     /// # Errors
-    /// `Corrupt` when a check fails or a length is above its limit, `ProtocolMismatch` when the layout
-    /// has another version.
+    /// `Corrupt` when a check fails or a length is above its limit, `ProtocolMismatch` when the
+    /// layout has another version.
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<Self> {
         let mut fields = Decoder::new("frame header", bytes);
         if fields.u32()? != MAGIC {
@@ -195,8 +195,8 @@ impl FrameKind {
     }
 }
 
-/// What may be outstanding on a connection: sent once, before the first request. A request takes its
-/// share when it is sent and gives it back with its reply.
+/// What may be outstanding on a connection: sent once, before the first request. A request takes
+/// its share when it is sent and gives it back with its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credit {
     /// Requests without a reply.
@@ -206,8 +206,9 @@ pub struct Credit {
 }
 
 impl Credit {
-    /// The bytes that a request with these lengths counts for: all that the server may have to hold for
-    /// it, at least 4 KiB, and at most the whole window, so that the largest request can go alone.
+    /// The bytes that a request with these lengths counts for: all that the server may have to hold
+    /// for it, at least 4 KiB, and at most the whole window, so that the largest request can go
+    /// alone.
     pub fn cost(&self, body: usize, payload: usize, receive: usize) -> u32 {
         let bytes = (body + payload + receive).max(4096);
         u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes)

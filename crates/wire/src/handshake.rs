@@ -8,11 +8,12 @@
 //!                       <-- Welcome: MAC("acceptor", transcript)                 (or Refusal)
 //! ```
 //!
-//! Both MACs are keyed by a secret that both sides hold: one derived from the server key among servers,
-//! the credential's secret for a client. The transcript is every byte of Hello and Challenge, so roles,
-//! names, purpose, versions and both fresh nonces are bound, nothing can be downgraded, and a MAC is of
-//! no use on another connection or in the other direction. The connector proves first: whoever does
-//! not hold the secret is told that, and learns neither whether a name exists nor a MAC of ours.
+//! Both MACs are keyed by a secret that both sides hold: one derived from the server key among
+//! servers, the credential's secret for a client. The transcript is every byte of Hello and
+//! Challenge, so roles, names, purpose, versions and both fresh nonces are bound, nothing can be
+//! downgraded, and a MAC is of no use on another connection or in the other direction. The
+//! connector proves first: whoever does not hold the secret is told that, and learns neither
+//! whether a name exists nor a MAC of ours.
 //!
 //! A message is: `KILN`, format u8, type u8, body length u16, body. It has at most
 //! [`HANDSHAKE_BYTES_MAX`] bytes.
@@ -168,7 +169,8 @@ fn message(kind: Kind, body: &[u8]) -> Vec<u8> {
     bytes.finish()
 }
 
-/// The body of a message that must be of `kind`; a refusal is returned as the error that it carries.
+/// The body of a message that must be of `kind`; a refusal is returned as the error that it
+/// carries.
 fn body_of(bytes: &[u8], kind: Kind) -> Result<&[u8]> {
     let prefix = bytes.first_chunk::<HANDSHAKE_PREFIX_BYTES>();
     let prefix = prefix.ok_or_else(|| Error::corrupt("a handshake message is cut short"))?;
@@ -299,8 +301,8 @@ pub struct Connecting {
 }
 
 impl Connecting {
-    /// Begins a handshake; `expected` names the node that must answer, if the caller cares. Returns the
-    /// Hello to send.
+    /// Begins a handshake; `expected` names the node that must answer, if the caller cares. Returns
+    /// the Hello to send.
     pub fn start(
         identity: Identity,
         terms: Terms,
@@ -329,8 +331,8 @@ impl Connecting {
     /// Takes the acceptor's answer. Returns the Proof to send.
     ///
     /// # Errors
-    /// The acceptor's refusal; `ProtocolMismatch` and `WrongTarget` for terms that were not offered;
-    /// `Corrupt` for anything malformed.
+    /// The acceptor's refusal; `ProtocolMismatch` and `WrongTarget` for terms that were not
+    /// offered; `Corrupt` for anything malformed.
     pub fn challenge(self, bytes: &[u8]) -> Result<(Proving, Vec<u8>)> {
         let mut fields = Decoder::new("challenge", body_of(bytes, Kind::Challenge)?);
         let (version, features) = (fields.u16()?, fields.u64()?);
@@ -451,8 +453,8 @@ impl Accepting {
         Ok((Self { hello, hello_bytes, challenge, secret, version, features }, sent))
     }
 
-    /// Takes the connector's Proof; `credential_of` finds what is known of a credential. Returns the
-    /// Welcome to send.
+    /// Takes the connector's Proof; `credential_of` finds what is known of a credential. Returns
+    /// the Welcome to send.
     ///
     /// # Errors
     /// Why the connector is refused: send it as [`refusal`].

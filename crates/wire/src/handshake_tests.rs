@@ -1,6 +1,7 @@
-//! Goal: only two holders of one secret agree, on exactly the same terms, and nothing that the network
-//! does to the four messages changes that. Method: run both machines against each other, with every
-//! byte of every message changed in turn, with replayed and reflected messages, and with garbage.
+//! Goal: only two holders of one secret agree, on exactly the same terms, and nothing that the
+//! network does to the four messages changes that. Method: run both machines against each other,
+//! with every byte of every message changed in turn, with replayed and reflected messages, and with
+//! garbage.
 
 use super::*;
 use crate::credential::credential;
@@ -165,8 +166,8 @@ fn an_unknown_name_is_told_apart_only_by_who_holds_its_secret() {
 }
 
 proptest! {
-    /// Whatever byte of whatever message is changed: never do both sides agree, and the acceptor never
-    /// admits anyone under changed words.
+    /// Whatever byte of whatever message is changed: never do both sides agree, and the acceptor
+    /// never admits anyone under changed words.
     #[test]
     fn no_changed_byte_passes(which in 1u8..=4, at in any::<prop::sample::Index>(), flip in 1u8..) {
         let (ours, theirs) = Run::of(client(9)).go(|message, bytes| {

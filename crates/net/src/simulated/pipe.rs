@@ -1,4 +1,5 @@
-//! One direction of a simulated connection: bytes that arrive in order, some time after they were sent.
+//! One direction of a simulated connection: bytes that arrive in order, some time after they were
+//! sent.
 
 use super::World;
 use kiln_types::Monotonic;
@@ -14,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes that may be on their way; a writer waits beyond it, as behind a full socket.
 const CAPACITY: usize = 256 << 10;
 
-/// Bytes from one host to another. The faults: they are late by a random time, they stop while the way is
-/// cut, and they are lost, with the connection, when it breaks.
+/// Bytes from one host to another. The faults: they are late by a random time, they stop while the
+/// way is cut, and they are lost, with the connection, when it breaks.
 pub(super) struct Pipe {
     pub(super) from: String,
     pub(super) to: String,
