@@ -36,7 +36,9 @@ fn every_command_has_help() {
         let help = text(&output.stdout);
         assert!(help.contains("Usage: kiln"), "{help}");
         let Some((_, commands)) = help.split_once("\nCommands:\n") else { return };
+        // A line that is indented further goes on with the description before it.
         let names = commands.lines().take_while(|line| line.starts_with("  "));
+        let names = names.filter(|line| !line.starts_with("   "));
         for name in names.filter_map(|line| line.split_whitespace().next()) {
             if name != "help" {
                 walk(&[path, &[name]].concat());

@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::place::Place;
-use crate::{config, serve, status, up};
+use crate::{admin, config, copy, files, serve, status, up};
 use clap::{Parser, Subcommand};
 
 /// A parallel file system for AI clusters, from one machine up.
@@ -27,6 +27,25 @@ pub(crate) enum Command {
     Down,
     /// Show the servers of the cluster: processes, addresses, health, memory
     Status(status::Args),
+    /// List files and directories in the cluster
+    Ls(files::LsArgs),
+    /// Print files of the cluster
+    Cat(files::CatArgs),
+    Cp(copy::Args),
+    /// Rename or move in the cluster
+    Mv(files::MvArgs),
+    /// Remove files or directories in the cluster
+    Rm(files::RmArgs),
+    /// Make directories in the cluster
+    Mkdir(files::MkdirArgs),
+    /// Show everything that is known of files in the cluster
+    Stat(files::StatArgs),
+    /// Show the space of the cluster
+    Df(files::DfArgs),
+    /// Walk a tree of the cluster and print what matches
+    Find(files::FindArgs),
+    /// Look at the cluster as an operator; manage credentials
+    Admin(admin::Args),
     /// Run a manager in this process
     Mgmtd(serve::Args),
     /// Print commented configuration files

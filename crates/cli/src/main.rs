@@ -4,13 +4,18 @@
 //! standard error; the exit code is 0 (done), 1 (failed) or 2 (wrong usage).
 #![forbid(unsafe_code)]
 
+mod admin;
 mod args;
 mod completions;
 mod config;
+mod copy;
 mod down;
 mod failure;
+mod files;
 mod output;
+mod path;
 mod place;
+mod remote;
 mod runtime;
 mod serve;
 mod status;
@@ -35,6 +40,16 @@ fn run(cli: Cli) -> Outcome {
         Command::Up(args) => up::run(place, &args),
         Command::Down => down::run(place),
         Command::Status(args) => status::run(place, &args),
+        Command::Ls(args) => files::ls(place, &args),
+        Command::Cat(args) => files::cat(place, &args),
+        Command::Cp(args) => copy::run(place, &args),
+        Command::Mv(args) => files::mv(place, &args),
+        Command::Rm(args) => files::rm(place, &args),
+        Command::Mkdir(args) => files::mkdir(place, &args),
+        Command::Stat(args) => files::stat(place, &args),
+        Command::Df(args) => files::df(place, &args),
+        Command::Find(args) => files::find(place, &args),
+        Command::Admin(args) => admin::run(place, &args),
         Command::Mgmtd(args) => serve::mgmtd(&args),
         Command::Config(args) => config::run(&args),
         Command::Completions { shell } => completions::run(shell),

@@ -9,8 +9,16 @@ use std::io::{ErrorKind, Write};
 /// # Errors
 /// `Local` when it cannot be written.
 pub(crate) fn print(text: &str) -> Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// As [`print`], for what need not be text.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         written => written.context("standard output"),
     }
@@ -27,6 +35,16 @@ pub(crate) fn tell(line: &str) {
 /// As [`print`].
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::internal(format!("output: {error}")))?;
+    print(&(text + "\n"))
+}
+
+/// Prints a value as JSON on a line of its own.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn print_json_line(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string(value)
         .map_err(|error| Error::internal(format!("output: {error}")))?;
     print(&(text + "\n"))
 }

@@ -1,0 +1,300 @@
+//! `kiln admin`: what an operator looks at.
+
+use crate::failure::Outcome;
+use crate::output;
+use crate::place::Place;
+use crate::remote::{self, Remote};
+use clap::Subcommand;
+use kiln_manager_link::ManagerClient;
+use kiln_rpc::v1;
+use kiln_types::{
+    Chain, ChainTable, Code, Context, Credential, CredentialLimits, CredentialRecord, Error,
+    LocalState, PublicState, Result, RoutingInfo, ServiceKind,
+};
+use serde::Serialize;
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The servers: kind, address, whether their lease holds
+    Nodes,
+    /// The targets: their chain, server, disk and states
+    Targets,
+    /// The chains: their version and members, head first
+    Chains,
+    /// The chain tables, over which files are spread
+    ChainTable,
+    /// The manager's configuration
+    Config,
+    /// Check that every server, target and chain is as it should be; exits with 1 when one is not
+    Check,
+    /// Credentials of clients
+    Credential {
+        #[command(subcommand)]
+        command: CredentialCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CredentialCommand {
+    /// Make a credential and write it to a new file, mode 0600
+    Create {
+        /// Its name: letters, digits, '.', '_' or '-'; a name is never used again
+        name: String,
+        /// The file that it is written to
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+        /// A user id that its holder may act as; may be given several times [default: any]
+        #[arg(long = "uid", value_name = "UID")]
+        uids: Vec<u32>,
+        /// Its holder may not act as root
+        #[arg(long)]
+        no_root: bool,
+        /// The directory that its holder may not leave
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        subtree: String,
+        /// Its holder may run operator commands
+        #[arg(long)]
+        operator: bool,
+    },
+    /// Make a credential worthless, for good
+    Revoke {
+        /// Its name
+        name: String,
+    },
+    /// The credentials that there are
+    List,
+}
+
+pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
+    remote::run(place, async |remote| {
+        let routing = remote.client.routing();
+        let routing = routing.as_ref();
+        match &args.command {
+            Command::Nodes => {
+                show(args, &routing.nodes.values().collect::<Vec<_>>(), nodes(routing))
+            }
+            Command::Targets => {
+                show(args, &routing.targets.values().collect::<Vec<_>>(), targets(routing))
+            }
+            Command::Chains => {
+                show(args, &routing.chains.values().collect::<Vec<_>>(), chains(routing))
+            }
+            Command::ChainTable => {
+                show(args, &routing.tables.values().collect::<Vec<_>>(), tables(routing))
+            }
+            Command::Config => {
+                let config = remote
+                    .manager("configuration", async |mut m: ManagerClient| {
+                        m.get_config(v1::Empty {}).await
+                    })
+                    .await?;
+                Ok(output::print(&config.toml)?)
+            }
+            Command::Check => check(args, routing),
+            Command::Credential { command } => credential(args, remote, command).await,
+        }
+    })
+}
+
+fn show(args: &Args, value: &impl Serialize, text: String) -> Outcome {
+    match args.json {
+        true => output::print_json(value)?,
+        false => output::print(&text)?,
+    }
+    Ok(())
+}
+
+fn nodes(routing: &RoutingInfo) -> String {
+    let rows = routing.nodes.values().map(|node| {
+        let tags: Vec<_> = node.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let state = if node.alive { "alive" } else { "dead" };
+        let [id, kind] = [node.id.to_string(), node.kind.to_string()];
+        vec![id, kind, state.into(), node.address.clone(), tags.join(" ")]
+    });
+    output::table(&["NODE", "KIND", "STATE", "ADDRESS", "TAGS"], &[0], rows.collect())
+}
+
+fn targets(routing: &RoutingInfo) -> String {
+    let rows = routing.targets.values().map(|target| {
+        let state = routing.chains.get(&target.chain).and_then(|c| c.state_of(target.id));
+        vec![
+            target.id.to_string(),
+            target.chain.to_string(),
+            target.node.to_string(),
+            state.map_or_else(|| "-".into(), |state| state.to_string()),
+            target.local.to_string(),
+            target.disk.to_string(),
+        ]
+    });
+    let header = ["TARGET", "CHAIN", "NODE", "STATE", "ITSELF", "DISK"];
+    output::table(&header, &[0, 1, 2], rows.collect())
+}
+
+fn chains(routing: &RoutingInfo) -> String {
+    let member = |member: &kiln_types::Member| {
+        let node = routing.targets.get(&member.target).map(|target| target.node);
+        let node = node.map_or_else(|| "?".into(), |node| node.to_string());
+        format!("{}@{node} {}", member.target, member.state)
+    };
+    let rows = routing.chains.values().map(|chain| {
+        let members: Vec<_> = chain.members.iter().map(member).collect();
+        vec![
+            chain.id.to_string(),
+            chain.version.to_string(),
+            format!("{} of {}", chain.serving().count(), chain.members.len()),
+            chain.min_serving.to_string(),
+            members.join(", "),
+        ]
+    });
+    let header = ["CHAIN", "VERSION", "SERVING", "NEEDED", "MEMBERS (TARGET@NODE STATE)"];
+    output::table(&header, &[0, 1], rows.collect())
+}
+
+fn tables(routing: &RoutingInfo) -> String {
+    let row = |table: &ChainTable| {
+        let chains: Vec<_> = table.chains.iter().map(ToString::to_string).collect();
+        let count = chains.len().to_string();
+        vec![table.id.to_string(), table.version.to_string(), count, chains.join(" ")]
+    };
+    let rows = routing.tables.values().map(row).collect();
+    output::table(&["TABLE", "VERSION", "COUNT", "CHAINS"], &[0, 1, 2], rows)
+}
+
+/// What is not as it should be.
+#[derive(Serialize)]
+struct Problem {
+    what: String,
+    why: String,
+}
+
+/// What keeps a cluster from being whole, worst first.
+fn problems(routing: &RoutingInfo) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let mut problem = |what: String, why: String| found.push(Problem { what, why });
+    if routing.tables.is_empty() {
+        let why = "too few storage servers have registered: no file can be made";
+        problem("chain table".into(), why.into());
+    }
+    if !routing.nodes.values().any(|node| node.kind == ServiceKind::Meta && node.alive) {
+        problem("metadata".into(), "no metadata server is alive".into());
+    }
+    for chain in routing.chains.values() {
+        if let Some(why) = chain_problem(chain) {
+            problem(format!("chain {}", chain.id), why);
+        }
+    }
+    for node in routing.nodes.values().filter(|node| !node.alive) {
+        problem(format!("{} {}", node.kind, node.id), format!("not heard from ({})", node.address));
+    }
+    for target in routing.targets.values().filter(|t| t.local != LocalState::UpToDate) {
+        problem(format!("target {}", target.id), format!("says of itself: {}", target.local));
+    }
+    found
+}
+
+fn chain_problem(chain: &Chain) -> Option<String> {
+    let serving = chain.serving().count();
+    if serving == chain.members.len() {
+        return None;
+    }
+    let others = chain.members.iter().filter(|member| member.state != PublicState::Serving);
+    let others: Vec<_> =
+        others.map(|member| format!("target {} is {}", member.target, member.state)).collect();
+    let effect = match serving {
+        0 => "it can be neither read nor written",
+        _ if serving < chain.min_serving as usize => "it can be read and not be written",
+        _ => "it has fewer copies than it should",
+    };
+    Some(format!("{effect}: {}", others.join(", ")))
+}
+
+fn check(args: &Args, routing: &RoutingInfo) -> Outcome {
+    let problems = problems(routing);
+    let rows = problems.iter().map(|problem| vec![problem.what.clone(), problem.why.clone()]);
+    let text = match problems.is_empty() {
+        true => format!(
+            "all is well: {}, {}, {}\n",
+            output::count(u32::try_from(routing.nodes.len()).unwrap_or(u32::MAX), "server"),
+            output::count(u32::try_from(routing.targets.len()).unwrap_or(u32::MAX), "target"),
+            output::count(u32::try_from(routing.chains.len()).unwrap_or(u32::MAX), "chain"),
+        ),
+        false => output::table(&["WHAT", "PROBLEM"], &[], rows.collect()),
+    };
+    show(args, &problems, text)?;
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Code::NotServing, format!("{} found", count_problems(problems.len()))).into())
+}
+
+fn count_problems(count: usize) -> String {
+    output::count(u32::try_from(count).unwrap_or(u32::MAX), "problem")
+}
+
+async fn credential(args: &Args, remote: &Remote, command: &CredentialCommand) -> Outcome {
+    match command {
+        CredentialCommand::Create { name, output: file, uids, no_root, subtree, operator } => {
+            if file.symlink_metadata().is_ok() {
+                let taken = format!("{} exists already", file.display());
+                return Err(Error::new(Code::Exists, taken).with_hint("name a new file").into());
+            }
+            let limits = CredentialLimits {
+                uids: (!uids.is_empty()).then(|| uids.clone()),
+                root: !no_root,
+                subtree: subtree.clone(),
+                operator: *operator,
+            };
+            let limits = Some(v1::CredentialLimits::from(&limits));
+            let request = v1::CreateCredentialRequest { name: name.clone(), limits };
+            let create = async |mut m: ManagerClient| m.create_credential(request).await;
+            let made = remote.manager("new credential", create).await?;
+            kiln_config::create_credential(file, &Credential::try_from(made)?)?;
+            Ok(output::print(&format!("wrote the credential '{name}' to {}\n", file.display()))?)
+        }
+        CredentialCommand::Revoke { name } => {
+            let request = v1::RevokeCredentialRequest { name: name.clone() };
+            let revoke = async |mut m: ManagerClient| m.revoke_credential(request).await;
+            remote.manager("revocation", revoke).await?;
+            Ok(output::print(&format!("the credential '{name}' opens nothing any more\n"))?)
+        }
+        CredentialCommand::List => {
+            let list = async |mut m: ManagerClient| m.list_credentials(v1::Empty {}).await;
+            let list = remote.manager("credentials", list).await?;
+            let records = list.credentials.into_iter().map(CredentialRecord::try_from);
+            let records = records.collect::<Result<Vec<_>>>().context("credentials")?;
+            show(args, &records, credentials(&records))
+        }
+    }
+}
+
+fn credentials(records: &[CredentialRecord]) -> String {
+    let row = |record: &CredentialRecord| {
+        let limits = &record.limits;
+        let uids = limits.uids.as_ref().map_or_else(
+            || "any".to_string(),
+            |uids| uids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        );
+        let yes = |is: bool| if is { "yes" } else { "no" }.to_string();
+        vec![
+            record.name.clone(),
+            if record.revoked { "revoked" } else { "valid" }.into(),
+            uids,
+            yes(limits.root),
+            limits.subtree.clone(),
+            yes(limits.operator),
+        ]
+    };
+    let header = ["NAME", "STATE", "UIDS", "ROOT", "SUBTREE", "OPERATOR"];
+    output::table(&header, &[], records.iter().map(row).collect())
+}

@@ -1,0 +1,249 @@
+//! The cluster's side of a copy.
+
+use super::tree::{Info, Kind, Node, Reader, Tree, Writer};
+use crate::path::KilnPath;
+use crate::remote::Remote;
+use async_trait::async_trait;
+use kiln_client::{File, OpenMode, SetAttr};
+use kiln_memory::{Buffer, Bytes};
+use kiln_types::{Attr, Code, Context, Error, FileKind, InodeId, Result};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Temporary names that are not finished: directory and name.
+type Begun = Mutex<BTreeSet<(InodeId, Vec<u8>)>>;
+
+pub(crate) struct RemoteTree {
+    remote: Arc<Remote>,
+    begun: Arc<Begun>,
+}
+
+fn info(attr: &Attr) -> Info {
+    Info {
+        kind: match attr.kind {
+            FileKind::File => Kind::File,
+            FileKind::Directory => Kind::Directory,
+            FileKind::Symlink => Kind::Symlink,
+        },
+        mode: attr.mode,
+        uid: attr.uid,
+        gid: attr.gid,
+        length: attr.length,
+        atime: attr.atime,
+        mtime: attr.mtime,
+    }
+}
+
+impl RemoteTree {
+    pub(crate) fn new(remote: Arc<Remote>) -> Self {
+        Self { remote, begun: Arc::default() }
+    }
+
+    /// A name that is removed at the end unless it is taken off the list.
+    fn begin(&self, parent: &Node) -> Vec<u8> {
+        let name = format!(".kiln-cp-{:016x}", self.remote.env.random_u64()).into_bytes();
+        begun(&self.begun).insert((parent.inode, name.clone()));
+        name
+    }
+}
+
+fn begun(begun: &Begun) -> std::sync::MutexGuard<'_, BTreeSet<(InodeId, Vec<u8>)>> {
+    begun.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is set on an entry; owners are kept when root copies.
+fn change(remote: &Remote, info: &Info) -> SetAttr {
+    let owner = remote.caller.uid == 0;
+    SetAttr {
+        mode: (info.kind != Kind::Symlink).then_some(info.mode),
+        uid: owner.then_some(info.uid),
+        gid: owner.then_some(info.gid),
+        length: None,
+        atime: Some(info.atime),
+        mtime: Some(info.mtime),
+    }
+}
+
+/// Sets attributes; the owner first, because it clears bits of the mode.
+async fn set_info(remote: &Remote, inode: InodeId, info: &Info) -> Result<()> {
+    let mut change = change(remote, info);
+    let special = info.mode & 0o7000 != 0;
+    if special && change.uid.is_some() {
+        let owner = SetAttr { uid: change.uid, gid: change.gid, ..SetAttr::default() };
+        remote.client.set_attr(&remote.caller, inode, owner).await?;
+        (change.uid, change.gid) = (None, None);
+    }
+    remote.client.set_attr(&remote.caller, inode, change).await.map(drop)
+}
+
+#[async_trait]
+impl Tree for RemoteTree {
+    async fn look(&self, path: &[u8], follow: bool) -> Result<Node> {
+        let shown = OsString::from_vec(path.to_vec());
+        let kiln = KilnPath::parse(&shown).map_err(|failure| failure.error().clone())?;
+        let attr = self.remote.look(&kiln, follow).await?;
+        let name = kiln.split().map_or(Vec::new(), |(_, name)| name.to_vec());
+        Ok(Node { path: path.to_vec(), name, inode: attr.inode, info: info(&attr) })
+    }
+
+    async fn list(&self, directory: &Node) -> Result<Vec<Node>> {
+        let listed = self.remote.client.list_dir(&self.remote.caller, directory.inode).await;
+        let entries = listed.context(directory.shown())?;
+        let node = |entry: kiln_client::Entry| Node {
+            path: directory.below(&entry.name),
+            inode: entry.attr.inode,
+            info: info(&entry.attr),
+            name: entry.name,
+        };
+        Ok(entries.into_iter().map(node).collect())
+    }
+
+    async fn read_link(&self, link: &Node) -> Result<Vec<u8>> {
+        let target = self.remote.client.read_link(&self.remote.caller, link.inode).await;
+        target.context(link.shown())
+    }
+
+    async fn open(&self, file: &Node) -> Result<Arc<dyn Reader>> {
+        let (client, caller) = (&self.remote.client, &self.remote.caller);
+        let opened = client.open(caller, file.inode, OpenMode::READ).await;
+        Ok(Arc::new(OpenFile::new(opened.context(file.shown())?)))
+    }
+
+    async fn make_dir(&self, parent: &Node, name: &[u8]) -> Result<Node> {
+        let (client, caller) = (&self.remote.client, &self.remote.caller);
+        let path = parent.below(name);
+        let attr = match client.make_dir(caller, parent.inode, name, 0o700).await {
+            Err(error) if error.code() == Code::Exists => {
+                client.lookup(caller, parent.inode, name).await
+            }
+            made => made,
+        };
+        let shown = || OsString::from_vec(path.clone()).display().to_string();
+        let mut attr = attr.context(shown())?;
+        if attr.kind == FileKind::Symlink {
+            attr = self.look(&path, true).await.map(|node| Attr {
+                inode: node.inode,
+                kind: FileKind::Directory,
+                ..attr
+            })?;
+        }
+        if attr.kind == FileKind::File {
+            return Err(Error::new(
+                Code::NotDirectory,
+                format!("{}: it is not a directory", shown()),
+            ));
+        }
+        Ok(Node { path, name: name.to_vec(), inode: attr.inode, info: info(&attr) })
+    }
+
+    async fn make_link(
+        &self,
+        parent: &Node,
+        name: &[u8],
+        target: &[u8],
+        info: &Info,
+    ) -> Result<()> {
+        let (client, caller) = (&self.remote.client, &self.remote.caller);
+        let temporary = self.begin(parent);
+        let attr = client.symlink(caller, parent.inode, &temporary, target).await?;
+        set_info(&self.remote, attr.inode, info).await?;
+        let from = (parent.inode, temporary.as_slice());
+        client.rename(caller, from, (parent.inode, name)).await?;
+        begun(&self.begun).remove(&(parent.inode, temporary));
+        Ok(())
+    }
+
+    async fn create(&self, parent: &Node, name: &[u8]) -> Result<Arc<dyn Writer>> {
+        let (client, caller) = (&self.remote.client, &self.remote.caller);
+        let temporary = self.begin(parent);
+        let file = client.create(caller, parent.inode, &temporary, 0o600).await?;
+        Ok(Arc::new(RemoteWriter {
+            remote: Arc::clone(&self.remote),
+            begun: Arc::clone(&self.begun),
+            file: OpenFile::new(file),
+            parent: parent.inode,
+            temporary,
+            name: name.to_vec(),
+        }))
+    }
+
+    async fn finish_dir(&self, directory: &Node, info: &Info) -> Result<()> {
+        set_info(&self.remote, directory.inode, info).await
+    }
+
+    async fn clean_up(&self) {
+        let left = std::mem::take(&mut *begun(&self.begun));
+        for (parent, name) in left {
+            // What cannot be removed now was told by what failed before.
+            let _ = self.remote.client.remove(&self.remote.caller, parent, &name, false).await;
+        }
+    }
+}
+
+/// A file that several blocks use side by side, and that is closed when they are done.
+struct OpenFile(Mutex<Option<Arc<File>>>);
+
+impl OpenFile {
+    fn new(file: File) -> Self {
+        Self(Mutex::new(Some(Arc::new(file))))
+    }
+
+    fn get(&self) -> Result<Arc<File>> {
+        let file = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        file.ok_or_else(|| Error::internal("the file is closed"))
+    }
+
+    /// Closes it: what was written is durable then.
+    async fn close(&self) -> Result<Attr> {
+        let file = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match file.and_then(Arc::into_inner) {
+            Some(file) => file.close().await,
+            None => Err(Error::internal("the file is closed or in use")),
+        }
+    }
+}
+
+#[async_trait]
+impl Reader for OpenFile {
+    async fn read_at(&self, offset: u64, buffer: Buffer) -> Result<Buffer> {
+        self.get()?.read_at(offset, buffer).await
+    }
+
+    async fn close(&self) {
+        // Nothing was written: the session ends with the client at the latest.
+        let _ = OpenFile::close(self).await;
+    }
+}
+
+struct RemoteWriter {
+    remote: Arc<Remote>,
+    begun: Arc<Begun>,
+    file: OpenFile,
+    parent: InodeId,
+    temporary: Vec<u8>,
+    name: Vec<u8>,
+}
+
+#[async_trait]
+impl Writer for RemoteWriter {
+    async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
+        self.file.get()?.write_at(offset, bytes).await
+    }
+
+    async fn finish(&self, info: &Info) -> Result<()> {
+        let remote = &self.remote;
+        let attr = OpenFile::close(&self.file).await?;
+        set_info(remote, attr.inode, info).await?;
+        let from = (self.parent, self.temporary.as_slice());
+        remote.client.rename(&remote.caller, from, (self.parent, &self.name)).await?;
+        begun(&self.begun).remove(&(self.parent, self.temporary.clone()));
+        Ok(())
+    }
+
+    async fn abandon(&self) {
+        // The name stays on the list of what is removed at the end.
+        let _ = OpenFile::close(&self.file).await;
+    }
+}
