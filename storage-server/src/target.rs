@@ -436,10 +436,10 @@ impl Target {
             },
         );
         let result = self.notice(result.await);
-        if let Err(error) = &result {
-            if !refuses(error.code()) {
-                tracing::warn!(target_id = %self.id, %chunk, %version, %error, "prepare failed");
-            }
+        if let Err(error) = &result
+            && !refuses(error.code())
+        {
+            tracing::warn!(target_id = %self.id, %chunk, %version, %error, "prepare failed");
         }
         result
     }
@@ -489,10 +489,11 @@ impl Target {
 
     /// Takes note when the disk has failed: the target then leaves its chain.
     fn notice<T>(&self, result: Result<T>) -> Result<T> {
-        if let Err(error) = &result {
-            if error.code() == Code::DiskFailed && !self.failed.swap(true, Ordering::Relaxed) {
-                tracing::error!(target_id = %self.id, %error, "the disk failed: target goes offline");
-            }
+        if let Err(error) = &result
+            && error.code() == Code::DiskFailed
+            && !self.failed.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(target_id = %self.id, %error, "the disk failed: target goes offline");
         }
         result
     }

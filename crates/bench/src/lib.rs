@@ -49,7 +49,7 @@ pub async fn run(
     options: &Options,
     mut progress: impl FnMut(&str),
 ) -> Result<Report> {
-    if options.size == 0 || options.size % SEQUENTIAL_BYTES as u64 != 0 {
+    if options.size == 0 || !options.size.is_multiple_of(SEQUENTIAL_BYTES as u64) {
         return Err(Error::invalid("the size is a multiple of 1 MiB, at least 1 MiB"));
     }
     let mut report = Report::new(options);

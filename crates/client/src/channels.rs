@@ -16,8 +16,11 @@ const CHANNELS: u64 = 64;
 /// an earlier one that comes late is recognised as old.
 pub(crate) struct Channels {
     client: ClientId,
-    channels: Mutex<HashMap<(ChainId, ChannelId), Arc<tokio::sync::Mutex<Sequence>>>>,
+    channels: Mutex<HashMap<(ChainId, ChannelId), Arc<Channel>>>,
 }
+
+/// The number of the last write; locked as long as it is outstanding.
+type Channel = tokio::sync::Mutex<Sequence>;
 
 /// The right to have one write outstanding.
 pub(crate) struct Turn {

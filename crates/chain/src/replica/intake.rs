@@ -44,10 +44,10 @@ impl Replica {
             let text = format!("target {} is not the head", self.target);
             return Err(Error::new(Code::WrongTarget, text));
         }
-        if let Some(key) = retry {
-            if self.join_retry(ticket, key, remembered)? {
-                return Ok(());
-            }
+        if let Some(key) = retry
+            && self.join_retry(ticket, key, remembered)?
+        {
+            return Ok(());
         }
         if !view.enough_serving {
             let text = "too few replicas serve: writes wait for more";

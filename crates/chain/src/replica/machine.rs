@@ -166,10 +166,10 @@ impl Replica {
     }
 
     fn take_view(&mut self, view: Option<View>) {
-        if let (Some(old), Some(new)) = (&self.view, &view) {
-            if new.chain_version < old.chain_version || old == new {
-                return;
-            }
+        if let (Some(old), Some(new)) = (&self.view, &view)
+            && (new.chain_version < old.chain_version || old == new)
+        {
+            return;
         }
         self.view = view;
         let undecided: Vec<ChunkId> = self

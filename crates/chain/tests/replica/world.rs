@@ -79,6 +79,7 @@ pub(crate) enum Caller {
 
 /// Something under way. The first numbers are node and life: a restart loses what it had under way.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a few of them in a test")]
 pub(crate) enum Flight {
     Local(usize, u64, Action),
     /// `life` is the receiver's: a connection does not outlive it.
