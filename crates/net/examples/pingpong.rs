@@ -1,4 +1,5 @@
 //! What a call costs over loopback, beside the same bytes over a raw tokio stream in the same run.
+//! The two ends have a runtime each, as two processes would: no end polls the other's sockets.
 //!
 //! `cargo run --release -p kiln-net --example pingpong [SECONDS [NAME]]`
 
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Handle, Runtime};
 
 const READ: u16 = 1;
 const WRITE: u16 = 2;
@@ -58,27 +60,31 @@ const JOBS: [(&str, Job); 8] = [
 ];
 
 fn main() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("start of the runtime")?.block_on(run())
-}
-
-async fn run() -> Result<()> {
+    let near = runtime()?;
+    let far = runtime()?;
     let env = Env::real();
-    let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2.0);
-    let time = Duration::from_secs_f64(seconds);
     let key = ServerKey { cluster: ClusterId(1), id: KeyId(1), secret: Secret([1; 32]) };
     let transport = TcpTransport::new(Identity::Server(key.clone()), env.clone());
     let data = Pool::new(LARGE).take(LARGE).freeze();
-    let ring = Arc::new(KeyRing::new(key));
-    let serving =
-        transport.serve(ServerOptions::default(), ring, Arc::new(Memory { data })).await?;
-    let deadline = env.deadline_after(Duration::from_secs(5));
-    let connection = transport.connect(serving.address(), deadline).await?;
-    println!("{:22} {:>12} {:>12} {:>7}", "", "kiln", "raw", "ratio");
+    let (ring, memory) = (Arc::new(KeyRing::new(key)), Arc::new(Memory { data }));
+    let serving = far.block_on(transport.serve(ServerOptions::default(), ring, memory))?;
+    near.block_on(run(&env, &transport, serving.address(), far.handle()))
+}
+
+fn runtime() -> Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().context("start of a runtime")
+}
+
+async fn run(env: &Env, transport: &TcpTransport, address: &str, far: &Handle) -> Result<()> {
+    let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2.0);
+    let time = Duration::from_secs_f64(seconds);
     let wanted = std::env::args().nth(2).unwrap_or_default();
+    let connection = transport.connect(address, env.deadline_after(time)).await?;
+    println!("{:22} {:>12} {:>12} {:>7}", "", "kiln", "raw", "ratio");
     for (name, job) in JOBS.into_iter().filter(|(name, _)| name.contains(&wanted)) {
-        let kiln = calls(&env, &connection, job, time).await?;
-        let raw = raw(&env, job, time).await?;
+        let kiln = calls(env, &connection, job, time).await?;
+        let raw = raw(env, far, job, time).await?;
         let show = |rate: f64| match job.bytes {
             LARGE => format!("{:.2} GB/s", rate * LARGE as f64 / 1e9),
             _ => format!("{rate:.0} /s"),
@@ -120,30 +126,25 @@ async fn calls(env: &Env, connection: &Connection, job: Job, time: Duration) -> 
 }
 
 /// The same bytes over plain streams, one for each caller: 128 bytes each way for header and body.
-async fn raw(env: &Env, job: Job, time: Duration) -> Result<f64> {
+async fn raw(env: &Env, far: &Handle, job: Job, time: Duration) -> Result<f64> {
     const HEAD: usize = 128;
     let (there, back) = match job.operation {
         READ => (HEAD, HEAD + job.bytes),
         _ => (HEAD + job.bytes, HEAD),
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.context("bind")?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("bind")?;
+    listener.set_nonblocking(true).context("set-up")?;
     let address = listener.local_addr().context("address")?;
+    let _listening = {
+        let _far = far.enter();
+        env.spawn("far end", far_end(listener, env.clone(), there, back))
+    };
     let end = env.deadline_after(time);
     let done = Arc::new(AtomicU64::new(0));
     let mut callers = Vec::new();
     for _ in 0..job.depth {
         let mut near = TcpStream::connect(address).await.context("connect")?;
-        let (mut far, _) = listener.accept().await.context("accept")?;
-        near.set_nodelay(true).and_then(|()| far.set_nodelay(true)).context("set-up")?;
-        env.spawn("far end", async move {
-            let (mut request, answer) = (vec![0; there], vec![0; back]);
-            while far.read_exact(&mut request).await.is_ok() {
-                if far.write_all(&answer).await.is_err() {
-                    break;
-                }
-            }
-        })
-        .detach();
+        near.set_nodelay(true).context("set-up")?;
         let (env2, done) = (env.clone(), Arc::clone(&done));
         callers.push(env.spawn("near end", async move {
             let (request, mut answer) = (vec![0; there], vec![0; back]);
@@ -159,4 +160,26 @@ async fn raw(env: &Env, job: Job, time: Duration) -> Result<f64> {
         caller.join().await??;
     }
     Ok(done.load(Ordering::Relaxed) as f64 / time.as_secs_f64())
+}
+
+async fn far_end(
+    listener: std::net::TcpListener,
+    env: Env,
+    there: usize,
+    back: usize,
+) -> std::io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        let (mut far, _) = listener.accept().await?;
+        far.set_nodelay(true)?;
+        env.spawn("far end", async move {
+            let (mut request, answer) = (vec![0; there], vec![0; back]);
+            while far.read_exact(&mut request).await.is_ok() {
+                if far.write_all(&answer).await.is_err() {
+                    break;
+                }
+            }
+        })
+        .detach();
+    }
 }
