@@ -2,10 +2,19 @@
 //!
 //! Invariants: only this crate opens data files; after a failed sync a disk accepts no write and no sync;
 //! the memory of an operation lives until the operation is over, whoever stops waiting for it.
+#![deny(unsafe_code)]
 
+mod file;
+mod file_disk;
+mod kernel;
+mod open;
+mod operation;
 mod range;
 mod simulated;
+mod sync_gate;
+mod uring;
 
+pub use open::{Engine, OpenOptions, open};
 pub use simulated::{Fault, SimulatedDisk};
 
 use async_trait::async_trait;
