@@ -135,8 +135,9 @@ impl File {
     /// The metadata service's.
     pub async fn set_length(&self, length: u64) -> Result<Attr> {
         let shared = &self.shared;
+        let turn = shared.meta.turn(shared.session.caller());
         let request = v1::SetAttrRequest {
-            origin: shared.meta.origin(shared.session.caller()),
+            origin: turn.origin(),
             inode: shared.session.inode().0,
             length: Some(length),
             session: shared.session.id().to_vec().into(),
@@ -153,8 +154,9 @@ impl File {
     /// The metadata service's.
     pub async fn sync(&self) -> Result<Attr> {
         let shared = &self.shared;
+        let turn = shared.meta.turn(shared.session.caller());
         let request = v1::SyncRequest {
-            origin: shared.meta.origin(shared.session.caller()),
+            origin: turn.origin(),
             inode: shared.session.inode().0,
             session: shared.session.id().to_vec().into(),
             written: shared.written(),
@@ -168,8 +170,9 @@ impl File {
     /// The metadata service's.
     pub async fn close(self) -> Result<Attr> {
         let shared = &self.shared;
+        let turn = shared.meta.turn(shared.session.caller());
         let request = v1::CloseRequest {
-            origin: shared.meta.origin(shared.session.caller()),
+            origin: turn.origin(),
             inode: shared.session.inode().0,
             session: shared.session.id().to_vec().into(),
             written: shared.written(),

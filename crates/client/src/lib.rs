@@ -16,5 +16,5 @@ mod session;
 pub use chunks::{ChunkClient, Grant, Granted, Place};
 pub use client::{Client, Options, Parts};
 pub use file::File;
-pub use meta::Meta;
+pub use meta::{Meta, Turn};
 pub use names::{Entry, OpenMode, SetAttr};

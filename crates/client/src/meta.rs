@@ -27,6 +27,34 @@ pub struct Meta {
     routing: watch::Receiver<Arc<RoutingInfo>>,
     timeout: Duration,
     server: Mutex<Option<Server>>,
+    slots: Arc<Mutex<Slots>>,
+}
+
+/// A server keeps one answer for each slot of a client: as many slots as calls are under way at a time.
+#[derive(Default)]
+struct Slots {
+    sequences: Vec<u64>,
+    free: Vec<usize>,
+}
+
+/// See [`Meta::turn`].
+pub struct Turn {
+    origin: Origin,
+    slot: usize,
+    slots: Arc<Mutex<Slots>>,
+}
+
+impl Turn {
+    /// What the call carries.
+    pub fn origin(&self) -> Option<v1::Origin> {
+        Some(v1::Origin::from(&self.origin))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.slots.lock().free.push(self.slot);
+    }
 }
 
 #[derive(Clone)]
@@ -116,13 +144,29 @@ impl Meta {
         routing: watch::Receiver<Arc<RoutingInfo>>,
         timeout: Duration,
     ) -> Self {
-        Self { env, id, identity, routing, timeout, server: Mutex::new(None) }
+        Self {
+            env,
+            id,
+            identity,
+            routing,
+            timeout,
+            server: Mutex::new(None),
+            slots: Arc::default(),
+        }
     }
 
-    /// What a changing call carries: who asks, and a new request id that stays through its retries.
-    pub fn origin(&self, caller: &Caller) -> Option<v1::Origin> {
-        let request = RequestId(self.env.random_u128());
-        Some(v1::Origin::from(&Origin { caller: caller.clone(), client: self.id, request }))
+    /// The right to one changing call: who asks, under an id that stays through the call's retries. Keep
+    /// it until the call has ended.
+    pub fn turn(&self, caller: &Caller) -> Turn {
+        let mut slots = self.slots.lock();
+        let slot = slots.free.pop().unwrap_or_else(|| {
+            slots.sequences.push(0);
+            slots.sequences.len() - 1
+        });
+        slots.sequences[slot] += 1;
+        let request = RequestId::in_slot(slot as u64, slots.sequences[slot]);
+        let origin = Origin { caller: caller.clone(), client: self.id, request };
+        Turn { origin, slot, slots: Arc::clone(&self.slots) }
     }
 
     async fn call<T, F>(

@@ -87,8 +87,9 @@ impl Client {
     /// `NotFound`, `IsDirectory`, `PermissionDenied`.
     pub async fn open(&self, caller: &Caller, inode: InodeId, mode: OpenMode) -> Result<File> {
         let sent = self.env.now();
+        let turn = self.meta.turn(caller);
         let request = v1::OpenRequest {
-            origin: self.meta.origin(caller),
+            origin: turn.origin(),
             inode: inode.0,
             read: mode.read,
             write: mode.write,
@@ -109,8 +110,9 @@ impl Client {
         mode: u32,
     ) -> Result<File> {
         let sent = self.env.now();
+        let turn = self.meta.turn(caller);
         let request = v1::CreateRequest {
-            origin: self.meta.origin(caller),
+            origin: turn.origin(),
             parent: parent.0,
             name: name.to_vec().into(),
             mode,
@@ -133,8 +135,9 @@ impl Client {
         name: &[u8],
         mode: u32,
     ) -> Result<Attr> {
+        let turn = self.meta.turn(caller);
         let request = v1::MakeDirRequest {
-            origin: self.meta.origin(caller),
+            origin: turn.origin(),
             parent: parent.0,
             name: name.to_vec().into(),
             mode,
@@ -153,8 +156,9 @@ impl Client {
         name: &[u8],
         target: &[u8],
     ) -> Result<Attr> {
+        let turn = self.meta.turn(caller);
         let request = v1::SymlinkRequest {
-            origin: self.meta.origin(caller),
+            origin: turn.origin(),
             parent: parent.0,
             name: name.to_vec().into(),
             target: target.to_vec().into(),
@@ -182,8 +186,9 @@ impl Client {
         name: &[u8],
         directory: bool,
     ) -> Result<()> {
+        let turn = self.meta.turn(caller);
         let request = v1::RemoveRequest {
-            origin: self.meta.origin(caller),
+            origin: turn.origin(),
             parent: parent.0,
             name: name.to_vec().into(),
         };
@@ -204,8 +209,9 @@ impl Client {
         (parent, name): (InodeId, &[u8]),
         (new_parent, new_name): (InodeId, &[u8]),
     ) -> Result<()> {
+        let turn = self.meta.turn(caller);
         let request = v1::RenameRequest {
-            origin: self.meta.origin(caller),
+            origin: turn.origin(),
             parent: parent.0,
             name: name.to_vec().into(),
             new_parent: new_parent.0,
@@ -221,8 +227,9 @@ impl Client {
     /// # Errors
     /// `NotPermitted`, `PermissionDenied`, `NotFound`.
     pub async fn set_attr(&self, caller: &Caller, inode: InodeId, change: SetAttr) -> Result<Attr> {
+        let turn = self.meta.turn(caller);
         let request = v1::SetAttrRequest {
-            origin: self.meta.origin(caller),
+            origin: turn.origin(),
             inode: inode.0,
             mode: change.mode,
             uid: change.uid,
