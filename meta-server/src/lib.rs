@@ -22,6 +22,9 @@ mod keys;
 mod name;
 mod placement;
 mod records;
+mod server;
+mod service;
+mod storage;
 mod store;
 mod tx;
 
@@ -30,6 +33,9 @@ pub use keeper::{Keeper, KeeperOptions};
 pub use name::NAME_BYTES_MAX;
 pub use placement::{Table, Tables};
 pub use records::{FLOORS_MAX, TARGET_BYTES_MAX, Wish, XATTR_BYTES_MAX};
+pub use server::run;
+pub use service::Service;
+pub use storage::StorageChunks;
 pub use store::{
     Change, CreateArgs, InodeChunks, LENGTH_MAX, Listed, OpenArgs, Opened, RenameArgs, SetAttrArgs,
     SetTime, Settings, Store, StoreParts, Who, Written, XattrMode,

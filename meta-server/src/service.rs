@@ -1,0 +1,379 @@
+//! The shell that speaks to clients: messages in, operations of the [`Store`], messages out.
+
+use crate::SessionId;
+use crate::chunks::ChunkService;
+use crate::records::Wish;
+use crate::store::{
+    Change, CreateArgs, InodeChunks, Listed, OpenArgs, Opened, RenameArgs, SetAttrArgs, SetTime,
+    Store, Who, Written, XattrMode,
+};
+use kiln_net::{Peer, peer_of};
+use kiln_rpc::convert::{id_from, required};
+use kiln_rpc::v1::{self, meta_server::Meta};
+use kiln_rpc::{Origin, status_from_error};
+use kiln_types::{Attr, Caller, Code, Error, InodeId, RequestId, Result, Timestamp, TruncateEpoch};
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+use tracing::Instrument;
+
+/// The metadata service.
+pub struct Service {
+    pub(crate) store: Arc<Store>,
+    pub(crate) chunks: Arc<dyn ChunkService>,
+}
+
+type Reply<T> = std::result::Result<Response<T>, Status>;
+
+/// Runs one request in a span of its own, and turns its error into a status.
+async fn answer<T, R>(
+    operation: &'static str,
+    request: Request<R>,
+    handle: impl AsyncFnOnce(&Peer, R) -> Result<T>,
+) -> Reply<T> {
+    let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
+    let span = kiln_telemetry::request_span(operation, RequestId(0), &peer.address);
+    let result = handle(&peer, request.into_inner()).instrument(span).await;
+    result.map(Response::new).map_err(|error| {
+        tracing::debug!(operation, %peer, %error, "refused");
+        status_from_error(&error)
+    })
+}
+
+/// As whom a peer's request is made, within what its credential allows.
+fn who(peer: &Peer, caller: Caller) -> Result<Who> {
+    let kiln_net::PeerKind::Client { name, limits } = &peer.kind else {
+        return Ok(Who { caller, credential: String::new(), subtree: None });
+    };
+    if !limits.allows_uid(caller.uid) {
+        let text = format!("credential '{name}' does not allow to act as user {}", caller.uid);
+        return Err(Error::new(Code::NotAuthorized, text));
+    }
+    let subtree = (limits.subtree != "/").then(|| limits.subtree.clone());
+    Ok(Who { caller, credential: name.clone(), subtree })
+}
+
+fn asker(peer: &Peer, caller: Option<v1::Caller>) -> Result<Who> {
+    who(peer, required(caller, "caller")?)
+}
+
+fn change(peer: &Peer, origin: Option<v1::Origin>) -> Result<Change> {
+    let Origin { caller, client, request } = required(origin, "origin")?;
+    Ok(Change { who: who(peer, caller)?, client, request })
+}
+
+fn session(bytes: &[u8]) -> Result<SessionId> {
+    let bytes: [u8; 16] = bytes
+        .try_into()
+        .map_err(|_| Error::invalid(format!("session of {} bytes, 16 expected", bytes.len())))?;
+    Ok(SessionId(u128::from_be_bytes(bytes)))
+}
+
+fn written(message: Option<v1::Written>) -> Written {
+    let Some(message) = message else { return Written::default() };
+    Written {
+        end: message.end,
+        epoch: TruncateEpoch(message.epoch),
+        mtime: message.mtime_ns.map(Timestamp),
+    }
+}
+
+fn set_time(at: Option<i64>, now: bool) -> Option<SetTime> {
+    if now { Some(SetTime::Now) } else { at.map(|at| SetTime::At(Timestamp(at))) }
+}
+
+fn entry(attr: &Attr) -> v1::Entry {
+    v1::Entry { attr: Some(attr.into()) }
+}
+
+fn opened(opened: Opened) -> v1::OpenReply {
+    let session = opened.session.map(|session| session.0.to_be_bytes().to_vec());
+    v1::OpenReply {
+        attr: Some((&opened.attr).into()),
+        session: session.unwrap_or_default().into(),
+        capability: opened.capability.into(),
+        capability_ms: u64::try_from(opened.lifetime.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn dir_entry(listed: Listed) -> v1::DirEntry {
+    v1::DirEntry {
+        name: listed.name.into(),
+        inode: listed.inode.0,
+        kind: listed.kind as u32,
+        cookie: listed.cookie,
+        attr: listed.attr.as_ref().map(Into::into),
+    }
+}
+
+fn inode_chunks(found: InodeChunks) -> v1::InodeChunks {
+    v1::InodeChunks {
+        inode: found.inode.0,
+        length: found.length,
+        layout: Some((&found.layout).into()),
+        removed: found.removed,
+    }
+}
+
+#[tonic::async_trait]
+impl Meta for Service {
+    async fn lookup(&self, request: Request<v1::LookupRequest>) -> Reply<v1::Entry> {
+        answer("lookup", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            Ok(entry(&self.store.lookup(&who, InodeId(ask.parent), &ask.name).await?))
+        })
+        .await
+    }
+
+    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Reply<v1::Entry> {
+        answer("resolve", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let start = InodeId(ask.start);
+            Ok(entry(&self.store.resolve(&who, start, &ask.path, ask.follow).await?))
+        })
+        .await
+    }
+
+    async fn get_attr(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::Attr> {
+        answer("getattr", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            Ok((&self.store.get_attr(&who, InodeId(ask.inode)).await?).into())
+        })
+        .await
+    }
+
+    async fn set_attr(&self, request: Request<v1::SetAttrRequest>) -> Reply<v1::Attr> {
+        answer("setattr", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let through = (!ask.session.is_empty()).then(|| session(&ask.session)).transpose()?;
+            let args = SetAttrArgs {
+                mode: ask.mode,
+                uid: ask.uid,
+                gid: ask.gid,
+                length: ask.length,
+                atime: set_time(ask.atime_ns, ask.atime_now),
+                mtime: set_time(ask.mtime_ns, ask.mtime_now),
+                session: through,
+            };
+            Ok((&self.store.set_attr(&change, InodeId(ask.inode), &args).await?).into())
+        })
+        .await
+    }
+
+    async fn create(&self, request: Request<v1::CreateRequest>) -> Reply<v1::OpenReply> {
+        answer("create", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let open = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
+            let args = CreateArgs {
+                parent: InodeId(ask.parent),
+                name: ask.name.into(),
+                mode: ask.mode,
+                exclusive: ask.exclusive,
+                open,
+                wish: Wish { chunk_bytes: ask.chunk_bytes, stripe: ask.stripe },
+            };
+            Ok(opened(self.store.create(&change, &args).await?))
+        })
+        .await
+    }
+
+    async fn open(&self, request: Request<v1::OpenRequest>) -> Reply<v1::OpenReply> {
+        answer("open", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let args = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
+            Ok(opened(self.store.open_file(&change, InodeId(ask.inode), args).await?))
+        })
+        .await
+    }
+
+    async fn close(&self, request: Request<v1::CloseRequest>) -> Reply<v1::Attr> {
+        answer("close", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let (session, written) = (session(&ask.session)?, written(ask.written));
+            let inode = InodeId(ask.inode);
+            Ok((&self.store.close(&change, inode, session, &written).await?).into())
+        })
+        .await
+    }
+
+    async fn sync(&self, request: Request<v1::SyncRequest>) -> Reply<v1::Attr> {
+        answer("sync", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let (session, written) = (session(&ask.session)?, written(ask.written));
+            let inode = InodeId(ask.inode);
+            Ok((&self.store.sync(&change, inode, session, &written).await?).into())
+        })
+        .await
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Reply<v1::OpenReply> {
+        answer("renew", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let (client, session) = (id_from(&ask.client)?, session(&ask.session)?);
+            Ok(opened(self.store.renew(&who, client, InodeId(ask.inode), session).await?))
+        })
+        .await
+    }
+
+    async fn keep_alive(&self, request: Request<v1::KeepAliveRequest>) -> Reply<v1::Empty> {
+        answer("keepalive", request, async |peer, ask| {
+            // The credential alone counts here: no user acts.
+            let credential = match &peer.kind {
+                kiln_net::PeerKind::Client { name, .. } => name.clone(),
+                kiln_net::PeerKind::Server => String::new(),
+            };
+            let who = Who { credential, ..Who::default() };
+            self.store.keep_alive(&who, id_from(&ask.client)?, ask.goodbye).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    async fn read_dir(&self, request: Request<v1::ReadDirRequest>) -> Reply<v1::ReadDirReply> {
+        answer("readdir", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let (inode, limit) = (InodeId(ask.inode), ask.limit as usize);
+            let page = self.store.read_dir(&who, inode, ask.after, limit, ask.with_attrs).await?;
+            let (entries, end) = page;
+            Ok(v1::ReadDirReply { entries: entries.into_iter().map(dir_entry).collect(), end })
+        })
+        .await
+    }
+
+    async fn make_dir(&self, request: Request<v1::MakeDirRequest>) -> Reply<v1::Entry> {
+        answer("mkdir", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let made = self.store.make_dir(&change, InodeId(ask.parent), &ask.name, ask.mode);
+            Ok(entry(&made.await?))
+        })
+        .await
+    }
+
+    async fn remove_dir(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
+        answer("rmdir", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            self.store.remove_dir(&change, InodeId(ask.parent), &ask.name).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    async fn unlink(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
+        answer("unlink", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            self.store.unlink(&change, InodeId(ask.parent), &ask.name).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    async fn rename(&self, request: Request<v1::RenameRequest>) -> Reply<v1::Empty> {
+        answer("rename", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let args = RenameArgs {
+                parent: InodeId(ask.parent),
+                name: ask.name.into(),
+                new_parent: InodeId(ask.new_parent),
+                new_name: ask.new_name.into(),
+                no_replace: ask.no_replace,
+                exchange: ask.exchange,
+            };
+            self.store.rename(&change, &args).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    async fn symlink(&self, request: Request<v1::SymlinkRequest>) -> Reply<v1::Entry> {
+        answer("symlink", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let made = self.store.symlink(&change, InodeId(ask.parent), &ask.name, &ask.target);
+            Ok(entry(&made.await?))
+        })
+        .await
+    }
+
+    async fn read_link(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::LinkTarget> {
+        answer("readlink", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let target = self.store.read_link(&who, InodeId(ask.inode)).await?;
+            Ok(v1::LinkTarget { target: target.into() })
+        })
+        .await
+    }
+
+    async fn link(&self, request: Request<v1::LinkRequest>) -> Reply<v1::Entry> {
+        answer("link", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let (inode, parent) = (InodeId(ask.inode), InodeId(ask.parent));
+            Ok(entry(&self.store.link(&change, inode, parent, &ask.name).await?))
+        })
+        .await
+    }
+
+    async fn stat_fs(&self, request: Request<v1::Empty>) -> Reply<v1::StatFsReply> {
+        answer("statfs", request, async |_, _| {
+            let space = self.chunks.space().await?;
+            let inodes = self.store.inode_count().await?;
+            let (total_bytes, free_bytes) = (space.total_bytes, space.free_bytes);
+            Ok(v1::StatFsReply { total_bytes, free_bytes, inodes })
+        })
+        .await
+    }
+
+    async fn get_xattr(&self, request: Request<v1::XattrRequest>) -> Reply<v1::XattrValue> {
+        answer("getxattr", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let value = self.store.get_xattr(&who, InodeId(ask.inode), &ask.name).await?;
+            Ok(v1::XattrValue { value: value.into() })
+        })
+        .await
+    }
+
+    async fn set_xattr(&self, request: Request<v1::SetXattrRequest>) -> Reply<v1::Empty> {
+        answer("setxattr", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let mode = match (ask.create_only, ask.replace_only) {
+                (false, false) => XattrMode::Any,
+                (true, false) => XattrMode::Create,
+                (false, true) => XattrMode::Replace,
+                (true, true) => return Err(Error::invalid("create only and replace only")),
+            };
+            let inode = InodeId(ask.inode);
+            self.store.set_xattr(&change, inode, &ask.name, &ask.value, mode).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    async fn list_xattrs(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::XattrNames> {
+        answer("listxattr", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let names = self.store.list_xattrs(&who, InodeId(ask.inode)).await?;
+            Ok(v1::XattrNames { names: names.into_iter().map(Into::into).collect() })
+        })
+        .await
+    }
+
+    async fn remove_xattr(&self, request: Request<v1::RemoveXattrRequest>) -> Reply<v1::Empty> {
+        answer("removexattr", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            self.store.remove_xattr(&change, InodeId(ask.inode), &ask.name).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    async fn list_inodes(
+        &self,
+        request: Request<v1::ListInodesRequest>,
+    ) -> Reply<v1::ListInodesReply> {
+        answer("list inodes", request, async |peer, ask| {
+            peer.require_operator()?;
+            let page = self.store.list_inodes(InodeId(ask.after), ask.limit as usize).await?;
+            let (inodes, end) = page;
+            let inodes = inodes.into_iter().map(inode_chunks).collect();
+            Ok(v1::ListInodesReply { inodes, end })
+        })
+        .await
+    }
+}
