@@ -171,6 +171,22 @@ fn tables(routing: &RoutingInfo) -> String {
     output::table(&["TABLE", "VERSION", "COUNT", "CHAINS"], &[0, 1, 2], rows)
 }
 
+/// Why files cannot be made, read or written yet.
+pub(crate) fn unusable(routing: &RoutingInfo) -> Option<String> {
+    let alive = |kind| routing.nodes.values().any(|node| node.kind == kind && node.alive);
+    if !alive(ServiceKind::Meta) {
+        return Some("no metadata server is alive".into());
+    }
+    if routing.tables.is_empty() {
+        return Some("too few storage servers have registered: no file can be made".into());
+    }
+    let stuck = |chain: &&Chain| chain.serving().count() < chain.min_serving as usize;
+    match routing.chains.values().filter(stuck).count() {
+        0 => None,
+        count => Some(format!("{count} of {} chains take no writes", routing.chains.len())),
+    }
+}
+
 /// What is not as it should be.
 #[derive(Serialize)]
 struct Problem {
@@ -182,12 +198,8 @@ struct Problem {
 fn problems(routing: &RoutingInfo) -> Vec<Problem> {
     let mut found = Vec::new();
     let mut problem = |what: String, why: String| found.push(Problem { what, why });
-    if routing.tables.is_empty() {
-        let why = "too few storage servers have registered: no file can be made";
-        problem("chain table".into(), why.into());
-    }
-    if !routing.nodes.values().any(|node| node.kind == ServiceKind::Meta && node.alive) {
-        problem("metadata".into(), "no metadata server is alive".into());
+    if let Some(why) = unusable(routing) {
+        problem("cluster".into(), why);
     }
     for chain in routing.chains.values() {
         if let Some(why) = chain_problem(chain) {
@@ -224,7 +236,7 @@ fn check(args: &Args, routing: &RoutingInfo) -> Outcome {
     let rows = problems.iter().map(|problem| vec![problem.what.clone(), problem.why.clone()]);
     let text = match problems.is_empty() {
         true => format!(
-            "all is well: {}, {}, {}\n",
+            "no problems: {}, {}, {}\n",
             output::count(u32::try_from(routing.nodes.len()).unwrap_or(u32::MAX), "server"),
             output::count(u32::try_from(routing.targets.len()).unwrap_or(u32::MAX), "target"),
             output::count(u32::try_from(routing.chains.len()).unwrap_or(u32::MAX), "chain"),

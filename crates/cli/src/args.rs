@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::place::Place;
-use crate::{admin, config, copy, files, serve, status, up};
+use crate::{admin, bench, config, copy, files, serve, status, up};
 use clap::{Parser, Subcommand};
 
 /// A parallel file system for AI clusters, from one machine up.
@@ -46,8 +46,12 @@ pub(crate) enum Command {
     Find(files::FindArgs),
     /// Look at the cluster as an operator; manage credentials
     Admin(admin::Args),
+    /// Measure the cluster beside what its disk does without it
+    Bench(bench::Args),
     /// Run a manager in this process
     Mgmtd(serve::Args),
+    /// Run a storage server in this process
+    Storage(serve::MemberArgs),
     /// Print commented configuration files
     Config(config::Args),
     /// Print the completion script of a shell

@@ -6,6 +6,7 @@
 
 mod admin;
 mod args;
+mod bench;
 mod completions;
 mod config;
 mod copy;
@@ -20,6 +21,7 @@ mod runtime;
 mod serve;
 mod status;
 mod up;
+mod usable;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -50,7 +52,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Df(args) => files::df(place, &args),
         Command::Find(args) => files::find(place, &args),
         Command::Admin(args) => admin::run(place, &args),
+        Command::Bench(args) => bench::run(place, &args),
         Command::Mgmtd(args) => serve::mgmtd(&args),
+        Command::Storage(args) => serve::storage(&args),
         Command::Config(args) => config::run(&args),
         Command::Completions { shell } => completions::run(shell),
     }

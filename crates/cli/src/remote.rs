@@ -18,7 +18,7 @@ const CALL_WITHIN: Duration = Duration::from_secs(10);
 
 /// A cluster that answers.
 pub(crate) struct Remote {
-    pub(crate) client: Client,
+    pub(crate) client: Arc<Client>,
     manager: ManagerClient,
     pub(crate) env: Env,
     /// Who runs the command.
@@ -36,7 +36,7 @@ pub(crate) fn run(place: &Place, body: impl AsyncFnOnce(&Arc<Remote>) -> Outcome
         let remote = Arc::new(Remote::connect(&address, credential, Env::real()).await?);
         let outcome = body(&remote).await;
         if let Some(remote) = Arc::into_inner(remote) {
-            remote.client.close().await;
+            remote.close().await;
         }
         outcome
     })
@@ -57,7 +57,14 @@ impl Remote {
         let manager = manager_client(address, identity, env.clone())?;
         let managers = vec![address.to_string()];
         let client = Client::connect(&env, managers, credential, Options::default()).await?;
-        Ok(Self { client, manager, env, caller: this_user()? })
+        Ok(Self { client: Arc::new(client), manager, env, caller: this_user()? })
+    }
+
+    /// Says goodbye to the servers.
+    pub(crate) async fn close(self) {
+        if let Some(client) = Arc::into_inner(self.client) {
+            client.close().await;
+        }
     }
 
     /// Makes an operator's call to the manager.

@@ -4,7 +4,7 @@ use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use kiln_config::{
     KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, MgmtdConfig, NodeConfig, ServiceConfig,
-    Setting,
+    Setting, StorageConfig,
 };
 use kiln_env::Env;
 use kiln_kv_embedded::EmbeddedKv;
@@ -41,6 +41,17 @@ pub(crate) struct Args {
     set: Vec<String>,
 }
 
+/// What a server that joins a cluster is told beside that.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MemberArgs {
+    #[command(flatten)]
+    server: Args,
+
+    /// A manager of the cluster; may be given several times
+    #[arg(long, value_name = "HOST:PORT")]
+    mgmtd: Vec<String>,
+}
+
 /// Called once, with the address that is listened on, when the server is ready.
 pub(crate) type Ready = Box<dyn FnOnce(SocketAddr) + Send>;
 /// Ends when the server is asked to stop.
@@ -67,6 +78,13 @@ pub(crate) fn mgmtd(args: &Args) -> Outcome {
     })
 }
 
+/// Runs a storage server.
+pub(crate) fn storage(args: &MemberArgs) -> Outcome {
+    run_member(args, |config: StorageConfig, env, ready, shutdown| {
+        kiln_storage_server::run(config, env, ready, shutdown)
+    })
+}
+
 /// The engine that the configuration names, in a directory of its own.
 async fn open_kv(node: &NodeConfig, kv: &KvConfig, env: &Env) -> Result<Arc<EmbeddedKv>> {
     match kv.engine {
@@ -84,6 +102,19 @@ where
     F: Future<Output = Result<()>>,
 {
     start(args, args.settings().map_err(Failure::usage)?, serve)
+}
+
+/// Runs a server that joins a cluster.
+fn run_member<C, F>(args: &MemberArgs, serve: impl FnOnce(C, Env, Ready, Shutdown) -> F) -> Outcome
+where
+    C: ServiceConfig,
+    F: Future<Output = Result<()>>,
+{
+    let mut settings = args.server.settings().map_err(Failure::usage)?;
+    if !args.mgmtd.is_empty() {
+        settings.push(Setting::flag("--mgmtd", "cluster.mgmtd", format!("{:?}", args.mgmtd)));
+    }
+    start(&args.server, settings, serve)
 }
 
 fn start<C, F>(

@@ -2,14 +2,16 @@
 
 use crate::failure::Outcome;
 use crate::place::{Place, invoked_as};
-use crate::{output, runtime};
+use crate::remote::{Remote, of_dir};
+use crate::{admin, output, runtime};
 use kiln_config::format_size;
 use kiln_env::Env;
 use kiln_launch::{ClusterDir, Lock, ServerState, State};
-use kiln_types::{ClusterId, Code, Error, Result};
+use kiln_types::{ClusterId, Code, Error, Result, RoutingInfo};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
@@ -32,6 +34,10 @@ struct Status {
     /// Copies of the metadata.
     metadata_copies: u32,
     servers: Vec<Server>,
+    /// Targets that serve, and all of them; absent when the manager does not answer.
+    targets: Option<(usize, usize)>,
+    /// Why the cluster cannot be used as it should.
+    trouble: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -40,6 +46,8 @@ struct Server {
     pid: Option<u32>,
     address: Option<SocketAddr>,
     running: bool,
+    /// Whether the manager hears it; absent when the manager does not answer.
+    alive: Option<bool>,
     up_seconds: u64,
     restarts: u32,
     /// Resident memory.
@@ -47,9 +55,14 @@ struct Server {
 }
 
 pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
-    let path = place.local()?;
-    let _runtime = runtime::single()?;
-    let status = look(&ClusterDir::open(&path)?, &Env::real())?;
+    let dir = ClusterDir::open(&place.local()?)?;
+    let runtime = runtime::many()?;
+    let env = Env::real();
+    let mut status = look(&dir, &env)?;
+    match runtime.block_on(ask(&dir, &env)) {
+        Ok(routing) => status.add(&routing, &dir),
+        Err(error) => status.trouble = Some(error.to_string()),
+    }
     if args.json {
         output::print_json(&status)?;
     } else {
@@ -78,7 +91,33 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
         disk_capacity_bytes: shape.capacity,
         metadata_copies: 1,
         servers: servers.into_iter().map(|server| look_at(server, env)).collect(),
+        targets: None,
+        trouble: None,
     })
+}
+
+/// What the manager knows.
+async fn ask(dir: &ClusterDir, env: &Env) -> Result<Arc<RoutingInfo>> {
+    let (address, credential) = of_dir(dir)?;
+    let remote = Remote::connect(&address, credential, env.clone()).await?;
+    let routing = remote.client.routing();
+    remote.close().await;
+    Ok(routing)
+}
+
+impl Status {
+    fn add(&mut self, routing: &RoutingInfo, dir: &ClusterDir) {
+        for service in dir.services() {
+            let server = self.servers.iter_mut().find(|server| server.name == service.name);
+            let node = routing.nodes.get(&service.node);
+            if let (Some(server), Some(node)) = (server, node) {
+                server.alive = Some(node.alive);
+            }
+        }
+        let serving = routing.chains.values().map(|chain| chain.serving().count()).sum();
+        self.targets = Some((serving, routing.targets.len()));
+        self.trouble = admin::unusable(routing);
+    }
 }
 
 fn look_at(server: ServerState, env: &Env) -> Server {
@@ -92,6 +131,7 @@ fn look_at(server: ServerState, env: &Env) -> Server {
         pid: server.pid,
         address: server.address,
         running: memory.is_some(),
+        alive: None,
         up_seconds: Duration::from_nanos(u64::try_from(up).unwrap_or(0)).as_secs(),
         restarts: server.restarts,
         memory_bytes: memory.unwrap_or(0),
@@ -106,12 +146,21 @@ fn resident_bytes(pid: u32) -> Option<u64> {
     Some(kib * 1024)
 }
 
+fn state(server: &Server) -> &'static str {
+    match (server.running, server.alive) {
+        (false, _) => "not running",
+        (true, Some(true)) => "healthy",
+        (true, Some(false)) => "not heard",
+        (true, None) => "running",
+    }
+}
+
 fn show(status: &Status) -> String {
     let rows = status.servers.iter().map(|server| {
         let text = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         vec![
             server.name.clone(),
-            (if server.running { "running" } else { "not running" }).into(),
+            state(server).into(),
             text(server.pid.map(|pid| pid.to_string())),
             text(server.address.map(|address| address.to_string())),
             if server.running { duration(server.up_seconds) } else { "-".into() },
@@ -119,12 +168,21 @@ fn show(status: &Status) -> String {
             if server.running { output::bytes(server.memory_bytes) } else { "-".into() },
         ]
     });
+    let replicas = match status.targets {
+        Some((serving, all)) if serving == all => format!("All {all} targets serve.\n"),
+        Some((serving, all)) => {
+            format!("{serving} of {all} targets serve; kiln admin check shows more.\n")
+        }
+        None => String::new(),
+    };
+    let trouble = status.trouble.as_ref().map(|why| format!("\nTrouble: {why}\n"));
+    let trouble = trouble.unwrap_or_default();
     let header = ["SERVER", "STATE", "PID", "ADDRESS", "UP", "RESTARTS", "MEMORY"];
     let table = output::table(&header, &[2, 5, 6], rows.collect());
     format!(
         "cluster {} in {} (supervisor pid {})\n\
          {}, {} of everything, {} of {} each\n\
-         The metadata is one copy: the embedded store of the meta server.\n\n{table}",
+         {replicas}The metadata is one copy: the embedded store of the meta server.\n\n{table}{trouble}",
         status.cluster,
         status.dir.display(),
         status.supervisor_pid,

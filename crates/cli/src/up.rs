@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::place::{Place, invoked_as, quoted};
-use crate::{output, runtime};
+use crate::{output, runtime, usable};
 use kiln_env::Env;
 use kiln_launch::{Cluster, ClusterDir, Event, Shape, Stop, Wishes};
 use kiln_types::{Code, Context, Error, Result};
@@ -44,7 +44,7 @@ pub(crate) struct Args {
 /// The one line that a background supervisor says to whoever started it.
 #[derive(Serialize, Deserialize)]
 enum Answer {
-    Ready { milliseconds: u64, shape: Shape },
+    Ready { milliseconds: u64, shape: Shape, unready: Option<String> },
     Failed { message: String, hint: Option<String>, usage: bool },
 }
 
@@ -86,8 +86,12 @@ async fn foreground(place: &Place, args: &Args, path: &Path) -> Outcome {
         cluster = starting => cluster?,
         () = stop.requested() => return Ok(()),
     };
+    let unready = usable::unready(cluster.dir(), &env).await;
     let took = env.now().since(begin);
     output::tell(&ready_text(place, cluster.dir().path(), cluster.dir().shape(), took, false));
+    if let Some(why) = unready {
+        output::tell(&format!("\nBut {why}"));
+    }
     cluster.supervise(&mut stop).await?;
     Ok(())
 }
@@ -116,9 +120,10 @@ async fn detach(place: &Place, args: &Args, path: &Path) -> Outcome {
     let read = output.read_line(&mut line);
     Env::real().timeout(ANSWER_WITHIN, "the supervisor", read).await?.context("the supervisor")?;
     match serde_json::from_str(&line) {
-        Ok(Answer::Ready { milliseconds, shape }) => {
+        Ok(Answer::Ready { milliseconds, shape, unready }) => {
             let took = Duration::from_millis(milliseconds);
-            output::print(&(ready_text(place, path, &shape, took, true) + "\n"))?;
+            let but = unready.map(|why| format!("\nBut {why}\n")).unwrap_or_default();
+            output::print(&(ready_text(place, path, &shape, took, true) + "\n" + &but))?;
             Ok(())
         }
         Ok(Answer::Failed { message, hint, usage }) => {
@@ -143,16 +148,19 @@ async fn background(args: &Args, path: &Path) -> Outcome {
         log_to(&dir.log("up"))?;
         tracing::info!(dir = %path.display(), pid = std::process::id(), "supervisor started");
         let report = |event: Event| tracing::info!("{event}");
-        Outcome::Ok(start(dir, lock, &env, report).await?)
+        let cluster = start(dir, lock, &env, report).await?;
+        let unready = usable::unready(cluster.dir(), &env).await;
+        Outcome::Ok((cluster, unready))
     };
     let started = tokio::select! {
         started = started => started,
         () = stop.requested() => return Ok(()),
     };
     let answer = match &started {
-        Ok(cluster) => Answer::Ready {
+        Ok((cluster, unready)) => Answer::Ready {
             milliseconds: u64::try_from(env.now().since(begin).as_millis()).unwrap_or(u64::MAX),
             shape: *cluster.dir().shape(),
+            unready: unready.clone(),
         },
         Err(failure) => Answer::Failed {
             message: failure.error().message().into(),
@@ -164,7 +172,7 @@ async fn background(args: &Args, path: &Path) -> Outcome {
         .map_err(|error| Error::internal(format!("answer: {error}")))?;
     output::tell(&line);
     let mut cluster = match started {
-        Ok(cluster) => cluster,
+        Ok((cluster, _)) => cluster,
         Err(failure) => {
             tracing::error!("{}", failure.error());
             // Whoever started it has the answer: it is not said again.
@@ -223,7 +231,8 @@ fn ready_text(place: &Place, dir: &Path, shape: &Shape, took: Duration, detached
     };
     format!(
         "kiln is ready after {:.1} s: {servers}, {replicas} of everything, in {}\n\n\
-         What to type next:\n  {kiln} status\n{stop}",
+         What to type next:\n  {kiln} cp -r ~/dataset kiln:/\n  {kiln} ls -l kiln:/\n  \
+         {kiln} status\n{stop}",
         took.as_secs_f64(),
         quoted(dir),
     )

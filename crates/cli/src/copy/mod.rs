@@ -8,6 +8,8 @@ mod local;
 mod plan;
 mod progress;
 mod remote;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use crate::failure::{Failure, Outcome};

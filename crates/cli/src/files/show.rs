@@ -17,7 +17,7 @@ pub(crate) struct Shown {
     pub(crate) links: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) size: u64,
+    pub(crate) length: u64,
     pub(crate) modified: String,
     /// Of a symlink.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +35,7 @@ impl Shown {
             links: attr.links,
             uid: attr.uid,
             gid: attr.gid,
-            size: attr.length,
+            length: attr.length,
             modified: time(attr.mtime, true),
             target: target.map(text),
         }

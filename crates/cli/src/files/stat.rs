@@ -91,7 +91,7 @@ fn text(details: &Details, attr: &Attr) -> String {
         "  File: {}{arrow}\n  Size: {} bytes\n  Mode: {} ({})  Uid: {}  Gid: {}\n \
          Inode: {}  Links: {}\n{}Access: {}\nModify: {}\nChange: {}\n Birth: {}\n",
         shown.name,
-        shown.size,
+        shown.length,
         shown.mode,
         show::mode(attr),
         shown.uid,
