@@ -148,7 +148,8 @@ impl Drop for Ring {
 /// know.
 fn set_up(depth: usize) -> io::Result<(IoUring, &'static str)> {
     let entries = u32::try_from(depth + 1).map_err(|_| io::Error::from(Errno::INVAL))?;
-    let setups: [(&'static str, fn(&mut Builder)); 3] = [
+    type Setup = (&'static str, fn(&mut Builder));
+    let setups: [Setup; 3] = [
         ("io_uring (deferred)", |builder| {
             builder.setup_single_issuer().setup_defer_taskrun();
         }),

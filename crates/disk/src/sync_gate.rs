@@ -1,36 +1,38 @@
 //! One sync at a time, shared by everyone whose writes it covers; the first that fails is the last.
 
 use kiln_types::{Code, Error, Result};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 /// Orders the syncs of one disk.
 ///
 /// The system reports a lost write to one sync only. Were two of them in flight, the other one would
 /// report success for the same loss: so the next begins when the last is known to have succeeded.
 pub(crate) struct SyncGate {
-    one: Arc<Semaphore>,
+    running: AtomicBool,
     begun: AtomicU64,
     /// The newest sync that succeeded.
     done: AtomicU64,
     failed: OnceLock<Error>,
+    /// Wakes all who wait, whenever a turn ends.
+    ended: Notify,
 }
 
 /// The right to run one sync; it goes with the operation, not with the caller that may stop waiting.
 pub(crate) struct Turn {
     gate: Arc<SyncGate>,
     number: u64,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl SyncGate {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            one: Arc::new(Semaphore::new(1)),
+            running: AtomicBool::new(false),
             begun: AtomicU64::new(0),
             done: AtomicU64::new(0),
             failed: OnceLock::new(),
+            ended: Notify::new(),
         })
     }
 
@@ -55,24 +57,43 @@ impl SyncGate {
     /// Waits for the turn to sync; `None` when a sync that began after this call succeeded meanwhile.
     pub(crate) async fn turn(self: &Arc<Self>) -> Result<Option<Turn>> {
         let needed = self.begun.load(Ordering::SeqCst) + 1;
-        let permit = Arc::clone(&self.one).acquire_owned().await;
-        let permit = permit.map_err(|_| Error::internal("a sync gate is never closed"))?;
-        self.check()?;
-        if self.done.load(Ordering::SeqCst) >= needed {
-            return Ok(None);
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            // From here on no end is missed, also before the await.
+            ended.as_mut().enable();
+            self.check()?;
+            if self.done.load(Ordering::SeqCst) >= needed {
+                return Ok(None);
+            }
+            if !self.running.swap(true, Ordering::SeqCst) {
+                // Only now is the last one known to have ended: it may have ended badly.
+                let turn = Turn::begin(self);
+                return self.check().map(|()| Some(turn));
+            }
+            ended.await;
         }
-        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        Ok(Some(Turn { gate: Arc::clone(self), number, _permit: permit }))
     }
 }
 
 impl Turn {
-    /// Lets the next one in, and remembers how this sync ended.
+    fn begin(gate: &Arc<SyncGate>) -> Self {
+        let number = gate.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        Self { gate: Arc::clone(gate), number }
+    }
+
+    /// Remembers how this sync ended, and lets the next one in.
     pub(crate) fn finish(self, result: &Result<()>) {
         match result {
             Ok(()) => self.gate.done.store(self.number, Ordering::SeqCst),
             Err(error) => self.gate.fail(error),
         }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.gate.running.store(false, Ordering::SeqCst);
+        self.gate.ended.notify_waiters();
     }
 }
 

@@ -340,6 +340,28 @@ fn a_discard_gives_space_back() {
 }
 
 #[test]
+fn a_file_that_was_cut_is_a_failed_disk() {
+    let folder = tempfile::tempdir().expect("a folder");
+    really(async move {
+        for (name, engine) in [("auto", Engine::Auto), ("plain", Engine::Plain)] {
+            let path = folder.path().join(name);
+            let env = Env::real();
+            let disk = open(&path, options(engine, true), &env).await.expect("it opens");
+            disk.write(0, random_bytes(&env, BLOCKS)).await.expect("a write");
+            let file = std::fs::File::options().write(true).open(&path).expect("the file");
+            file.set_len(8 * BLOCK + 100).expect("someone cuts it");
+            disk.read(0, Buffer::zeroed(8 * 4096)).await.expect("what is still there");
+            for (block, blocks) in [(4, 8), (8, 1), (100, 2)] {
+                let buffer = Buffer::zeroed(blocks * 4096);
+                let error = disk.read(block * BLOCK, buffer).await.expect_err("it is gone");
+                assert_eq!(error.code(), Code::DiskFailed);
+                assert!(error.message().contains("shorter"), "{error}");
+            }
+        }
+    });
+}
+
+#[test]
 fn without_threads_auto_is_plain() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk");

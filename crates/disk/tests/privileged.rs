@@ -1,4 +1,4 @@
-//! What needs root: a small file system that fills up, and a block device. Elsewhere they say that they
+//! What needs root: a file system that fills up, a block device, one that loses writes. Elsewhere they say that they
 //! are skipped.
 
 use kiln_disk::{Engine, OpenOptions, open};
@@ -48,7 +48,7 @@ fn a_full_file_system_refuses_writes_and_goes_on() {
         println!("skipped: no right to mount");
         return;
     }
-    let _unmount = Undo("umount", vec![place]);
+    let _unmount = Undo("umount", vec!["-l".into(), place]);
     for engine in [Engine::Auto, Engine::Plain] {
         really(full(folder.path().join("disk"), engine));
     }
@@ -114,4 +114,44 @@ async fn on_device(path: &Path, engine: Engine) {
     assert!(found[512 << 10..].iter().all(|byte| *byte == 5));
     let first = found[0];
     assert!(first == 0 || first == 5, "zeros or as before");
+}
+
+/// The page cache takes the writes, the device loses them: nobody hears of it before the sync.
+#[test]
+fn a_failed_sync_ends_writing_for_good() {
+    for engine in [Engine::Auto, Engine::Plain] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = text(folder.path());
+        if run("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", &place]).is_none() {
+            println!("skipped: no right to mount");
+            return;
+        }
+        let _unmount = Undo("umount", vec!["-l".into(), place]);
+        let backing = folder.path().join("backing");
+        let file = std::fs::File::create(&backing).expect("a file");
+        file.set_len(8 << 20).expect("a sparse file that is larger than its file system");
+        let Some(device) = run("losetup", &["--find", "--show", &text(&backing)]) else {
+            println!("skipped: no loop device");
+            return;
+        };
+        let _detach = Undo("losetup", vec!["-d".into(), device.clone()]);
+        really(lose_writes(Path::new(&device), engine));
+    }
+}
+
+async fn lose_writes(path: &Path, engine: Engine) {
+    let options = OpenOptions { engine, direct: false, ..OpenOptions::default() };
+    let disk = open(path, options, &Env::real()).await.expect("it opens");
+    println!("{}", disk.describe());
+    disk.write(0, filled(4096, 1)).await.expect("a write");
+    disk.sync().await.expect("a sync");
+    disk.write(1 << 20, filled(4 << 20, 2)).await.expect("the page cache takes it");
+    let (one, two) = tokio::join!(disk.sync(), disk.sync());
+    for result in [one, two, disk.sync().await, disk.write(0, filled(4096, 3)).await] {
+        let error = result.expect_err("refused");
+        println!("{error}");
+        assert_eq!(error.code(), Code::DiskFailed);
+    }
+    let found = disk.read(0, Buffer::zeroed(4096)).await.expect("reads go on");
+    assert_eq!(*found, [1; 4096]);
 }
