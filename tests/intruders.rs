@@ -1,4 +1,5 @@
 //! Whoever does not belong is refused with clear words, and nothing is lost.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cluster;
 
@@ -12,11 +13,8 @@ fn addresses(cluster: &TestCluster) -> Vec<String> {
     let status: serde_json::Value =
         serde_json::from_str(&cluster.ok(&["status", "--json"])).unwrap();
     let text = status.to_string();
-    let mut found: Vec<_> = text
-        .split('"')
-        .filter(|word| word.starts_with("127.0.0.1:"))
-        .map(str::to_owned)
-        .collect();
+    let mut found: Vec<_> =
+        text.split('"').filter(|word| word.starts_with("127.0.0.1:")).map(str::to_owned).collect();
     found.sort();
     found.dedup();
     found

@@ -1,4 +1,5 @@
 //! Servers die during a copy: what was reported as done is there, the rest is whole or absent.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cluster;
 
@@ -21,7 +22,10 @@ impl Copy {
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let (sender, lines) = std::sync::mpsc::channel();
-        #[allow(clippy::disallowed_methods, reason = "a test reads a pipe beside the test's thread")]
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a test reads a pipe beside the test's thread"
+        )]
         std::thread::spawn(move || {
             BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
         });

@@ -3,6 +3,11 @@
 //!
 //! Servers end with the thread that started them: a cluster stays on the test's own thread.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+pub(crate) mod tree;
+
 use kiln_env::Env;
 use kiln_launch::{Cluster, ClusterDir, Event, Wishes};
 use std::ffi::OsStr;
@@ -14,7 +19,7 @@ use std::time::Duration;
 const KILN: &str = env!("CARGO_BIN_EXE_kiln");
 
 /// A cluster that runs. Nothing restarts its servers unless the test does.
-pub struct TestCluster {
+pub(crate) struct TestCluster {
     runtime: tokio::runtime::Runtime,
     env: Env,
     cluster: Option<Cluster>,
@@ -26,7 +31,7 @@ pub struct TestCluster {
 
 impl TestCluster {
     /// Starts one with `storage` servers and `replicas` copies.
-    pub fn start(storage: u32, replicas: u32) -> Self {
+    pub(crate) fn start(storage: u32, replicas: u32) -> Self {
         let temporary = tempfile::tempdir().expect("a temporary directory");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let mut cluster = Self {
@@ -48,7 +53,7 @@ impl TestCluster {
     }
 
     /// Starts all servers again after [`Self::down`] or [`Self::kill_all`].
-    pub fn up(&mut self) {
+    pub(crate) fn up(&mut self) {
         assert!(self.cluster.is_none(), "it runs already");
         let log = Arc::clone(&self.events);
         let report = move |event: Event| log.lock().expect("the log of events").push(event);
@@ -61,56 +66,59 @@ impl TestCluster {
     }
 
     /// Stops all servers in order.
-    pub fn down(&mut self) {
+    pub(crate) fn down(&mut self) {
         let mut cluster = self.cluster.take().expect("it runs");
         self.runtime.block_on(cluster.stop());
     }
 
     /// Kills all servers at once (SIGKILL).
-    pub fn kill_all(&mut self) {
+    pub(crate) fn kill_all(&mut self) {
         let mut cluster = self.cluster.take().expect("it runs");
         self.runtime.block_on(cluster.kill_all());
     }
 
     /// Kills one server (SIGKILL).
-    pub fn kill(&mut self, name: &str) {
+    pub(crate) fn kill(&mut self, name: &str) {
         let cluster = self.cluster.as_mut().expect("it runs");
         self.runtime.block_on(cluster.kill(name)).expect("a running server");
     }
 
     /// Starts one server again.
-    pub fn restart(&mut self, name: &str) {
+    pub(crate) fn restart(&mut self, name: &str) {
         let cluster = self.cluster.as_mut().expect("it runs");
         self.runtime.block_on(cluster.start_server(name)).expect("it starts");
     }
 
     /// Stops one server in place (SIGSTOP).
-    pub fn pause(&mut self, name: &str) {
+    pub(crate) fn pause(&mut self, name: &str) {
         self.cluster.as_mut().expect("it runs").pause(name).expect("a running server");
     }
 
     /// Lets it go on (SIGCONT).
-    pub fn resume(&mut self, name: &str) {
+    pub(crate) fn resume(&mut self, name: &str) {
         self.cluster.as_mut().expect("it runs").resume(name).expect("a running server");
     }
 
     /// The cluster's directory.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// A server's process.
-    pub fn pid(&self, name: &str) -> u32 {
+    pub(crate) fn pid(&self, name: &str) -> u32 {
         self.cluster.as_ref().and_then(|cluster| cluster.pid(name)).expect("a running server")
     }
 
     /// Waits for a moment.
-    pub fn sleep(&self, duration: Duration) {
+    pub(crate) fn sleep(&self, duration: Duration) {
         self.runtime.block_on(self.env.sleep(duration));
     }
 
     /// A `kiln` command against this cluster, to be run as the test likes.
-    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+    pub(crate) fn command<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
         let mut command = Command::new(KILN);
         command.args(arguments).env("KILN_DIR", &self.path);
         command.env_remove("KILN_CLUSTER").env_remove("KILN_CREDENTIAL");
@@ -118,12 +126,12 @@ impl TestCluster {
     }
 
     /// Runs a `kiln` command to its end.
-    pub fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().expect("the kiln binary")
     }
 
     /// Runs a `kiln` command that has to work, and returns what it printed.
-    pub fn ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kiln {arguments:?}: {said}\n{}", self.logs());
@@ -131,7 +139,7 @@ impl TestCluster {
     }
 
     /// The ends of all logs, for a failed test's message.
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let Ok(entries) = std::fs::read_dir(self.path.join("logs")) else { return String::new() };
         let mut shown = String::new();
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {

@@ -10,7 +10,7 @@ const SIZES: [usize; 12] =
 
 /// Makes a tree of `files` files of random content below `root`, with directories, modes, old times and
 /// symlinks.
-pub fn make(root: &Path, files: usize, seed: u64) {
+pub(crate) fn make(root: &Path, files: usize, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     fs::create_dir_all(root).unwrap();
     for number in 0..files {
@@ -31,14 +31,14 @@ pub fn make(root: &Path, files: usize, seed: u64) {
 }
 
 /// `size` random bytes.
-pub fn bytes(random: &mut fastrand::Rng, size: usize) -> Vec<u8> {
+pub(crate) fn bytes(random: &mut fastrand::Rng, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     random.fill(&mut bytes);
     bytes
 }
 
 /// Every path below `root`, relative to it, sorted.
-pub fn paths(root: &Path) -> Vec<PathBuf> {
+pub(crate) fn paths(root: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     let mut open = vec![root.to_owned()];
     while let Some(dir) = open.pop() {
@@ -55,7 +55,7 @@ pub fn paths(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Fails unless both trees have the same names, kinds, modes, times, targets and contents.
-pub fn assert_same(a: &Path, b: &Path) {
+pub(crate) fn assert_same(a: &Path, b: &Path) {
     assert_eq!(paths(a), paths(b), "the names differ");
     for path in paths(a) {
         let (left, right) = (a.join(&path), b.join(&path));

@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Bench(bench::Args),
     /// Run a manager in this process
     Mgmtd(serve::Args),
+    /// Run a metadata server in this process
+    Meta(serve::MemberArgs),
     /// Run a storage server in this process
     Storage(serve::MemberArgs),
     /// Print commented configuration files

@@ -54,6 +54,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Admin(args) => admin::run(place, &args),
         Command::Bench(args) => bench::run(place, &args),
         Command::Mgmtd(args) => serve::mgmtd(&args),
+        Command::Meta(args) => serve::meta(&args),
         Command::Storage(args) => serve::storage(&args),
         Command::Config(args) => config::run(&args),
         Command::Completions { shell } => completions::run(shell),

@@ -56,7 +56,8 @@ impl Remote {
         let identity = Identity::Client(credential.clone());
         let manager = manager_client(address, identity, env.clone())?;
         let managers = vec![address.to_string()];
-        let client = Client::connect(&env, managers, credential, Options::default()).await?;
+        let connecting = Client::connect(&env, managers, credential, Options::default());
+        let client = Box::pin(connecting).await?;
         Ok(Self { client: Arc::new(client), manager, env, caller: this_user()? })
     }
 

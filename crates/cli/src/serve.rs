@@ -3,8 +3,8 @@
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use kiln_config::{
-    KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, MgmtdConfig, NodeConfig, ServiceConfig,
-    Setting, StorageConfig,
+    KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, MetaConfig, MgmtdConfig, NodeConfig,
+    ServiceConfig, Setting, StorageConfig,
 };
 use kiln_env::Env;
 use kiln_kv_embedded::EmbeddedKv;
@@ -74,6 +74,15 @@ pub(crate) fn mgmtd(args: &Args) -> Outcome {
     run(args, |config: MgmtdConfig, env, ready, shutdown| async move {
         let kv = open_kv(&config.node, &config.kv, &env).await?;
         let ended = kiln_mgmtd::run(config, env, kv.clone(), ready, shutdown).await;
+        ended.and(kv.close().await)
+    })
+}
+
+/// Runs a metadata server.
+pub(crate) fn meta(args: &MemberArgs) -> Outcome {
+    run_member(args, |config: MetaConfig, env, ready, shutdown| async move {
+        let kv = open_kv(&config.node, &config.kv, &env).await?;
+        let ended = kiln_meta_server::run(config, env, kv.clone(), ready, shutdown).await;
         ended.and(kv.close().await)
     })
 }

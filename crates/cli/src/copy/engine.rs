@@ -282,10 +282,10 @@ impl Shared {
                 shared.block(reader, writer, offset, bytes).await
             }));
             offset += bytes;
-            if blocks.len() >= BLOCKS_AT_ONCE {
-                if let Some(block) = blocks.pop_front() {
-                    outcome = block.join().await.flatten();
-                }
+            if blocks.len() >= BLOCKS_AT_ONCE
+                && let Some(block) = blocks.pop_front()
+            {
+                outcome = block.join().await.flatten();
             }
         }
         // All of them, also after a failure: they hold the file.
