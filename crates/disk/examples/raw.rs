@@ -1,7 +1,7 @@
 //! What a disk gives without anything on top: `raw PATH [auto|uring|plain] [--overwrite]`.
 //!
-//! PATH is created (1 GiB) and removed afterwards; an existing file or device is overwritten only when
-//! that is asked for.
+//! PATH is created (1 GiB) and removed afterwards; an existing file or device is overwritten only
+//! when that is asked for.
 
 use kiln_disk::{Disk, Engine, OpenOptions, open};
 use kiln_env::Env;

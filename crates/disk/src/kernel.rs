@@ -1,5 +1,5 @@
-//! Where the kernel gets raw pointers: the ring that owns what is in flight, and the device ioctl. The
-//! crate's only unsafe code.
+//! Where the kernel gets raw pointers: the ring that owns what is in flight, and the device ioctl.
+//! The crate's only unsafe code.
 #![allow(unsafe_code)]
 
 use crate::operation::{Operation, Task};
@@ -26,7 +26,8 @@ const TRANSFER_MAX: usize = 1 << 30;
 /// An io_uring for one file. It owns the operations that the kernel works on.
 ///
 /// Invariant: `flights[n]` is occupied from the push of an entry with user data `n` until its one
-/// completion was taken; so the memory that the entry points to lives as long as the kernel may use it.
+/// completion was taken; so the memory that the entry points to lives as long as the kernel may use
+/// it.
 pub(crate) struct Ring {
     uring: IoUring,
     flights: Vec<Option<Operation>>,
@@ -83,8 +84,9 @@ impl Ring {
             }
             Task::Sync { .. } => opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(),
         };
-        // SAFETY: the entry points into memory of the operation in `flights[slot]`: heap memory that does
-        // not move with it, unique to us (Buffer) or never written (Bytes), and kept by the invariant.
+        // SAFETY: the entry points into memory of the operation in `flights[slot]`: heap memory
+        // that does not move with it, unique to us (Buffer) or never written (Bytes), and kept by
+        // the invariant.
         unsafe { self.push(&entry.user_data(slot as u64)) }
     }
 
@@ -144,8 +146,8 @@ impl Drop for Ring {
     }
 }
 
-/// Tries set-ups from the best to the most widely known, because older kernels refuse what they do not
-/// know.
+/// Tries set-ups from the best to the most widely known, because older kernels refuse what they do
+/// not know.
 fn set_up(depth: usize) -> io::Result<(IoUring, &'static str)> {
     let entries = u32::try_from(depth + 1).map_err(|_| io::Error::from(Errno::INVAL))?;
     type Setup = (&'static str, fn(&mut Builder));

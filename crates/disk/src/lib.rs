@@ -1,7 +1,8 @@
 //! The Disk trait: io_uring, a plain fallback, and a simulated disk that loses power.
 //!
-//! Invariants: only this crate opens data files; after a failed sync a disk accepts no write and no sync;
-//! the memory of an operation lives until the operation is over, whoever stops waiting for it.
+//! Invariants: only this crate opens data files; after a failed sync a disk accepts no write and no
+//! sync; the memory of an operation lives until the operation is over, whoever stops waiting for
+//! it.
 #![deny(unsafe_code)]
 
 mod file;
@@ -23,10 +24,10 @@ use kiln_types::Result;
 
 /// A file or block device of fixed size, in units of 4 KiB.
 ///
-/// Offsets and lengths are multiples of [`kiln_types::BLOCK_BYTES`], and memory is aligned to it. A write
-/// that has returned may still be lost with the power until a later [`Disk::sync`] has returned; until
-/// then each of its sectors may be old or new. Dropping a future of read or write does not stop the
-/// operation: its memory stays with the disk until it is done.
+/// Offsets and lengths are multiples of [`kiln_types::BLOCK_BYTES`], and memory is aligned to it. A
+/// write that has returned may still be lost with the power until a later [`Disk::sync`] has
+/// returned; until then each of its sectors may be old or new. Dropping a future of read or write
+/// does not stop the operation: its memory stays with the disk until it is done.
 #[async_trait]
 pub trait Disk: Send + Sync {
     /// Its size in bytes.
@@ -41,14 +42,15 @@ pub trait Disk: Send + Sync {
     /// Writes `bytes` at `offset`.
     ///
     /// # Errors
-    /// `NoSpace` when a sparse file's file system is full (the disk goes on), `DiskFailed`, `Invalid`.
+    /// `NoSpace` when a sparse file's file system is full (the disk goes on), `DiskFailed`,
+    /// `Invalid`.
     async fn write(&self, offset: u64, bytes: Bytes) -> Result<()>;
 
     /// Makes every write that has returned durable.
     ///
     /// # Errors
-    /// `DiskFailed`: what was written since the last sync may be lost, and the disk refuses all further
-    /// writes and syncs, because the system does not report such a loss twice.
+    /// `DiskFailed`: what was written since the last sync may be lost, and the disk refuses all
+    /// further writes and syncs, because the system does not report such a loss twice.
     async fn sync(&self) -> Result<()>;
 
     /// Says that a range is not needed any more. Afterwards it reads as zeros or as before.

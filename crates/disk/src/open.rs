@@ -37,7 +37,8 @@ pub struct OpenOptions {
     pub create: bool,
     /// How operations reach the kernel.
     pub engine: Engine,
-    /// How many operations may be in flight; the rest wait for their turn. The plain engine has 32 at most.
+    /// How many operations may be in flight; the rest wait for their turn. The plain engine has 32
+    /// at most.
     pub depth: usize,
     /// Whether to leave the page cache out where the file system can do that.
     pub direct: bool,
@@ -51,10 +52,10 @@ impl Default for OpenOptions {
 
 /// Opens a regular file or a block device, for this process alone.
 ///
-/// A file may grow to a larger configured capacity, never shrink; of a device a part may be used. Without
-/// direct I/O (the file system cannot, or `direct` is off) everything goes through the page cache, with
-/// the same guarantees; [`Disk::describe`] says which it is. The future that drops the last handle waits
-/// a moment for operations in flight.
+/// A file may grow to a larger configured capacity, never shrink; of a device a part may be used.
+/// Without direct I/O (the file system cannot, or `direct` is off) everything goes through the page
+/// cache, with the same guarantees; [`Disk::describe`] says which it is. The future that drops the
+/// last handle waits a moment for operations in flight.
 ///
 /// # Errors
 /// `Busy` when another process has it open, `NotFound`, `Invalid` for a capacity that does not fit,

@@ -1,4 +1,5 @@
-//! One read, write or sync on its way: it owns its memory and its place in the queue until it is over.
+//! One read, write or sync on its way: it owns its memory and its place in the queue until it is
+//! over.
 
 use crate::file::DataFile;
 use crate::range::BLOCK;
@@ -53,8 +54,8 @@ impl Operation {
         (self.moved, self.offset + self.moved as u64)
     }
 
-    /// Takes in what the system said to the rest. Gives the operation back while there is more to do;
-    /// otherwise its caller has been answered.
+    /// Takes in what the system said to the rest. Gives the operation back while there is more to
+    /// do; otherwise its caller has been answered.
     pub(crate) fn advance(
         mut self,
         outcome: rustix::io::Result<usize>,

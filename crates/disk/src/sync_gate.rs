@@ -7,8 +7,9 @@ use tokio::sync::Notify;
 
 /// Orders the syncs of one disk.
 ///
-/// The system reports a lost write to one sync only. Were two of them in flight, the other one would
-/// report success for the same loss: so the next begins when the last is known to have succeeded.
+/// The system reports a lost write to one sync only. Were two of them in flight, the other one
+/// would report success for the same loss: so the next begins when the last is known to have
+/// succeeded.
 pub(crate) struct SyncGate {
     running: AtomicBool,
     begun: AtomicU64,
@@ -19,7 +20,8 @@ pub(crate) struct SyncGate {
     ended: Notify,
 }
 
-/// The right to run one sync; it goes with the operation, not with the caller that may stop waiting.
+/// The right to run one sync; it goes with the operation, not with the caller that may stop
+/// waiting.
 pub(crate) struct Turn {
     gate: Arc<SyncGate>,
     number: u64,
@@ -54,7 +56,8 @@ impl SyncGate {
         let _ = self.failed.set(refused);
     }
 
-    /// Waits for the turn to sync; `None` when a sync that began after this call succeeded meanwhile.
+    /// Waits for the turn to sync; `None` when a sync that began after this call succeeded
+    /// meanwhile.
     pub(crate) async fn turn(self: &Arc<Self>) -> Result<Option<Turn>> {
         let needed = self.begun.load(Ordering::SeqCst) + 1;
         loop {

@@ -1,4 +1,5 @@
-//! The io_uring engine: one named thread for each disk that owns the ring; requests come by a queue.
+//! The io_uring engine: one named thread for each disk that owns the ring; requests come by a
+//! queue.
 
 use crate::file::DataFile;
 use crate::kernel::Ring;
@@ -125,8 +126,8 @@ impl Shared {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// Moves all that is queued into `batch`. When there is nothing, the thread may sleep: whoever comes
-    /// next wakes it. Says whether the disk was closed.
+    /// Moves all that is queued into `batch`. When there is nothing, the thread may sleep: whoever
+    /// comes next wakes it. Says whether the disk was closed.
     fn collect(&self, batch: &mut Vec<Operation>) -> bool {
         let mut queue = self.queue.lock();
         batch.extend(queue.waiting.drain(..));

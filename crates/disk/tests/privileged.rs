@@ -1,5 +1,5 @@
-//! What needs root: a file system that fills up, a block device, one that loses writes. Elsewhere they say that they
-//! are skipped.
+//! What needs root: a file system that fills up, a block device, one that loses writes. Elsewhere
+//! they say that they are skipped.
 
 use kiln_disk::{Engine, OpenOptions, open};
 use kiln_env::Env;
@@ -7,6 +7,14 @@ use kiln_memory::{Buffer, Bytes};
 use kiln_types::Code;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One test at a time: a program that another one starts holds copies of our open devices for a
+/// moment, and a device that someone holds does not open again.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs a program; its output when it succeeds.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {
@@ -42,6 +50,7 @@ fn filled(bytes: usize, byte: u8) -> Bytes {
 
 #[test]
 fn a_full_file_system_refuses_writes_and_goes_on() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a folder");
     let place = text(folder.path());
     if run("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", &place]).is_none() {
@@ -79,6 +88,7 @@ async fn full(path: PathBuf, engine: Engine) {
 
 #[test]
 fn a_block_device_is_a_disk() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a folder");
     let backing = folder.path().join("backing");
     let file = std::fs::File::create(&backing).expect("a file");
@@ -119,6 +129,7 @@ async fn on_device(path: &Path, engine: Engine) {
 /// The page cache takes the writes, the device loses them: nobody hears of it before the sync.
 #[test]
 fn a_failed_sync_ends_writing_for_good() {
+    let _alone = alone();
     for engine in [Engine::Auto, Engine::Plain] {
         let folder = tempfile::tempdir().expect("a folder");
         let place = text(folder.path());

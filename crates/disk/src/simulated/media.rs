@@ -49,8 +49,8 @@ impl Media {
         self.room = Some(bytes / BLOCK);
     }
 
-    /// Takes space for a range, from its start on, as far as there is room; returns the bytes that have
-    /// space.
+    /// Takes space for a range, from its start on, as far as there is room; returns the bytes that
+    /// have space.
     pub(super) fn allocate(&mut self, offset: u64, length: usize) -> usize {
         let first = offset / BLOCK;
         let blocks = length as u64 / BLOCK;
@@ -81,7 +81,8 @@ impl Media {
         }
     }
 
-    /// Writes a random choice of the sectors: how far an operation came that is not over, or failed.
+    /// Writes a random choice of the sectors: how far an operation came that is not over, or
+    /// failed.
     pub(super) fn write_some_sectors(&mut self, env: &Env, offset: u64, bytes: &[u8]) {
         for (block, from) in (offset / BLOCK..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
             let chosen = env.random_u64();

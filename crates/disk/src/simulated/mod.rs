@@ -72,8 +72,9 @@ impl SimulatedDisk {
         Arc::new(Self { inner: Arc::new(Inner { env, capacity, state: Mutex::new(state) }) })
     }
 
-    /// The disk as it is found after the power came back. Synced data is there; of everything written
-    /// since, each 512-byte sector is independently old or new. This handle fails from now on.
+    /// The disk as it is found after the power came back. Synced data is there; of everything
+    /// written since, each 512-byte sector is independently old or new. This handle fails from now
+    /// on.
     ///
     /// # Panics
     /// When this handle was ended before.
@@ -83,8 +84,8 @@ impl SimulatedDisk {
         Self::over(self.inner.env.clone(), self.inner.capacity, state)
     }
 
-    /// The disk as the next process finds it after this one died: nothing written is lost, operations
-    /// in flight are torn or absent. This handle fails from now on.
+    /// The disk as the next process finds it after this one died: nothing written is lost,
+    /// operations in flight are torn or absent. This handle fails from now on.
     ///
     /// # Panics
     /// When this handle was ended before.
@@ -110,8 +111,8 @@ impl SimulatedDisk {
         self.inner.state.lock().faults.push((what, after));
     }
 
-    /// Makes it a sparse file on a file system with room for `bytes`: beyond that, writes to blocks that
-    /// take no space yet give `NoSpace`. A discard gives space back.
+    /// Makes it a sparse file on a file system with room for `bytes`: beyond that, writes to blocks
+    /// that take no space yet give `NoSpace`. A discard gives space back.
     pub fn set_physical_capacity(&self, bytes: u64) {
         self.inner.state.lock().media.set_room(bytes);
     }
