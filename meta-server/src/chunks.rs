@@ -29,9 +29,8 @@ pub struct ChunkSpace {
 #[async_trait]
 pub trait ChunkService: Send + Sync + 'static {
     /// Cuts chunk `index` to `length` bytes and gives it `epoch`. A chunk below `floor` counts as absent;
-    /// an absent one is made, empty, so that late writes of older epochs are refused. A chunk that has
-    /// `epoch` or a later one stays as it is: this request was carried out before, and the chunk may have
-    /// been written since.
+    /// an absent one is made, empty, so that late writes of older epochs are refused. A chunk of a later
+    /// epoch stays as it is: this was carried out before, and the chunk was written since.
     ///
     /// # Errors
     /// What the chain answers; it is unknown then whether the chunk was cut.

@@ -20,6 +20,8 @@ use kiln_types::{
 };
 use kiln_wire::CapabilityKey;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -117,6 +119,12 @@ fn settings(config: &MetaConfig) -> Settings {
         new_file: Wish { chunk_bytes: config.new_file.chunk_bytes(), stripe },
         capability: config.client.capability,
         lease: config.client.lease,
-        ..Settings::default()
+        root_owner: owner_of(&config.node.data_dir),
     }
+}
+
+/// A new tree's root directory belongs to whom the server's own directory belongs: who starts a cluster
+/// may use it.
+fn owner_of(directory: &Path) -> (u32, u32) {
+    std::fs::metadata(directory).map_or((0, 0), |found| (found.uid(), found.gid()))
 }

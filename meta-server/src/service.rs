@@ -13,6 +13,7 @@ use kiln_rpc::v1::{self, meta_server::Meta};
 use kiln_rpc::{Origin, status_from_error};
 use kiln_types::{Attr, Caller, Code, Error, InodeId, RequestId, Result, Timestamp, TruncateEpoch};
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
@@ -24,16 +25,22 @@ pub struct Service {
 
 type Reply<T> = std::result::Result<Response<T>, Status>;
 
+/// The longest time for which a request is worked on. Dropped then, it has happened or not; the client
+/// asks again, and gets the recorded answer if it has.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// Runs one request in a span of its own, and turns its error into a status.
 async fn answer<T, R>(
+    store: &Store,
     operation: &'static str,
     request: Request<R>,
     handle: impl AsyncFnOnce(&Peer, R) -> Result<T>,
 ) -> Reply<T> {
     let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
     let span = kiln_telemetry::request_span(operation, RequestId(0), &peer.address);
-    let result = handle(&peer, request.into_inner()).instrument(span).await;
-    result.map(Response::new).map_err(|error| {
+    let work = handle(&peer, request.into_inner()).instrument(span);
+    let result = store.env().timeout(REQUEST_TIME_MAX, operation, work).await;
+    result.and_then(|result| result).map(Response::new).map_err(|error| {
         tracing::debug!(operation, %peer, %error, "refused");
         status_from_error(&error)
     })
@@ -117,7 +124,7 @@ fn inode_chunks(found: InodeChunks) -> v1::InodeChunks {
 #[tonic::async_trait]
 impl Meta for Service {
     async fn lookup(&self, request: Request<v1::LookupRequest>) -> Reply<v1::Entry> {
-        answer("lookup", request, async |peer, ask| {
+        answer(&self.store, "lookup", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             Ok(entry(&self.store.lookup(&who, InodeId(ask.parent), &ask.name).await?))
         })
@@ -125,7 +132,7 @@ impl Meta for Service {
     }
 
     async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Reply<v1::Entry> {
-        answer("resolve", request, async |peer, ask| {
+        answer(&self.store, "resolve", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             let start = InodeId(ask.start);
             Ok(entry(&self.store.resolve(&who, start, &ask.path, ask.follow).await?))
@@ -134,7 +141,7 @@ impl Meta for Service {
     }
 
     async fn get_attr(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::Attr> {
-        answer("getattr", request, async |peer, ask| {
+        answer(&self.store, "getattr", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             Ok((&self.store.get_attr(&who, InodeId(ask.inode)).await?).into())
         })
@@ -142,7 +149,7 @@ impl Meta for Service {
     }
 
     async fn set_attr(&self, request: Request<v1::SetAttrRequest>) -> Reply<v1::Attr> {
-        answer("setattr", request, async |peer, ask| {
+        answer(&self.store, "setattr", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let through = (!ask.session.is_empty()).then(|| session(&ask.session)).transpose()?;
             let args = SetAttrArgs {
@@ -160,7 +167,7 @@ impl Meta for Service {
     }
 
     async fn create(&self, request: Request<v1::CreateRequest>) -> Reply<v1::OpenReply> {
-        answer("create", request, async |peer, ask| {
+        answer(&self.store, "create", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let open = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
             let args = CreateArgs {
@@ -177,7 +184,7 @@ impl Meta for Service {
     }
 
     async fn open(&self, request: Request<v1::OpenRequest>) -> Reply<v1::OpenReply> {
-        answer("open", request, async |peer, ask| {
+        answer(&self.store, "open", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let args = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
             Ok(opened(self.store.open_file(&change, InodeId(ask.inode), args).await?))
@@ -186,7 +193,7 @@ impl Meta for Service {
     }
 
     async fn close(&self, request: Request<v1::CloseRequest>) -> Reply<v1::Attr> {
-        answer("close", request, async |peer, ask| {
+        answer(&self.store, "close", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let (session, written) = (session(&ask.session)?, written(ask.written));
             let inode = InodeId(ask.inode);
@@ -196,7 +203,7 @@ impl Meta for Service {
     }
 
     async fn sync(&self, request: Request<v1::SyncRequest>) -> Reply<v1::Attr> {
-        answer("sync", request, async |peer, ask| {
+        answer(&self.store, "sync", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let (session, written) = (session(&ask.session)?, written(ask.written));
             let inode = InodeId(ask.inode);
@@ -206,7 +213,7 @@ impl Meta for Service {
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Reply<v1::OpenReply> {
-        answer("renew", request, async |peer, ask| {
+        answer(&self.store, "renew", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             let (client, session) = (id_from(&ask.client)?, session(&ask.session)?);
             Ok(opened(self.store.renew(&who, client, InodeId(ask.inode), session).await?))
@@ -215,7 +222,7 @@ impl Meta for Service {
     }
 
     async fn keep_alive(&self, request: Request<v1::KeepAliveRequest>) -> Reply<v1::Empty> {
-        answer("keepalive", request, async |peer, ask| {
+        answer(&self.store, "keepalive", request, async |peer, ask| {
             // The credential alone counts here: no user acts.
             let credential = match &peer.kind {
                 kiln_net::PeerKind::Client { name, .. } => name.clone(),
@@ -229,7 +236,7 @@ impl Meta for Service {
     }
 
     async fn read_dir(&self, request: Request<v1::ReadDirRequest>) -> Reply<v1::ReadDirReply> {
-        answer("readdir", request, async |peer, ask| {
+        answer(&self.store, "readdir", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             let (inode, limit) = (InodeId(ask.inode), ask.limit as usize);
             let page = self.store.read_dir(&who, inode, ask.after, limit, ask.with_attrs).await?;
@@ -240,7 +247,7 @@ impl Meta for Service {
     }
 
     async fn make_dir(&self, request: Request<v1::MakeDirRequest>) -> Reply<v1::Entry> {
-        answer("mkdir", request, async |peer, ask| {
+        answer(&self.store, "mkdir", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let made = self.store.make_dir(&change, InodeId(ask.parent), &ask.name, ask.mode);
             Ok(entry(&made.await?))
@@ -249,7 +256,7 @@ impl Meta for Service {
     }
 
     async fn remove_dir(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
-        answer("rmdir", request, async |peer, ask| {
+        answer(&self.store, "rmdir", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             self.store.remove_dir(&change, InodeId(ask.parent), &ask.name).await?;
             Ok(v1::Empty {})
@@ -258,7 +265,7 @@ impl Meta for Service {
     }
 
     async fn unlink(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
-        answer("unlink", request, async |peer, ask| {
+        answer(&self.store, "unlink", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             self.store.unlink(&change, InodeId(ask.parent), &ask.name).await?;
             Ok(v1::Empty {})
@@ -267,7 +274,7 @@ impl Meta for Service {
     }
 
     async fn rename(&self, request: Request<v1::RenameRequest>) -> Reply<v1::Empty> {
-        answer("rename", request, async |peer, ask| {
+        answer(&self.store, "rename", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let args = RenameArgs {
                 parent: InodeId(ask.parent),
@@ -284,7 +291,7 @@ impl Meta for Service {
     }
 
     async fn symlink(&self, request: Request<v1::SymlinkRequest>) -> Reply<v1::Entry> {
-        answer("symlink", request, async |peer, ask| {
+        answer(&self.store, "symlink", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let made = self.store.symlink(&change, InodeId(ask.parent), &ask.name, &ask.target);
             Ok(entry(&made.await?))
@@ -293,7 +300,7 @@ impl Meta for Service {
     }
 
     async fn read_link(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::LinkTarget> {
-        answer("readlink", request, async |peer, ask| {
+        answer(&self.store, "readlink", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             let target = self.store.read_link(&who, InodeId(ask.inode)).await?;
             Ok(v1::LinkTarget { target: target.into() })
@@ -302,7 +309,7 @@ impl Meta for Service {
     }
 
     async fn link(&self, request: Request<v1::LinkRequest>) -> Reply<v1::Entry> {
-        answer("link", request, async |peer, ask| {
+        answer(&self.store, "link", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let (inode, parent) = (InodeId(ask.inode), InodeId(ask.parent));
             Ok(entry(&self.store.link(&change, inode, parent, &ask.name).await?))
@@ -311,7 +318,7 @@ impl Meta for Service {
     }
 
     async fn stat_fs(&self, request: Request<v1::Empty>) -> Reply<v1::StatFsReply> {
-        answer("statfs", request, async |_, _| {
+        answer(&self.store, "statfs", request, async |_, _| {
             let space = self.chunks.space().await?;
             let inodes = self.store.inode_count().await?;
             let (total_bytes, free_bytes) = (space.total_bytes, space.free_bytes);
@@ -321,7 +328,7 @@ impl Meta for Service {
     }
 
     async fn get_xattr(&self, request: Request<v1::XattrRequest>) -> Reply<v1::XattrValue> {
-        answer("getxattr", request, async |peer, ask| {
+        answer(&self.store, "getxattr", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             let value = self.store.get_xattr(&who, InodeId(ask.inode), &ask.name).await?;
             Ok(v1::XattrValue { value: value.into() })
@@ -330,7 +337,7 @@ impl Meta for Service {
     }
 
     async fn set_xattr(&self, request: Request<v1::SetXattrRequest>) -> Reply<v1::Empty> {
-        answer("setxattr", request, async |peer, ask| {
+        answer(&self.store, "setxattr", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let mode = match (ask.create_only, ask.replace_only) {
                 (false, false) => XattrMode::Any,
@@ -346,7 +353,7 @@ impl Meta for Service {
     }
 
     async fn list_xattrs(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::XattrNames> {
-        answer("listxattr", request, async |peer, ask| {
+        answer(&self.store, "listxattr", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             let names = self.store.list_xattrs(&who, InodeId(ask.inode)).await?;
             Ok(v1::XattrNames { names: names.into_iter().map(Into::into).collect() })
@@ -355,7 +362,7 @@ impl Meta for Service {
     }
 
     async fn remove_xattr(&self, request: Request<v1::RemoveXattrRequest>) -> Reply<v1::Empty> {
-        answer("removexattr", request, async |peer, ask| {
+        answer(&self.store, "removexattr", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             self.store.remove_xattr(&change, InodeId(ask.inode), &ask.name).await?;
             Ok(v1::Empty {})
@@ -367,7 +374,7 @@ impl Meta for Service {
         &self,
         request: Request<v1::ListInodesRequest>,
     ) -> Reply<v1::ListInodesReply> {
-        answer("list inodes", request, async |peer, ask| {
+        answer(&self.store, "list inodes", request, async |peer, ask| {
             peer.require_operator()?;
             let page = self.store.list_inodes(InodeId(ask.after), ask.limit as usize).await?;
             let (inodes, end) = page;

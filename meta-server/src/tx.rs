@@ -85,33 +85,29 @@ impl Tx<'_, '_> {
 
     /// Takes away an inode that has neither a name nor a session, and leaves what it stored to the
     /// collector.
-    pub(crate) async fn drop_inode(&mut self, inode: &Inode) -> Result<()> {
+    pub(crate) fn drop_inode(&mut self, inode: &Inode) {
         let keys = self.keys;
         self.kv.clear(&keys.inode(inode.id));
         self.kv.clear_range(keys.xattr_names(inode.id));
         self.kv.clear_range(keys.xattrs(inode.id));
         self.kv.add(&keys.inode_count(), -1);
         match &inode.body {
-            Body::File(file) => self.leave_garbage(inode.id, file).await?,
+            Body::File(file) => self.leave_garbage(inode.id, file),
             Body::Directory(_) => {
                 self.kv.clear(&keys.links(inode.id));
                 self.kv.clear(&keys.changed(inode.id));
             }
             Body::Symlink { .. } => {}
         }
-        Ok(())
     }
 
-    /// One garbage record for all chunks of a file in place of those of its truncations.
-    async fn leave_garbage(&mut self, id: InodeId, file: &File) -> Result<()> {
-        let mut end = file.layout.chunk_count(file.length);
-        for (_, value) in self.range(self.keys.garbage_of(id), records::FLOORS_MAX + 1).await? {
-            end = end.max(Garbage::decode(&value)?.end);
-        }
+    /// One garbage record for all chunks of a file in place of those of its truncations. A write that
+    /// failed may have left some behind what the file's length tells.
+    fn leave_garbage(&mut self, id: InodeId, file: &File) {
         self.kv.clear_range(self.keys.garbage_of(id));
-        let garbage = Garbage { layout: file.layout, first: 0, end, not_before: self.now };
+        let (layout, not_before) = (file.layout, self.now);
+        let garbage = Garbage { layout, first: 0, end: u64::MAX, not_before };
         self.put(&self.keys.garbage(id, REMOVED), &garbage);
-        Ok(())
     }
 
     /// Everything that stat tells about an inode, as it was when the transaction began its changes.
@@ -341,7 +337,7 @@ impl Tx<'_, '_> {
         self.kv.clear(&self.keys.session(inode.id, write, client, id));
         self.kv.clear(&self.keys.handle(client, id));
         if inode.links == 0 && !inode.is_directory() && !self.is_open(inode.id).await? {
-            self.drop_inode(inode).await?;
+            self.drop_inode(inode);
         }
         Ok(())
     }
@@ -371,9 +367,10 @@ impl Tx<'_, '_> {
             inode.parent = InodeId(0);
         }
         if inode.links == 0 && !self.is_open(inode.id).await? {
-            return self.drop_inode(inode).await;
+            self.drop_inode(inode);
+        } else {
+            self.put_inode(inode);
         }
-        self.put_inode(inode);
         Ok(())
     }
 

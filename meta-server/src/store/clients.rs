@@ -183,8 +183,8 @@ impl Store {
         Err(Error::new(Code::Busy, format!("inode {} is truncated again and again", handle.inode)))
     }
 
-    /// Where storage says that a file ends, and under which epoch; `None` when nobody can ask for its
-    /// content any more.
+    /// Where storage says that a file ends, and under which epoch; `None` for one without a name, whose
+    /// chunks all go.
     async fn end_in_storage(&self, id: InodeId) -> Result<Option<(u64, TruncateEpoch)>> {
         self.finish_cut(id).await?;
         let file: Option<File> = self

@@ -1,10 +1,13 @@
 //! Lengths: truncation, and what writers report.
 //!
-//! A truncation that cuts something off commits the new length, the next epoch, a floor and a garbage
-//! record in one transaction. Chunks behind the cut are below the floor from then on. The chunk that the
-//! cut goes through is cut by its chain before the truncation is answered; until that is done (`cut` in
-//! the inode) nobody is given the right to write under the new epoch, so that no acknowledged write is
-//! cut off by a late repetition. Whoever wants that right finishes the truncation first.
+//! A truncation that cuts something off commits the new length, a new epoch, a floor and a garbage record
+//! in one transaction. Chunks behind the cut are below the floor from then on. The chunk that the cut goes
+//! through is cut by its chain before the truncation is answered; until that is done (`cut` in the inode)
+//! nobody is given the right to write under the new epoch. Whoever wants it finishes the truncation first.
+//!
+//! A truncation takes two epochs: its own chunk operation has the one between the old and the new epoch of
+//! the file. So a late repetition of it, by a server that stopped in between, is refused by every chunk
+//! that was written since, as any request of an older epoch is.
 
 use crate::access;
 use crate::chunks::ChunkFile;
@@ -28,7 +31,8 @@ impl Store {
         let Some((cut, file)) = self.pending_cut(id).await? else { return Ok(()) };
         let floor = floor_of(&file, cut.index);
         let chunks = self.chunk_file(id, &file);
-        self.chunks.truncate_chunk(&chunks, cut.index, cut.length, file.epoch, floor).await?;
+        let between = TruncateEpoch(file.epoch.0 - 1);
+        self.chunks.truncate_chunk(&chunks, cut.index, cut.length, between, floor).await?;
         let (cut, epoch) = (&cut, file.epoch);
         self.transact("end of a truncation", &|tx| {
             Box::pin(async move {
@@ -93,7 +97,7 @@ impl Store {
         let chunk_bytes = u64::from(file.layout.chunk_bytes);
         let first = file.layout.chunk_count(length);
         let mut end = if others { u64::MAX } else { file.layout.chunk_count(file.length) };
-        file.epoch = file.epoch.next();
+        file.epoch = file.epoch.next().next();
         while let Some((_, epoch)) = file.floors.pop_if(|(covered, _)| *covered >= first) {
             // The new record removes what that one would have, which may reach beyond this length.
             tx.kv.clear(&tx.keys.garbage(id, epoch));

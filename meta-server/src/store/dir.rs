@@ -165,7 +165,7 @@ async fn remove(
     tx.remove(above.id, &found).await?;
     tx.touch(above.id);
     tx.add_links(above.id, -1);
-    tx.drop_inode(&inode).await?;
+    tx.drop_inode(&inode);
     Ok(Outcome::done())
 }
 

@@ -15,6 +15,8 @@ const FIRST: u64 = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Ids {
     block: Mutex<Range<u64>>,
+    /// Who holds it takes the next block; others wait for that instead of taking their own.
+    taking: tokio::sync::Mutex<()>,
 }
 
 impl Store {
@@ -26,13 +28,14 @@ impl Store {
         if let Some(id) = self.ids.block.lock().next() {
             return Ok(InodeId(id));
         }
+        let _taking = self.ids.taking.lock().await;
+        if let Some(id) = self.ids.block.lock().next() {
+            return Ok(InodeId(id));
+        }
         let mut taken = self.take_block().await?;
         let id = taken.start;
         taken.start += 1;
-        let mut block = self.ids.block.lock();
-        if block.is_empty() {
-            *block = taken;
-        }
+        *self.ids.block.lock() = taken;
         Ok(InodeId(id))
     }
 

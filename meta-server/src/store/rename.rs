@@ -165,7 +165,7 @@ async fn replace(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Res
     tx.touch(to);
     if target.inode.is_directory() {
         tx.add_links(to, -1);
-        tx.drop_inode(&target.inode).await?;
+        tx.drop_inode(&target.inode);
     } else {
         tx.drop_name(&mut target.inode, to).await?;
     }

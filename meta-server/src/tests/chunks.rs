@@ -7,6 +7,7 @@ use kiln_types::{Attr, Code, Error, InodeId, Layout, Result, TruncateEpoch};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Clone, Debug, Default)]
 struct Chunk {
@@ -18,12 +19,14 @@ struct Chunk {
 
 pub(crate) struct FakeChunks {
     env: Env,
+    /// While set, nobody answers.
+    pub(crate) down: AtomicBool,
     chunks: Mutex<BTreeMap<(InodeId, u64), Chunk>>,
 }
 
 impl FakeChunks {
     pub(crate) fn new(env: &Env) -> Self {
-        Self { env: env.clone(), chunks: Mutex::default() }
+        Self { env: env.clone(), down: AtomicBool::new(false), chunks: Mutex::default() }
     }
 
     /// A client's write of one byte under the epoch of its capability.
@@ -70,7 +73,7 @@ impl FakeChunks {
     }
 
     fn strike(&self, name: &'static str) -> Result<()> {
-        match self.env.fault(name) {
+        match self.down.load(Ordering::Relaxed) || self.env.fault(name) {
             true => Err(Error::new(Code::Unreachable, "an injected failure of storage")),
             false => Ok(()),
         }
@@ -96,7 +99,7 @@ impl ChunkService for FakeChunks {
         {
             let mut chunks = self.chunks.lock();
             let chunk = chunks.entry((file.inode, index)).or_default();
-            if chunk.epoch < epoch {
+            if chunk.epoch <= epoch {
                 if chunk.epoch < floor {
                     *chunk = Chunk::default();
                 }

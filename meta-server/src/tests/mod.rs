@@ -11,7 +11,10 @@ mod tree;
 mod truncation;
 
 use crate::placement::{Table, Tables};
-use crate::store::{Change, CreateArgs, OpenArgs, Opened, Settings, Store, StoreParts, Who};
+use crate::store::{
+    Change, CreateArgs, OpenArgs, Opened, RenameArgs, SetAttrArgs, Settings, Store, StoreParts,
+    Who, Written,
+};
 use chunks::FakeChunks;
 use kiln_env::{Env, Executor};
 use kiln_kv::{Kv, MemoryKv};
@@ -143,6 +146,49 @@ impl Client {
     pub(crate) async fn unlink(&mut self, parent: InodeId, name: &str) -> Result<()> {
         let change = self.change();
         self.world.store.unlink(&change, parent, name.as_bytes()).await
+    }
+
+    pub(crate) async fn open(&mut self, inode: InodeId, args: OpenArgs) -> Result<Opened> {
+        let change = self.change();
+        self.world.store.open_file(&change, inode, args).await
+    }
+
+    pub(crate) async fn close(&mut self, opened: &Opened, end: u64) -> Result<Attr> {
+        let (change, session) = (self.change(), opened.session.expect("an open file"));
+        let written = Written { end, epoch: opened.attr.epoch, mtime: None };
+        self.world.store.close(&change, opened.attr.inode, session, &written).await
+    }
+
+    pub(crate) async fn sync(&mut self, opened: &Opened, end: u64) -> Result<Attr> {
+        let (change, session) = (self.change(), opened.session.expect("an open file"));
+        let written = Written { end, epoch: opened.attr.epoch, mtime: None };
+        self.world.store.sync(&change, opened.attr.inode, session, &written).await
+    }
+
+    pub(crate) async fn renew(&self, opened: &Opened) -> Result<Opened> {
+        let session = opened.session.expect("an open file");
+        self.world.store.renew(&self.who, self.id, opened.attr.inode, session).await
+    }
+
+    pub(crate) async fn truncate(&mut self, inode: InodeId, length: u64) -> Result<Attr> {
+        let args = SetAttrArgs { length: Some(length), ..SetAttrArgs::default() };
+        let change = self.change();
+        self.world.store.set_attr(&change, inode, &args).await
+    }
+
+    pub(crate) async fn rename(
+        &mut self,
+        (parent, name): (InodeId, &str),
+        (new_parent, new_name): (InodeId, &str),
+    ) -> Result<()> {
+        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        let args = RenameArgs { parent, name, new_parent, new_name, ..RenameArgs::default() };
+        let change = self.change();
+        self.world.store.rename(&change, &args).await
+    }
+
+    pub(crate) async fn attr(&self, inode: InodeId) -> Result<Attr> {
+        self.world.store.get_attr(&self.who, inode).await
     }
 
     pub(crate) async fn lookup(&self, parent: InodeId, name: &str) -> Result<Attr> {

@@ -34,6 +34,7 @@ pub(crate) struct Node {
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Model {
     pub(crate) nodes: BTreeMap<InodeId, Node>,
     /// Open files: those of an inode, by number.
