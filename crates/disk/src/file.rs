@@ -204,7 +204,7 @@ fn decide_capacity(path: &Path, device: bool, found: u64, wanted: Option<u64>) -
         ))
         .with_hint("configure at most the device's size, or no size to use all of it")),
         Some(wanted) if !device && wanted < found => Err(Error::invalid(format!(
-            "{shown}: {wanted} bytes are configured, the file has {found}: shrinking would lose data"
+            "{shown}: {wanted} bytes are configured, the file has {found}: shrinking loses data"
         ))
         .with_hint(format!(
             "configure at least {found} bytes, or drain this disk and start with a new file"
