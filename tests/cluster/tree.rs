@@ -17,7 +17,7 @@ pub(crate) fn make(root: &Path, files: usize, seed: u64) {
         let dir = root.join(format!("d{}", number % 7)).join(format!("e{}", number % 3));
         fs::create_dir_all(&dir).unwrap();
         let small = random.usize(..20_000);
-        let size = if number < SIZES.len() { SIZES[number] } else { small };
+        let size = SIZES.get(number).copied().unwrap_or(small);
         let path = dir.join(format!("file {number} ü"));
         fs::write(&path, bytes(&mut random, size)).unwrap();
         let mode = *random.choice([0o600, 0o644, 0o755, 0o440].as_slice()).unwrap();

@@ -64,7 +64,7 @@ impl Remote {
     /// Says goodbye to the servers.
     pub(crate) async fn close(self) {
         if let Some(client) = Arc::into_inner(self.client) {
-            client.close().await;
+            Box::pin(client.close()).await;
         }
     }
 

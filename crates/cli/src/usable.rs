@@ -13,7 +13,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Waits until the cluster can be used; after a while says why it cannot.
 pub(crate) async fn unready(dir: &ClusterDir, env: &Env) -> Option<String> {
-    match settle(dir, env).await {
+    match Box::pin(settle(dir, env)).await {
         Ok(why) => why.map(|why| format!("{why}.\nkiln admin check shows more.")),
         Err(error) => Some(format!("it does not answer yet: {error}.")),
     }
