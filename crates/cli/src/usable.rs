@@ -29,7 +29,7 @@ async fn settle(dir: &ClusterDir, env: &Env) -> Result<Option<String>> {
         }
         env.sleep(PAUSE).await;
     }
-    let root = remote.client.list_dir(&remote.caller, InodeId::ROOT);
+    let root = Box::pin(remote.client.list_dir(&remote.caller, InodeId::ROOT));
     env.until(deadline, "the root directory", root).await??;
     remote.close().await;
     Ok(None)
