@@ -27,8 +27,11 @@ pub struct Options {
     /// Space that only removes, commits, discards and cleaning may use, in bytes; at most a sixteenth
     /// of the disk is kept.
     pub reserve_bytes: u64,
-    /// Freed runs at least this long are given back to the disk, in bytes; 0 never gives back.
-    pub discard_bytes: u64,
+    /// A planted defect, for the test that must find it: acknowledge without syncing the disk.
+    #[doc(hidden)]
+    pub skip_sync: bool,
+    /// Give free space back to the disk, in pieces of 1 MiB.
+    pub discard: bool,
 }
 
 impl Default for Options {
@@ -38,7 +41,8 @@ impl Default for Options {
             log_slack_bytes: 64 << 20,
             tombstone_retention: Duration::from_secs(3 * 24 * 3600),
             reserve_bytes: 64 << 20,
-            discard_bytes: 1 << 20,
+            discard: true,
+            skip_sync: false,
         }
     }
 }
@@ -183,4 +187,22 @@ pub struct Usage {
     pub chunks: u64,
     /// Bytes of data of each target; blocks that versions share count once.
     pub targets: Vec<(TargetId, u64)>,
+}
+
+/// What a check of a store against itself found.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Verification {
+    /// Chunks that were looked at.
+    pub chunks: u64,
+    /// Blocks that are in use and belong to nobody.
+    pub leaked_blocks: u64,
+    /// Everything else that is wrong, in words.
+    pub problems: Vec<String>,
+}
+
+impl Verification {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.leaked_blocks == 0 && self.problems.is_empty()
+    }
 }

@@ -2,11 +2,31 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod batch;
+mod cache;
+mod clean;
+mod committer;
+mod core;
+mod extent;
+mod group;
+mod index;
+mod join;
+mod locks;
+mod open;
+mod read;
+mod record;
+mod replay;
+mod rules;
+mod space;
+mod state;
 mod store;
+mod superblock;
+mod verify;
+mod write;
 
 pub use api::{
     Change, ChunkRead, ChunkStat, Identity, Options, RetryRecord, TargetRecord, Update, Usage,
-    VersionStat, Which,
+    Verification, VersionStat, Which,
 };
 pub use store::Store;
 

@@ -1,81 +1,239 @@
 //! The store: what callers may ask.
 
 use crate::api::{
-    ChunkRead, ChunkStat, Identity, Options, RetryRecord, TargetRecord, Update, Usage, Which,
+    ChunkRead, ChunkStat, Identity, Options, RetryRecord, TargetRecord, Update, Usage,
+    Verification, Which,
 };
+use crate::core::{Core, closed};
+use crate::extent::BLOCK;
+use crate::open::Opened;
+use crate::read::{self, Request};
+use crate::record::{Key, Record, TargetBody};
+use crate::state::Effect;
+use crate::superblock::Superblock;
+use crate::{clean, committer, open, write};
 use kiln_disk::Disk;
-use kiln_env::Env;
+use kiln_env::{Env, Task};
 use kiln_memory::Pool;
 use kiln_types::{
-    ChainId, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, TargetId,
+    ChainId, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey, TargetId,
     TruncateEpoch,
 };
 use std::sync::Arc;
 
 /// The chunks of one disk.
+///
+/// Dropping it without [`Store::close`] is like a crash: what was acknowledged is safe, commits of the
+/// last moments are pending again at the next [`Store::open`].
 pub struct Store {
-    identity: Identity,
+    pub(crate) core: Arc<Core>,
+    _tasks: [Task<()>; 2],
 }
 
-fn soon<T>() -> Result<T> {
-    Err(Error::new(Code::Unsupported, "the chunk store is being built"))
-}
-
-#[expect(clippy::unused_async, missing_docs, unused_variables, reason = "signatures first")]
 impl Store {
+    /// Makes an empty store on a blank disk.
+    ///
+    /// # Errors
+    /// `Exists` when it holds a store; `Corrupt` when it holds something else; `Invalid` when it is too
+    /// small; `DiskFailed`, `NoSpace`.
     pub async fn format(disk: &Arc<dyn Disk>, identity: Identity) -> Result<()> {
-        soon()
+        open::format(disk, identity).await
     }
+
+    /// Whose store a disk holds; `None` when it is blank.
+    ///
+    /// # Errors
+    /// `Corrupt` when it holds something else; `ProtocolMismatch` when a newer program wrote it;
+    /// `DiskFailed`.
     pub async fn identify(disk: &Arc<dyn Disk>) -> Result<Option<Identity>> {
-        soon()
+        Ok(Superblock::read(disk).await?.map(|superblock| superblock.identity))
     }
+
+    /// Opens the store of a disk; nobody else may have it open.
+    ///
+    /// # Errors
+    /// `NotFound` on a blank disk; `Corrupt` when what it acknowledged is damaged; `ProtocolMismatch`;
+    /// `DiskFailed`.
     pub async fn open(
         disk: Arc<dyn Disk>,
         env: Env,
         pool: Pool,
         options: Options,
     ) -> Result<Arc<Self>> {
-        soon()
+        let Opened { core, writer, cleaner } = open::open(disk, env, pool, options).await?;
+        let tasks = [
+            core.env.spawn("chunk store committer", committer::run(Arc::clone(&core), writer)),
+            core.env.spawn("chunk store maintenance", clean::run(Arc::clone(&core), cleaner)),
+        ];
+        core.space.changed.notify_one();
+        Ok(Arc::new(Self { core, _tasks: tasks }))
     }
+
+    /// Whose store it is.
     pub fn identity(&self) -> Identity {
-        self.identity
+        self.core.identity
     }
+
+    /// The targets on this disk.
     pub fn targets(&self) -> Vec<TargetRecord> {
-        Vec::new()
+        let state = self.core.state.lock();
+        let present = state.targets.iter().filter(|(_, target)| !target.removing);
+        present
+            .map(|(id, target)| TargetRecord {
+                target: *id,
+                chain: target.chain,
+                version_max: target.version_max,
+                state: target.state.clone(),
+            })
+            .collect()
     }
+
+    /// Makes an empty target, durably.
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid` when the state is too long; `NoSpace`, `DiskFailed`.
     pub async fn create_target(
         &self,
         target: TargetId,
         chain: ChainId,
         state: Vec<u8>,
     ) -> Result<()> {
-        soon()
+        check_state(&state)?;
+        let _changes = self.core.target_changes.lock().await;
+        let _gate = self.core.gate.read().await;
+        let receiver = {
+            let mut all = self.core.state.lock();
+            all.check()?;
+            if all.targets.contains_key(&target) {
+                return Err(Error::new(Code::Exists, format!("target {target} is on this disk")));
+            }
+            let body = TargetBody { target, chain, version_max: ChunkVersion::NONE, state };
+            Core::submit_waiting(&mut all, vec![Record::Target(body)], Vec::new(), Effect::Target)
+        };
+        self.core.durable(receiver).await
     }
+
+    /// Replaces what the owner keeps with a target, durably.
+    ///
+    /// # Errors
+    /// `WrongTarget` when it is not here; `Invalid` when the state is too long; `NoSpace`, `DiskFailed`.
     pub async fn set_target_state(&self, target: TargetId, state: Vec<u8>) -> Result<()> {
-        soon()
+        check_state(&state)?;
+        let _changes = self.core.target_changes.lock().await;
+        let _gate = self.core.gate.read().await;
+        let receiver = {
+            let mut all = self.core.state.lock();
+            let body = TargetBody { state, ..all.target(target)?.body(target) };
+            Core::submit_waiting(&mut all, vec![Record::Target(body)], Vec::new(), Effect::Target)
+        };
+        self.core.durable(receiver).await
     }
+
+    /// Removes a target with all its chunks, durably. Other targets are served meanwhile.
+    ///
+    /// # Errors
+    /// `WrongTarget` when it is not here; `NoSpace`, `DiskFailed`, `Corrupt`.
     pub async fn remove_target(&self, target: TargetId) -> Result<()> {
-        soon()
+        let _changes = self.core.target_changes.lock().await;
+        {
+            // Alone: changes of the target that are under way end first.
+            let _gate = self.core.gate.write().await;
+            self.core.state.lock().target_mut(target)?.removing = true;
+        }
+        let removed = self.remove_marked(target).await;
+        if removed.is_err() {
+            if let Some(target) = self.core.state.lock().targets.get_mut(&target) {
+                target.removing = false;
+            }
+        }
+        removed
     }
+
+    async fn remove_marked(&self, target: TargetId) -> Result<()> {
+        self.core.barrier().await?;
+        let data = self.core.all_extents(target).await?;
+        let receiver = {
+            let mut state = self.core.state.lock();
+            state.check()?;
+            let records = vec![Record::RemoveTarget { target }];
+            let effect = Effect::TargetRemoved { target, data };
+            Core::submit_waiting(&mut state, records, Vec::new(), effect)
+        };
+        self.core.durable(receiver).await
+    }
+
+    /// Stores a new version of a chunk. When it returns, data, descriptor and retry record are durable;
+    /// with `update.commit` the version is the committed one, else it is pending. A version that is here
+    /// already is no error.
+    ///
+    /// # Errors
+    /// - `VersionMismatch`: another version is pending, `update.previous` is not the committed version
+    ///   (`NONE` for a chunk without content), or `update.version` is not the highest.
+    /// - `StaleEpoch`: the chunk carries a newer epoch.
+    /// - `Invalid`: limits. `ChecksumMismatch`: the bytes do not match their checksums, or a block that
+    ///   is to be merged has decayed.
+    /// - `NoSpace`, `WrongTarget`, `DiskFailed`.
     pub async fn prepare(&self, target: TargetId, update: Update) -> Result<()> {
-        soon()
+        // A task of its own, since a write that has begun cannot be stopped with its caller.
+        let work = write::prepare(Arc::clone(&self.core), target, update);
+        self.run("chunk prepare", work).await
     }
+
+    async fn run(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<()>> + Send + 'static,
+    ) -> Result<()> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let task = self.core.env.spawn(name, async move {
+            let _ = sender.send(work.await);
+        });
+        task.detach();
+        receiver.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Makes a pending version the committed one: for readers when this returns, on disk with a later
+    /// batch. After a crash before that, it is pending again. Nothing happens when the committed version
+    /// is that one or a newer one.
+    ///
+    /// # Errors
+    /// `VersionMismatch` when it is not pending; `WrongTarget`, `DiskFailed`.
     pub async fn commit(
         &self,
         target: TargetId,
         chunk: ChunkId,
         version: ChunkVersion,
     ) -> Result<()> {
-        soon()
+        let key = Key { target, chunk };
+        let Err(error) = write::commit(&self.core, key, version) else { return Ok(()) };
+        if error.code() == Code::VersionMismatch
+            && self.core.standing(key).await?.committed_version() >= version
+        {
+            return Ok(());
+        }
+        Err(error)
     }
+
+    /// Drops a pending version and the retry record that came with it, durably. Nothing happens when the
+    /// version is not here.
+    ///
+    /// # Errors
+    /// `VersionMismatch` when it is committed; `WrongTarget`, `NoSpace`, `DiskFailed`.
     pub async fn discard(
         &self,
         target: TargetId,
         chunk: ChunkId,
         version: ChunkVersion,
     ) -> Result<()> {
-        soon()
+        let work = write::discard(Arc::clone(&self.core), Key { target, chunk }, version);
+        self.run("chunk discard", work).await
     }
+
+    /// Reads a byte range of a version; shorter at the chunk's end. Every block is verified.
+    ///
+    /// # Errors
+    /// `ChunkNotFound` when there is no such version, it is a tombstone, or its epoch is below `floor`;
+    /// `ChecksumMismatch` when a block has decayed; `WrongTarget`, `Corrupt`, `DiskFailed`.
     pub async fn read(
         &self,
         target: TargetId,
@@ -85,14 +243,29 @@ impl Store {
         length: u32,
         floor: TruncateEpoch,
     ) -> Result<ChunkRead> {
-        soon()
+        let key = Key { target, chunk };
+        read::read(&self.core, Request { key, which, offset, length, floor }).await
     }
+
+    /// What is known of a chunk.
+    ///
+    /// # Errors
+    /// `WrongTarget`, `Corrupt`, `DiskFailed`.
     pub async fn stat(&self, target: TargetId, chunk: ChunkId) -> Result<ChunkStat> {
-        soon()
+        read::stat(&self.core, Key { target, chunk }).await
     }
+
+    /// Every version that is neither committed nor discarded.
     pub fn pending(&self, target: TargetId) -> Vec<(ChunkId, ChunkVersion)> {
-        Vec::new()
+        let state = self.core.state.lock();
+        let pending = state.targets.get(&target).into_iter().flat_map(|target| &target.pending);
+        pending.map(|(chunk, pending)| (*chunk, pending.head.version)).collect()
     }
+
+    /// The chunks in `[from, to)`, tombstones included, in order, at most `limit`.
+    ///
+    /// # Errors
+    /// `WrongTarget`, `Corrupt`, `DiskFailed`.
     pub async fn list(
         &self,
         target: TargetId,
@@ -100,34 +273,106 @@ impl Store {
         to: ChunkId,
         limit: usize,
     ) -> Result<Vec<(ChunkId, ChunkStat)>> {
-        soon()
+        read::list(&self.core, target, from, to, limit).await
     }
+
+    /// The last chunk in `[from, to)` with committed content.
+    ///
+    /// # Errors
+    /// `WrongTarget`, `Corrupt`, `DiskFailed`.
     pub async fn last_chunk(
         &self,
         target: TargetId,
         from: ChunkId,
         to: ChunkId,
     ) -> Result<Option<(ChunkId, ChunkStat)>> {
-        soon()
+        read::last_chunk(&self.core, target, from, to).await
     }
+
+    /// The last write that is remembered of a client's channel.
     pub fn retry_record(
         &self,
         target: TargetId,
         client: ClientId,
         channel: ChannelId,
     ) -> Option<RetryRecord> {
-        None
+        let state = self.core.state.lock();
+        let found = state.retries.get(&(target, client, channel))?;
+        let key = RetryKey { client, channel, sequence: found.sequence };
+        Some(RetryRecord { key, chunk: found.chunk, version: found.version })
     }
+
+    /// Drops the retry records of a client on all targets, durably.
+    ///
+    /// # Errors
+    /// `NoSpace`, `DiskFailed`.
     pub async fn forget_client(&self, client: ClientId) -> Result<()> {
-        soon()
+        let receiver = {
+            let mut state = self.core.state.lock();
+            state.check()?;
+            let records = vec![Record::Forget { client }];
+            let effect = Effect::Forgotten { client };
+            Core::submit_waiting(&mut state, records, Vec::new(), effect)
+        };
+        self.core.durable(receiver).await
     }
+
+    /// The highest version that a target ever held; `NONE` when the target is not here.
     pub fn version_max(&self, target: TargetId) -> ChunkVersion {
-        ChunkVersion::NONE
+        let state = self.core.state.lock();
+        state.targets.get(&target).map_or(ChunkVersion::NONE, |target| target.version_max)
     }
+
+    /// How the disk is used.
     pub fn usage(&self) -> Usage {
-        Usage::default()
+        let free = self.core.space.free_blocks();
+        let state = self.core.state.lock();
+        let capacity = self.core.shape.blocks;
+        let targets = state.targets.iter();
+        Usage {
+            capacity_bytes: capacity * BLOCK,
+            used_bytes: (capacity - free) * BLOCK,
+            free_bytes: self.core.space.writable_blocks() * BLOCK,
+            metadata_bytes: state.log_bytes(),
+            chunks: state.targets.values().map(|target| target.index.len() as u64).sum(),
+            targets: targets.map(|(id, target)| (*id, target.blocks * BLOCK)).collect(),
+        }
     }
+
+    /// Checks the store against itself: each block has exactly the owners that the descriptors say, and
+    /// all counts are right. Changes wait meanwhile; data is not read.
+    ///
+    /// # Errors
+    /// `Busy` when readers do not pause; `Corrupt`, `DiskFailed`.
+    pub async fn verify(&self) -> Result<Verification> {
+        self.core.verify().await
+    }
+
+    /// Writes what is still only in memory and ends the store: everything later gets `Cancelled`.
+    ///
+    /// # Errors
+    /// `NoSpace`, `DiskFailed`.
     pub async fn close(&self) -> Result<()> {
-        soon()
+        let _gate = self.core.gate.write().await;
+        self.core.barrier().await?;
+        // The second batch says that the first one is durable.
+        self.core.barrier().await?;
+        self.core.fail(&closed());
+        self.core.committer.notify_one();
+        self.core.space.changed.notify_one();
+        Ok(())
     }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.core.fail(&closed());
+    }
+}
+
+fn check_state(state: &[u8]) -> Result<()> {
+    if state.len() > crate::STATE_BYTES_MAX {
+        return Err(Error::invalid(format!("a target state of {} bytes", state.len())));
+    }
+    Ok(())
 }

@@ -1,0 +1,341 @@
+//! Maintenance: cleaning the log, keeping spare segments ready, giving free space back to the disk.
+//!
+//! Cleaning takes the oldest segment, copies forward what is still needed, makes the superblock name the
+//! next segment as the oldest, and frees it. Commits, discards and removals of targets need no copy: what
+//! they speak about lies before them, so it is gone or was copied with its present state.
+
+use crate::core::Core;
+use crate::extent::{Extent, Position};
+use crate::record::{Flags, Head, Key, Part, Record};
+use crate::replay::LogReader;
+use crate::space::{Dropped, SPARES};
+use crate::state::{Effect, Segment, State};
+use crate::superblock::Superblock;
+use kiln_types::{BLOCK_BYTES, ChunkVersion, Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Between two rounds, so that frequent wake-ups stay cheap.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long a zone stays empty before it is given back to the disk.
+const AGE: Duration = Duration::from_secs(1);
+/// Segments that are cleaned in one round.
+const ROUND: usize = 16;
+/// Bytes of records that are copied in one submission, so that others' records go in between.
+const COPY_BYTES: usize = 16 << 10;
+
+/// Owns the superblock.
+pub(crate) struct Cleaner {
+    superblock: Superblock,
+}
+
+/// Runs until the store ends.
+pub(crate) async fn run(core: Arc<Core>, mut cleaner: Cleaner) {
+    let mut aged_at = core.env.now();
+    loop {
+        if core.state.lock().failed.is_some() {
+            return;
+        }
+        fill_spares(&core).await;
+        for _ in 0..ROUND {
+            if !needs_cleaning(&core) {
+                break;
+            }
+            if let Err(error) = cleaner.clean_one(&core).await {
+                tracing::warn!(disk = %core.disk.describe(), %error, "the log was not cleaned");
+                break;
+            }
+        }
+        if core.options.discard && core.env.now().since(aged_at) >= AGE {
+            give_back(&core).await;
+            core.space.age();
+            aged_at = core.env.now();
+        }
+        core.env.sleep(PAUSE).await;
+        let changed = core.space.changed.notified();
+        if core.options.discard && core.space.has_stale() {
+            // Either way the next round looks for zones that stayed empty.
+            let _ = core.env.timeout(AGE, "maintenance", changed).await;
+        } else {
+            changed.await;
+        }
+    }
+}
+
+async fn fill_spares(core: &Core) {
+    while core.space.spares().len() < SPARES {
+        let Some(segment) = core.space.take_segment() else { return };
+        // Written once, so that the file system has room for it when it is needed.
+        let mut zeros = core.pool.take(segment.count as usize * BLOCK_BYTES);
+        zeros.fill(0);
+        match core.disk.write(segment.offset(), zeros.freeze()).await {
+            Ok(()) => core.space.put_spare(segment),
+            Err(_) => return core.space.refuse_segment(segment),
+        }
+    }
+}
+
+/// Gives the zones that stayed empty back to the disk.
+async fn give_back(core: &Core) {
+    while let Some(zone) = core.space.take_aged() {
+        let given = core.disk.discard(zone.offset(), zone.bytes()).await;
+        core.space.give_clean(zone);
+        if given.is_err() {
+            return;
+        }
+    }
+}
+
+fn needs_cleaning(core: &Core) -> bool {
+    let state = core.state.lock();
+    let (log, live) = (state.log_bytes(), state.live());
+    let full = core.space.spares().len() < 2 && log > live / 4 * 5;
+    state.segments.len() > 2 && (full || log > 2 * live + core.options.log_slack_bytes)
+}
+
+impl Cleaner {
+    pub(crate) fn new(superblock: Superblock) -> Self {
+        Self { superblock }
+    }
+
+    /// Cleans the oldest segment.
+    pub(crate) async fn clean_one(&mut self, core: &Core) -> Result<()> {
+        let _gate = core.gate.read().await;
+        let (oldest, second) = {
+            let state = core.state.lock();
+            state.check()?;
+            if state.targets.values().any(|target| target.removing) {
+                // Its blocks are being looked up in the log.
+                return Ok(());
+            }
+            match (state.segments.front(), state.segments.get(1)) {
+                (Some(oldest), Some(second)) => (*oldest, *second),
+                _ => return Ok(()),
+            }
+        };
+        let large = copy_segment(core, oldest, second.first_sequence).await?;
+        for key in large {
+            while copy_large(core, key, oldest.extent).await? {}
+        }
+        record_maxima(core).await?;
+        self.superblock.sequence += 1;
+        self.superblock.head = second.extent;
+        self.superblock.head_sequence = second.first_sequence;
+        if let Err(error) = self.superblock.write(&core.disk).await {
+            core.fail(&error);
+            return Err(error);
+        }
+        core.state.lock().segments.pop_front();
+        core.space.retire(Dropped { data: Vec::new(), segment: Some(oldest.extent) });
+        Ok(())
+    }
+}
+
+/// Copies of records for the queue, and where they were.
+#[derive(Default)]
+struct Copies {
+    records: Vec<Record>,
+    from: Vec<Position>,
+    bytes: usize,
+}
+
+impl Copies {
+    fn push(&mut self, record: Record, from: Position) {
+        self.bytes += from.bytes() as usize;
+        self.records.push(record);
+        self.from.push(from);
+    }
+
+    fn submit(self, state: &mut State) -> oneshot::Receiver<Result<()>> {
+        let effect = Effect::Moved { from: self.from };
+        Core::submit_waiting(state, self.records, Vec::new(), effect)
+    }
+}
+
+/// Copies what is needed of a segment, except for chunks with parts; returns those.
+async fn copy_segment(core: &Core, segment: Segment, end: u64) -> Result<BTreeSet<Key>> {
+    let mut reader =
+        LogReader::new(Arc::clone(&core.disk), core.pool.clone(), core.identity, segment).await?;
+    let mut large = BTreeSet::new();
+    for _ in segment.first_sequence..end {
+        let batch = reader.next().await?.ok_or_else(|| Error::corrupt("a batch is damaged"))?;
+        let mut records = Vec::new();
+        crate::batch::for_each_record(&batch.bytes, batch.start, |position, record| {
+            records.push((position, record));
+            Ok(())
+        })?;
+        let mut receivers = Vec::new();
+        let mut records = records.into_iter().peekable();
+        while records.peek().is_some() {
+            let mut copies = Copies::default();
+            let mut state = core.state.lock();
+            while copies.bytes < COPY_BYTES {
+                let Some((position, record)) = records.next() else { break };
+                copy_record(core, &mut state, position, record, &mut copies, &mut large);
+            }
+            if !copies.records.is_empty() {
+                receivers.push(copies.submit(&mut state));
+            }
+        }
+        for receiver in receivers {
+            core.durable(receiver).await?;
+        }
+    }
+    Ok(large)
+}
+
+/// Adds a copy of a record if it is needed, as of now: the queue keeps the order of decisions.
+fn copy_record(
+    core: &Core,
+    state: &mut State,
+    position: Position,
+    record: Record,
+    copies: &mut Copies,
+    large: &mut BTreeSet<Key>,
+) {
+    match record {
+        Record::Put { key, head, .. } => {
+            if let Some(retry) = head.retry {
+                copy_retry(state, position, key, retry, head.version, copies);
+            }
+            if head.stored().next().is_some() {
+                large.insert(key);
+            } else {
+                copy_put(core, state, position, key, head, copies);
+            }
+        }
+        Record::Part { key, .. } => {
+            large.insert(key);
+        }
+        Record::Retry { key, retry, version } => {
+            copy_retry(state, position, key, retry, version, copies);
+        }
+        Record::Target(body) => {
+            if let Some(target) = state.targets.get(&body.target) {
+                if target.position == position {
+                    copies.push(Record::Target(target.body(body.target)), position);
+                }
+            }
+        }
+        Record::Commit { .. }
+        | Record::Discard { .. }
+        | Record::Forget { .. }
+        | Record::RemoveTarget { .. } => {}
+    }
+}
+
+fn copy_put(
+    core: &Core,
+    state: &mut State,
+    position: Position,
+    key: Key,
+    head: Head,
+    copies: &mut Copies,
+) {
+    let Some(target) = state.targets.get_mut(&key.target) else { return };
+    let committed = target.index.get(&key.chunk).is_some_and(|s| s.position == position);
+    let pending = target.pending.get(&key.chunk);
+    if !committed && pending.is_none_or(|pending| pending.position != position) {
+        return;
+    }
+    let age = core.env.wall().0.saturating_sub(head.time.0);
+    let retention = i64::try_from(core.options.tombstone_retention.as_nanos()).unwrap_or(i64::MAX);
+    if committed && head.removed && pending.is_none() && age > retention {
+        target.index.remove(&key.chunk);
+        target.live -= position.cost();
+        return;
+    }
+    let flags = Flags { committed, ..Flags::default() };
+    copies.push(Record::Put { key, head, flags }, position);
+}
+
+fn copy_retry(
+    state: &State,
+    position: Position,
+    key: Key,
+    retry: kiln_types::RetryKey,
+    version: ChunkVersion,
+    copies: &mut Copies,
+) {
+    let slot = (key.target, retry.client, retry.channel);
+    if state.retries.get(&slot).is_some_and(|old| old.position == position) {
+        copies.push(Record::Retry { key, retry, version }, position);
+    }
+}
+
+/// Copies the parts of one version of a chunk (first the committed one's, then the pending one's) that lie
+/// in the segment, and all records that name them. Whether there may be more to do.
+async fn copy_large(core: &Core, key: Key, segment: Extent) -> Result<bool> {
+    let inside = |position: Position| (segment.start..segment.end()).contains(&position.block());
+    let _chunk = core.chunks.lock(key).await;
+    if !core.state.lock().targets.contains_key(&key.target) {
+        return Ok(false);
+    }
+    let standing = core.standing(key).await?;
+    let pending = {
+        let state = core.state.lock();
+        let target = state.targets.get(&key.target);
+        let pending = target.and_then(|target| target.pending.get(&key.chunk));
+        pending.map(|pending| (pending.position, Arc::clone(&pending.head)))
+    };
+    let versions: Vec<(Position, Arc<Head>)> =
+        standing.committed.iter().cloned().chain(pending).collect();
+    let concerned =
+        |(position, head): &&(Position, Arc<Head>)| inside(*position) || head.stored().any(inside);
+    let Some((_, first)) = versions.iter().find(concerned) else { return Ok(false) };
+    let mut copies = Copies::default();
+    let mut moved = BTreeMap::new();
+    for (index, part) in first.parts.iter().enumerate() {
+        if let Part::Stored(position) = part {
+            if inside(*position) {
+                let group = core.part(key, first, index, &standing.lease).await?;
+                moved.insert(*position, copies.records.len());
+                copies.push(Record::Part { key, index: index as u16, group }, *position);
+            }
+        }
+    }
+    let mut links = Vec::new();
+    for (position, head) in &versions {
+        let places: Vec<usize> =
+            head.stored().filter_map(|part| moved.get(&part).copied()).collect();
+        if inside(*position) || !places.is_empty() {
+            links.extend(places.iter().map(|part| (*part, copies.records.len())));
+            let (head, flags) = (Head::clone(head), Flags::default());
+            copies.push(Record::Put { key, head, flags }, *position);
+        }
+    }
+    let receiver = {
+        let mut state = core.state.lock();
+        let target = state.target(key.target)?;
+        for (record, from) in copies.records.iter_mut().zip(&copies.from) {
+            let Record::Put { flags, .. } = record else { continue };
+            flags.committed = target.index.get(&key.chunk).is_some_and(|s| s.position == *from);
+            let pending = target.pending.get(&key.chunk).is_some_and(|p| p.position == *from);
+            if !flags.committed && !pending {
+                // The pending version was committed meanwhile: this one is not needed any more.
+                return Ok(true);
+            }
+        }
+        let effect = Effect::Moved { from: copies.from };
+        Core::submit_waiting(&mut state, copies.records, links, effect)
+    };
+    core.durable(receiver).await.map(|()| true)
+}
+
+/// Writes the targets' highest versions, which the freed segment may have been the only one to show.
+async fn record_maxima(core: &Core) -> Result<()> {
+    let receiver = {
+        let mut state = core.state.lock();
+        state.check()?;
+        let newer = state.targets.iter().filter(|(_, t)| t.version_max > t.recorded_max);
+        let records: Vec<Record> =
+            newer.map(|(target, found)| Record::Target(found.body(*target))).collect();
+        if records.is_empty() {
+            return Ok(());
+        }
+        Core::submit_waiting(&mut state, records, Vec::new(), Effect::Target)
+    };
+    core.durable(receiver).await
+}

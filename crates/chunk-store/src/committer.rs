@@ -1,0 +1,292 @@
+//! Group commit: one task appends to the log, syncs, applies and answers.
+//!
+//! Callers write data blocks first and queue records then. A cycle writes one or a few batches, syncs
+//! once, which covers the batches and all data before them, applies what the records mean, and answers.
+//! Records without a waiter (commits) ride along; after a short idle time they are written anyway.
+
+use crate::batch::{BatchBuilder, BatchHeader};
+use crate::core::Core;
+use crate::extent::{BLOCK, Extent, Position};
+use crate::record::{Part, Record};
+use crate::state::{Applied, Segment, Submission};
+use kiln_memory::Bytes;
+use kiln_types::{BLOCK_BYTES, Code, Error, Result};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long commits wait for company, and the last batch for the proof that it is durable.
+const IDLE: Duration = Duration::from_millis(50);
+/// Batches that share a sync.
+const BATCHES: usize = 4;
+/// So many records without a waiter are written without waiting for company.
+const LAZY_MAX: usize = 512;
+
+/// Where the log goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writer {
+    pub(crate) segment: Extent,
+    /// Blocks of the segment that are written.
+    pub(crate) at: u32,
+    /// The segment after this one.
+    pub(crate) next: Extent,
+    /// Of the next batch.
+    pub(crate) sequence: u64,
+    pub(crate) previous_crc: u32,
+    /// All batches up to here are durable.
+    pub(crate) durable: u64,
+    /// The last batches came with data, and no batch says yet that they are durable.
+    pub(crate) unproven: bool,
+    /// The segment was just begun: its first batch is not written yet.
+    pub(crate) rolled: Option<Segment>,
+}
+
+/// A batch on its way.
+struct Flight {
+    submissions: Vec<(Submission, Vec<Position>)>,
+    /// It is the first one of this segment.
+    segment: Option<Segment>,
+}
+
+enum Wait {
+    Work,
+    Idle,
+    Nothing,
+    Over,
+}
+
+/// Runs until the store ends.
+pub(crate) async fn run(core: Arc<Core>, mut writer: Writer) {
+    loop {
+        match wait(&core, &writer) {
+            Wait::Over => return,
+            Wait::Nothing => {
+                core.committer.notified().await;
+                continue;
+            }
+            Wait::Idle => {
+                let idle = core.env.timeout(IDLE, "idle", core.committer.notified()).await;
+                if idle.is_ok() && !matches!(wait(&core, &writer), Wait::Work) {
+                    continue;
+                }
+            }
+            Wait::Work => {}
+        }
+        if let Err(error) = writer.cycle(&core).await {
+            let error = Error::new(Code::DiskFailed, format!("chunk store: {}", error.message()));
+            tracing::error!(disk = %core.disk.describe(), %error, "the chunk store stops");
+            core.fail(&error);
+            return;
+        }
+    }
+}
+
+fn wait(core: &Core, writer: &Writer) -> Wait {
+    let state = core.state.lock();
+    match (state.failed.is_some(), state.waiting, state.queue.len()) {
+        (true, _, _) => Wait::Over,
+        (false, 0, 0) if !writer.unproven => Wait::Nothing,
+        (false, 0, lazy) if lazy < LAZY_MAX => Wait::Idle,
+        _ => Wait::Work,
+    }
+}
+
+impl Writer {
+    /// Writes what is queued (or an empty batch), makes it durable, applies and answers.
+    ///
+    /// # Errors
+    /// Of the disk; the store is over then. A full disk is no error: those who wait are told.
+    pub(crate) async fn cycle(&mut self, core: &Core) -> Result<()> {
+        let mut flights = Vec::new();
+        let mut refusal = None;
+        while flights.len() < BATCHES && (flights.is_empty() || has_work(core)) {
+            let Some((flight, batch)) = self.fill(core) else {
+                refusal = Some(Error::new(Code::NoSpace, "the disk has no room for its log"));
+                break;
+            };
+            let start = self.segment.start + u64::from(self.at);
+            match core.disk.write(start * BLOCK, batch.0.clone()).await {
+                Ok(()) => {
+                    self.at += (batch.0.len() / BLOCK_BYTES) as u32;
+                    self.sequence += 1;
+                    self.previous_crc = batch.1;
+                    flights.push(flight);
+                }
+                Err(error) => {
+                    self.rolled = flight.segment;
+                    put_back(core, flight.submissions.into_iter().map(|(s, _)| s));
+                    if error.code() != Code::NoSpace {
+                        return Err(error);
+                    }
+                    refusal = Some(error);
+                    break;
+                }
+            }
+        }
+        if !flights.is_empty() {
+            if !core.options.skip_sync {
+                core.disk.sync().await?;
+            }
+            self.durable = self.sequence - 1;
+            self.unproven = flights.iter().any(Flight::has_data);
+            settle(core, flights);
+        }
+        if let Some(error) = refusal {
+            refuse(core, &error);
+            // Commits stay in the queue until there is space again: do not spin on them.
+            core.env.sleep(IDLE).await;
+        }
+        Ok(())
+    }
+
+    /// Takes submissions from the queue into one batch, on a new segment if need be; `None` when the log
+    /// cannot grow.
+    fn fill(&mut self, core: &Core) -> Option<(Flight, (Bytes, u32))> {
+        loop {
+            let room = (self.segment.count - self.at) as usize * BLOCK_BYTES;
+            let capacity = room.min(core.shape.batch_bytes());
+            if capacity > 0 {
+                let start = self.segment.start + u64::from(self.at);
+                let mut builder = BatchBuilder::new(core.pool.take(capacity), start);
+                let whole = capacity == core.shape.batch_bytes();
+                let submissions = take_fitting(core, &mut builder, whole);
+                if whole || !submissions.is_empty() || !has_work(core) {
+                    let header = BatchHeader {
+                        disk: core.identity.disk,
+                        sequence: self.sequence,
+                        durable: self.durable,
+                        previous_crc: self.previous_crc,
+                        next: self.next,
+                    };
+                    let flight = Flight { submissions, segment: self.rolled.take() };
+                    return Some((flight, builder.finish(&header)));
+                }
+            }
+            self.roll(core)?;
+        }
+    }
+
+    /// Goes on to the next segment, which needs one more after it.
+    fn roll(&mut self, core: &Core) -> Option<()> {
+        let after = core.space.take_spare().or_else(|| core.space.take_segment())?;
+        self.segment = std::mem::replace(&mut self.next, after);
+        self.at = 0;
+        self.rolled = Some(Segment { extent: self.segment, first_sequence: self.sequence });
+        Some(())
+    }
+}
+
+impl Flight {
+    fn has_data(&self) -> bool {
+        let records = self.submissions.iter().flat_map(|(submission, _)| &submission.records);
+        records.into_iter().any(|record| match record {
+            Record::Put { flags, .. } => flags.fresh.1 > 0,
+            _ => false,
+        })
+    }
+}
+
+fn has_work(core: &Core) -> bool {
+    !core.state.lock().queue.is_empty()
+}
+
+fn take_one(core: &Core) -> Option<Submission> {
+    let mut state = core.state.lock();
+    let taken = state.queue.pop_front()?;
+    state.waiting -= usize::from(taken.done.is_some());
+    Some(taken)
+}
+
+/// Moves submissions into the batch while they fit. What would not fit into a `whole` empty batch never
+/// will.
+fn take_fitting(
+    core: &Core,
+    builder: &mut BatchBuilder,
+    whole: bool,
+) -> Vec<(Submission, Vec<Position>)> {
+    let mut taken = Vec::new();
+    while let Some(mut submission) = take_one(core) {
+        let mark = builder.mark();
+        if let Some(positions) = push(&mut submission, builder) {
+            taken.push((submission, positions));
+            continue;
+        }
+        builder.back_to(mark);
+        if whole && taken.is_empty() {
+            answer(submission.done, Err(Error::internal("a change is larger than a log batch")));
+            continue;
+        }
+        put_back(core, [submission]);
+        break;
+    }
+    taken
+}
+
+fn push(submission: &mut Submission, builder: &mut BatchBuilder) -> Option<Vec<Position>> {
+    let mut positions = Vec::with_capacity(submission.records.len());
+    for at in 0..submission.records.len() {
+        let links = submission.links.iter().filter(|(_, put)| *put == at);
+        let parts: Vec<_> = links.map(|(part, _)| (*part, positions[*part])).collect();
+        for (part, position) in parts {
+            let Record::Part { index, .. } = submission.records[part] else { continue };
+            if let Record::Put { head, .. } = &mut submission.records[at] {
+                head.parts[usize::from(index)] = Part::Stored(position);
+            }
+        }
+        positions.push(builder.push(&submission.records[at].encode())?);
+    }
+    Some(positions)
+}
+
+/// Returns submissions to the front of the queue, in their order.
+fn put_back(core: &Core, submissions: impl IntoIterator<Item = Submission>) {
+    let mut state = core.state.lock();
+    let mut queue: VecDeque<Submission> = submissions.into_iter().collect();
+    if state.failed.is_some() {
+        return;
+    }
+    state.waiting += queue.iter().filter(|submission| submission.done.is_some()).count();
+    queue.append(&mut state.queue);
+    state.queue = queue;
+}
+
+fn answer(done: Option<tokio::sync::oneshot::Sender<Result<()>>>, result: Result<()>) {
+    if let Some(done) = done {
+        let _ = done.send(result);
+    }
+}
+
+/// Applies what is durable, in order, then answers.
+fn settle(core: &Core, flights: Vec<Flight>) {
+    let mut waiting = Vec::new();
+    {
+        let mut state = core.state.lock();
+        for flight in flights {
+            state.segments.extend(flight.segment);
+            for (mut submission, positions) in flight.submissions {
+                waiting.extend(submission.done.take());
+                let at = Applied { positions: &positions, cache: &core.cache, space: &core.space };
+                state.apply(submission, &at);
+            }
+        }
+    }
+    for done in waiting {
+        let _ = done.send(Ok(()));
+    }
+}
+
+/// Tells everyone who waits; what nobody waits for stays.
+fn refuse(core: &Core, error: &Error) {
+    let refused = {
+        let mut state = core.state.lock();
+        let queue = std::mem::take(&mut state.queue);
+        let (refused, kept) = queue.into_iter().partition(|submission| submission.done.is_some());
+        state.queue = kept;
+        state.waiting = 0;
+        let refused: VecDeque<Submission> = refused;
+        refused
+    };
+    for submission in refused {
+        answer(submission.done, Err(error.clone()));
+    }
+}

@@ -1,0 +1,223 @@
+//! Where each chunk's record is: an ordered map that takes about 45 bytes a chunk.
+//!
+//! The chunks are in sorted leaves of up to 256 entries, found through a tree of the leaves' first keys.
+//! The standard tree alone would take up to 90 bytes a chunk when ids arrive in order, as files' do.
+
+use crate::extent::Position;
+use kiln_types::ChunkId;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+const LEAF_MAX: usize = 256;
+const LEAF_STEP: usize = 16;
+const REMOVED: u64 = 1 << 63;
+
+/// What the index says of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) position: Position,
+    /// A tombstone.
+    pub(crate) removed: bool,
+}
+
+type Entry = (ChunkId, u64);
+
+#[derive(Default)]
+pub(crate) struct Index {
+    leaves: BTreeMap<ChunkId, Vec<Entry>>,
+    length: usize,
+}
+
+impl Slot {
+    fn pack(self) -> u64 {
+        self.position.word() | if self.removed { REMOVED } else { 0 }
+    }
+
+    fn unpack(word: u64) -> Self {
+        let position = Position::from_packed(word & !REMOVED);
+        Self { position, removed: word & REMOVED != 0 }
+    }
+}
+
+impl Index {
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    fn leaf(&self, chunk: &ChunkId) -> Option<&Vec<Entry>> {
+        self.leaves.range(..=chunk).next_back().map(|(_, leaf)| leaf)
+    }
+
+    pub(crate) fn get(&self, chunk: &ChunkId) -> Option<Slot> {
+        let leaf = self.leaf(chunk)?;
+        let at = leaf.binary_search_by(|entry| entry.0.cmp(chunk)).ok()?;
+        Some(Slot::unpack(leaf[at].1))
+    }
+
+    /// Sets a chunk's slot; returns the one before.
+    pub(crate) fn insert(&mut self, chunk: ChunkId, slot: Slot) -> Option<Slot> {
+        let entry = (chunk, slot.pack());
+        let key = self.leaves.range(..=chunk).next_back().or_else(|| self.leaves.first_key_value());
+        let Some(key) = key.map(|(key, _)| *key) else {
+            self.leaves.insert(chunk, vec![entry]);
+            self.length = 1;
+            return None;
+        };
+        let leaf = self.leaves.get_mut(&key).expect("invariant: the key was just found");
+        match leaf.binary_search_by(|entry| entry.0.cmp(&chunk)) {
+            Ok(at) => {
+                let old = std::mem::replace(&mut leaf[at], entry);
+                return Some(Slot::unpack(old.1));
+            }
+            Err(at) => {
+                if leaf.len() == leaf.capacity() {
+                    leaf.reserve_exact(LEAF_STEP);
+                }
+                leaf.insert(at, entry);
+                self.length += 1;
+                if at == 0 {
+                    self.rekey(key);
+                }
+            }
+        }
+        self.split(if chunk < key { chunk } else { key });
+        None
+    }
+
+    /// The first leaf got an entry before its key.
+    fn rekey(&mut self, key: ChunkId) {
+        if let Some(leaf) = self.leaves.remove(&key) {
+            self.leaves.insert(leaf[0].0, leaf);
+        }
+    }
+
+    fn split(&mut self, key: ChunkId) {
+        let is_last = self.leaves.last_key_value().is_some_and(|(last, _)| *last == key);
+        let Some(leaf) = self.leaves.get_mut(&key).filter(|leaf| leaf.len() > LEAF_MAX) else {
+            return;
+        };
+        // Ids that arrive in order leave full leaves behind.
+        let at = if is_last { LEAF_MAX } else { LEAF_MAX / 2 };
+        let right = leaf.split_off(at);
+        leaf.shrink_to_fit();
+        self.leaves.insert(right[0].0, right);
+    }
+
+    pub(crate) fn remove(&mut self, chunk: &ChunkId) -> Option<Slot> {
+        let (key, leaf) = self.leaves.range_mut(..=*chunk).next_back()?;
+        let at = leaf.binary_search_by(|entry| entry.0.cmp(chunk)).ok()?;
+        let (_, word) = leaf.remove(at);
+        self.length -= 1;
+        let (key, emptied) = (*key, leaf.is_empty());
+        if emptied {
+            self.leaves.remove(&key);
+        }
+        Some(Slot::unpack(word))
+    }
+
+    /// Entries in `[from, to)`, in order.
+    pub(crate) fn range(
+        &self,
+        from: ChunkId,
+        to: ChunkId,
+    ) -> impl Iterator<Item = (ChunkId, Slot)> + '_ {
+        let first = self.leaves.range(..=from).next_back().map_or(from, |(key, _)| *key);
+        let leaves = (first < to).then(|| self.leaves.range(first..to));
+        leaves.into_iter().flatten().flat_map(move |(_, leaf)| {
+            let start = leaf.partition_point(|entry| entry.0 < from);
+            let end = leaf.partition_point(|entry| entry.0 < to);
+            leaf[start..end.max(start)].iter().map(|entry| (entry.0, Slot::unpack(entry.1)))
+        })
+    }
+
+    /// Entries in `[from, to)`, from the last one back.
+    pub(crate) fn range_back(
+        &self,
+        from: ChunkId,
+        to: ChunkId,
+    ) -> impl Iterator<Item = (ChunkId, Slot)> + '_ {
+        let leaves = self.leaves.range((Bound::Unbounded, Bound::Excluded(to))).rev();
+        let entries = leaves.flat_map(move |(_, leaf)| {
+            let end = leaf.partition_point(|entry| entry.0 < to);
+            leaf[..end].iter().rev().map(|entry| (entry.0, Slot::unpack(entry.1)))
+        });
+        entries.take_while(move |(chunk, _)| *chunk >= from)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ChunkId, Slot)> + '_ {
+        let entries = self.leaves.values().flatten();
+        entries.map(|entry| (entry.0, Slot::unpack(entry.1)))
+    }
+
+    /// Bytes of memory, about.
+    #[cfg(test)]
+    fn memory(&self) -> usize {
+        let leaves: usize =
+            self.leaves.values().map(|leaf| leaf.capacity() * size_of::<Entry>() + 16).sum();
+        leaves + self.leaves.len() * 2 * (size_of::<ChunkId>() + size_of::<Vec<Entry>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_types::{InodeId, TreeId};
+
+    fn id(number: u64) -> ChunkId {
+        ChunkId::file(TreeId(1), InodeId(number / 8), number % 8)
+    }
+
+    fn slot(random: &mut fastrand::Rng) -> Slot {
+        let position = Position::new(random.u64(1..1 << 40) * 4096, 64);
+        Slot { position, removed: random.bool() }
+    }
+
+    #[test]
+    fn agrees_with_the_standard_map() {
+        for seed in 0..20 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (mut index, mut model) = (Index::default(), BTreeMap::new());
+            for step in 0..6000_u64 {
+                let spread = 1 + 2000 * (seed % 3);
+                let number = if seed % 2 == 0 { random.u64(..spread) } else { step };
+                if random.u8(..4) > 0 {
+                    let slot = slot(&mut random);
+                    assert_eq!(index.insert(id(number), slot), model.insert(id(number), slot));
+                } else {
+                    let number = random.u64(..spread.max(step));
+                    assert_eq!(index.remove(&id(number)), model.remove(&id(number)));
+                }
+                assert_eq!(index.len(), model.len());
+                assert_eq!(index.get(&id(number)), model.get(&id(number)).copied());
+                if step % 50 == 0 {
+                    let (from, to) = (id(random.u64(..spread)), id(random.u64(..spread + 2)));
+                    let expected: Vec<_> = if from < to {
+                        model.range(from..to).map(|(k, v)| (*k, *v)).collect()
+                    } else {
+                        Vec::new()
+                    };
+                    assert_eq!(index.range(from, to).collect::<Vec<_>>(), expected, "seed {seed}");
+                    let mut back: Vec<_> = index.range_back(from, to).collect();
+                    back.reverse();
+                    assert_eq!(back, expected, "seed {seed}");
+                }
+            }
+            assert!(index.iter().eq(model.iter().map(|(k, v)| (*k, *v))));
+        }
+    }
+
+    #[test]
+    fn a_chunk_takes_less_than_64_bytes() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let orders: [Vec<u64>; 2] =
+            [(0..100_000).collect(), (0..100_000).map(|_| random.u64(..)).collect()];
+        for order in orders {
+            let mut index = Index::default();
+            order.iter().for_each(|number| {
+                index.insert(id(*number), slot(&mut random));
+            });
+            let each = index.memory() / index.len();
+            assert!(each < 64, "{each} bytes a chunk");
+        }
+    }
+}

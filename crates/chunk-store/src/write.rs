@@ -1,0 +1,427 @@
+//! Preparing a new version: merge, write the data blocks, queue the record.
+//!
+//! Only touched blocks are written, to new places; the others are shared with the version before. What is
+//! left of a block that is touched in part is read and verified first, so that decay is never signed
+//! anew. The future runs as a task of its own: a caller that goes away does not stop it half-way.
+
+use crate::api::{Change, Update};
+use crate::core::{Core, Standing, mismatch};
+use crate::extent::Extent;
+use crate::group::{GROUP_BLOCKS, GROUP_BYTES, Group, Mapped};
+use crate::record::{Flags, Head, Key, Part, Record};
+use crate::rules::{Verdict, check, grid, judge};
+use crate::space::Priority;
+use crate::state::Effect;
+use kiln_memory::{Buffer, Bytes};
+use kiln_types::{BLOCK_BYTES, ChunkVersion, Code, Error, Result, TargetId, crc32c};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Writes up to this size are copied into one piece; larger ones are written from the caller's memory.
+const COPY_MAX: usize = 64 << 10;
+
+pub(crate) async fn prepare(core: Arc<Core>, target: TargetId, update: Update) -> Result<()> {
+    check(&update)?;
+    let key = Key { target, chunk: update.chunk };
+    let _gate = core.gate.read().await;
+    let _chunk = core.chunks.lock(key).await;
+    let standing = core.standing(key).await?;
+    let committed = standing.committed.as_ref().map(|(_, head)| head.as_ref());
+    let pending = standing.pending.as_ref().map(|head| head.version);
+    match judge(committed, pending, &update)? {
+        Verdict::Done => return Ok(()),
+        Verdict::Commit => {
+            commit(&core, key, update.version)?;
+            return core.barrier().await;
+        }
+        Verdict::Proceed => {}
+    }
+    let (data, draft) = Draft::plan(&core, key, &standing, &update).await?;
+    let space = draft.take_space(&core)?;
+    let written = draft.write(&core, key, &standing, &update, data, &space).await;
+    if let Err(error) = &written {
+        // After a failed sync the disk's content is unknown: its blocks stay as they are.
+        if error.code() != Code::Cancelled && core.state.lock().failed.is_none() {
+            core.space.give(&space);
+        }
+    }
+    written
+}
+
+/// Makes a pending version the committed one, in memory at once, on disk with a later batch.
+///
+/// # Errors
+/// `VersionMismatch` when it is not pending.
+pub(crate) fn commit(core: &Core, key: Key, version: ChunkVersion) -> Result<()> {
+    let mut state = core.state.lock();
+    let target = state.target(key.target)?;
+    let pending = target.pending.get(&key.chunk);
+    if pending.is_none_or(|pending| pending.head.version != version || pending.discarding) {
+        return Err(Error::new(
+            Code::VersionMismatch,
+            format!("chunk {}: version {version} is not pending", key.chunk),
+        ));
+    }
+    let dropped = state.commit_pending(key, &core.cache).unwrap_or_default();
+    state.submit(crate::state::Submission {
+        records: vec![Record::Commit { key, version }],
+        links: Vec::new(),
+        effect: Effect::Committed { dropped },
+        done: None,
+    });
+    drop(state);
+    core.committer.notify_one();
+    Ok(())
+}
+
+/// Drops a pending version.
+pub(crate) async fn discard(core: Arc<Core>, key: Key, version: ChunkVersion) -> Result<()> {
+    let _gate = core.gate.read().await;
+    let _chunk = core.chunks.lock(key).await;
+    let receiver = {
+        let mut state = core.state.lock();
+        let pending = state.target_mut(key.target)?.pending.get_mut(&key.chunk);
+        match pending.filter(|pending| pending.head.version == version) {
+            None => None,
+            Some(pending) => {
+                pending.discarding = true;
+                let records = vec![Record::Discard { key, version }];
+                let effect = Effect::Discarded { key, version };
+                Some(Core::submit_waiting(&mut state, records, Vec::new(), effect))
+            }
+        }
+    };
+    let Some(receiver) = receiver else {
+        if core.standing(key).await?.committed_version() == version {
+            let why = format!("chunk {}: version {version} is committed", key.chunk);
+            return Err(Error::new(Code::VersionMismatch, why));
+        }
+        return Ok(());
+    };
+    let discarded = core.durable(receiver).await;
+    if discarded.is_err() {
+        let mut state = core.state.lock();
+        let target = state.targets.get_mut(&key.target);
+        if let Some(pending) = target.and_then(|target| target.pending.get_mut(&key.chunk)) {
+            pending.discarding = false;
+        }
+    }
+    discarded
+}
+
+/// New data of a version: whole blocks, from one block of the chunk on.
+struct Data {
+    first: u32,
+    crcs: Vec<u32>,
+    /// Memory of whole blocks, back to back.
+    pieces: Vec<Bytes>,
+}
+
+/// What a version will be.
+struct Draft {
+    /// The version that it is built on, if that counts.
+    base: Option<Arc<Head>>,
+    removed: bool,
+    length: u32,
+    /// The chunk's blocks that get new places: first and count.
+    first: u32,
+    count: u32,
+    hint: Option<u64>,
+    priority: Priority,
+}
+
+impl Data {
+    fn none() -> Self {
+        Self { first: 0, crcs: Vec::new(), pieces: Vec::new() }
+    }
+}
+
+impl Draft {
+    async fn plan(
+        core: &Core,
+        key: Key,
+        standing: &Standing,
+        update: &Update,
+    ) -> Result<(Data, Self)> {
+        let committed = standing.committed.as_ref().map(|(_, head)| head);
+        let visible = committed.filter(|head| head.visible(update.floor)).cloned();
+        let base = if matches!(update.change, Change::Replace { .. } | Change::Remove) {
+            None
+        } else {
+            visible
+        };
+        let old_length = base.as_ref().map_or(0, |head| head.length);
+        let merge = Merge { core, key, base: base.as_deref(), standing };
+        let (data, length, priority) = match &update.change {
+            Change::Write { bytes, .. } | Change::Replace { bytes, .. } if bytes.is_empty() => {
+                (Data::none(), old_length, Priority::Maker)
+            }
+            Change::Write { offset, bytes, checksums } => {
+                let end = offset + bytes.len() as u32;
+                let data = merge.write(*offset, bytes, checksums, old_length.max(end)).await?;
+                (data, old_length.max(end), Priority::Writer)
+            }
+            Change::Replace { bytes, checksums } => {
+                let length = bytes.len() as u32;
+                (merge.write(0, bytes, checksums, length).await?, length, Priority::Writer)
+            }
+            Change::Truncate { length } if *length < old_length => {
+                (merge.cut(*length).await?, *length, Priority::Maker)
+            }
+            Change::Truncate { .. } => (Data::none(), old_length, Priority::Maker),
+            Change::Remove => (Data::none(), 0, Priority::Maker),
+        };
+        let first = data.first;
+        let before = match first.checked_sub(1) {
+            Some(before) => merge.block(before).await?.block,
+            None => 0,
+        };
+        let draft = Self {
+            removed: matches!(update.change, Change::Remove),
+            length,
+            first,
+            count: data.crcs.len() as u32,
+            hint: (before != 0).then_some(before + 1),
+            priority,
+            base,
+        };
+        Ok((data, draft))
+    }
+
+    fn take_space(&self, core: &Core) -> Result<Vec<Extent>> {
+        if self.count == 0 {
+            return Ok(Vec::new());
+        }
+        core.space.take(self.count, self.hint, self.priority)
+    }
+
+    async fn write(
+        &self,
+        core: &Core,
+        key: Key,
+        standing: &Standing,
+        update: &Update,
+        data: Data,
+        space: &[Extent],
+    ) -> Result<()> {
+        core.write_all(place(&data.pieces, space)).await?;
+        let (mut head, written) = self.head(core, key, standing, update, &data, space).await?;
+        let committed = standing.committed.as_ref().map(|(_, head)| head.as_ref());
+        let footprint = core.footprint(key, committed, &head, &written, &standing.lease).await?;
+        let mut records = Vec::new();
+        let mut links = Vec::new();
+        if let [part @ Part::Hole] = head.parts.as_mut_slice() {
+            *part = Part::Inline(written.get(&0).cloned().unwrap_or_default());
+        } else {
+            let groups = written.into_iter().filter(|(_, group)| !group.is_empty());
+            for (index, group) in groups {
+                links.push(records.len());
+                records.push(Record::Part { key, index: index as u16, group });
+            }
+        }
+        let links = links.into_iter().map(|part| (part, records.len())).collect();
+        let flags = Flags {
+            committed: update.commit,
+            remembers: update.retry.is_some(),
+            fresh: (self.first as u16, self.count as u16),
+        };
+        records.push(Record::Put { key, head, flags });
+        let receiver = {
+            let mut state = core.state.lock();
+            state.target(key.target)?;
+            let effect = Effect::Install { committed: update.commit, footprint };
+            Core::submit_waiting(&mut state, records, links, effect)
+        };
+        core.durable(receiver).await
+    }
+
+    /// The descriptor, and the maps of the parts that need a new record.
+    async fn head(
+        &self,
+        core: &Core,
+        key: Key,
+        standing: &Standing,
+        update: &Update,
+        data: &Data,
+        space: &[Extent],
+    ) -> Result<(Head, BTreeMap<usize, Arc<Group>>)> {
+        let count = self.length.div_ceil(GROUP_BYTES) as usize;
+        let base_parts = self.base.as_ref().map_or(0, |head| head.parts.len());
+        let places: Vec<u64> = space.iter().flat_map(|extent| extent.start..extent.end()).collect();
+        let blocks = self.length.div_ceil(BLOCK_BYTES as u32);
+        let mut written = BTreeMap::new();
+        let mut parts = Vec::with_capacity(count);
+        for index in 0..count {
+            let start = index as u32 * GROUP_BLOCKS;
+            let (from, to) =
+                (self.first.max(start), (self.first + self.count).min(start + GROUP_BLOCKS));
+            let old = self.base.as_ref().map_or(Part::Hole, |head| head.part(index));
+            let cut = index + 1 == count && blocks < start + GROUP_BLOCKS;
+            let reshaped = (count == 1) != (base_parts == 1);
+            if from >= to && !(cut && self.shrinks()) && !reshaped {
+                if let Part::Hole | Part::Stored(_) = old {
+                    parts.push(old);
+                    continue;
+                }
+            }
+            let mut map = match &self.base {
+                Some(base) => core.part(key, base, index, &standing.lease).await?.expand(),
+                None => Group::default().expand(),
+            };
+            for block in from..to {
+                let at = (block - self.first) as usize;
+                map[(block - start) as usize] = Mapped { block: places[at], crc: data.crcs[at] };
+            }
+            map.truncate((blocks - start) as usize);
+            written.insert(index, Arc::new(Group::of(&map)));
+            parts.push(Part::Hole);
+        }
+        let head = Head {
+            version: update.version,
+            previous: update.previous,
+            epoch: update.epoch,
+            length: self.length,
+            removed: self.removed,
+            time: core.env.wall(),
+            retry: update.retry,
+            parts,
+        };
+        Ok((head, written))
+    }
+
+    fn shrinks(&self) -> bool {
+        self.base.as_ref().is_some_and(|base| self.length < base.length)
+    }
+}
+
+/// Combines new bytes with what the touched blocks hold.
+struct Merge<'a> {
+    core: &'a Core,
+    key: Key,
+    base: Option<&'a Head>,
+    standing: &'a Standing,
+}
+
+impl Merge<'_> {
+    /// Where a block of the base lies.
+    async fn block(&self, number: u32) -> Result<Mapped> {
+        let Some(base) = self.base else { return Ok(Mapped::default()) };
+        let index = (number / GROUP_BLOCKS) as usize;
+        let group = self.core.part(self.key, base, index, &self.standing.lease).await?;
+        Ok(group.get(number % GROUP_BLOCKS))
+    }
+
+    /// The content of a block of the base, verified; zeros for a hole.
+    async fn old(&self, number: u32) -> Result<Buffer> {
+        let mapped = self.block(number).await?;
+        let block = self.core.read_runs(&[Extent::new(mapped.block, 1)]).await?;
+        if mismatch(&Group::of(&[mapped]), 0, &block).is_some() {
+            return Err(corrupt_block(self.key, number));
+        }
+        Ok(block)
+    }
+
+    /// The blocks of a write; `length` is the chunk's afterwards.
+    async fn write(&self, offset: u32, bytes: &Bytes, crcs: &[u32], length: u32) -> Result<Data> {
+        let size = BLOCK_BYTES as u32;
+        let end = offset + bytes.len() as u32;
+        let (first, last) = (offset / size, (end - 1) / size);
+        let mut crcs = crcs.to_vec();
+        let head = !offset.is_multiple_of(size);
+        let tail = !end.is_multiple_of(size);
+        let whole = bytes.len() / BLOCK_BYTES * BLOCK_BYTES;
+        if !head && bytes.is_aligned() && (!tail || bytes.len() > COPY_MAX) {
+            let mut pieces = vec![bytes.slice(0..whole)];
+            if tail {
+                let mut block = self.edge(last, end < length).await?;
+                block[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+                replace_last(&mut crcs, crc32c(&block));
+                pieces.push(block.freeze());
+            }
+            pieces.retain(|piece| !piece.is_empty());
+            return Ok(Data { first, crcs, pieces });
+        }
+        let mut memory = self.core.pool.take(((last - first + 1) * size) as usize);
+        let tail_at = ((last - first) * size) as usize;
+        if head {
+            memory[..BLOCK_BYTES].copy_from_slice(&self.edge(first, true).await?);
+        }
+        if tail && (!head || last > first) {
+            memory[tail_at..].copy_from_slice(&self.edge(last, end < length).await?);
+        }
+        let at = (offset % size) as usize;
+        memory[at..at + bytes.len()].copy_from_slice(bytes);
+        if head {
+            crcs[0] = crc32c(&memory[..BLOCK_BYTES]);
+        }
+        if tail {
+            replace_last(&mut crcs, crc32c(&memory[tail_at..]));
+        }
+        debug_assert_eq!(crcs.len(), grid(offset, bytes).len());
+        Ok(Data { first, crcs, pieces: vec![memory.freeze()] })
+    }
+
+    /// A block to be overwritten in part: the old one where bytes of it stay, else zeros.
+    async fn edge(&self, number: u32, stays: bool) -> Result<Buffer> {
+        if stays {
+            return self.old(number).await;
+        }
+        let mut block = self.core.pool.take(BLOCK_BYTES);
+        block.fill(0);
+        Ok(block)
+    }
+
+    /// The last block of a chunk that is cut to `length`, with zeros behind the cut.
+    async fn cut(&self, length: u32) -> Result<Data> {
+        let size = BLOCK_BYTES as u32;
+        let (number, keep) = (length / size, (length % size) as usize);
+        if keep == 0 || self.block(number).await?.block == 0 {
+            return Ok(Data::none());
+        }
+        let mut block = self.old(number).await?;
+        block[keep..].fill(0);
+        Ok(Data { first: number, crcs: vec![crc32c(&block)], pieces: vec![block.freeze()] })
+    }
+}
+
+fn replace_last(crcs: &mut [u32], crc: u32) {
+    if let Some(last) = crcs.last_mut() {
+        *last = crc;
+    }
+}
+
+/// Pairs memory with blocks: both are runs, with different borders.
+fn place(pieces: &[Bytes], space: &[Extent]) -> Vec<(u64, Bytes)> {
+    let mut placed = Vec::new();
+    let mut extents = space.iter().copied();
+    let mut room: Option<Extent> = None;
+    for piece in pieces {
+        let mut at = 0;
+        while at < piece.len() {
+            let Some(extent) = room.take().or_else(|| extents.next()) else { return placed };
+            let bytes = (extent.bytes() as usize).min(piece.len() - at);
+            placed.push((extent.start, piece.slice(at..at + bytes)));
+            at += bytes;
+            let used = (bytes / BLOCK_BYTES) as u32;
+            if used < extent.count {
+                room = Some(Extent::new(extent.start + u64::from(used), extent.count - used));
+            }
+        }
+    }
+    placed
+}
+
+/// A block on disk that does not match its checksum.
+pub(crate) fn corrupt_block(key: Key, number: u32) -> Error {
+    kiln_telemetry::metrics::CHUNK_CORRUPT.increment();
+    Error::new(
+        Code::ChecksumMismatch,
+        format!(
+            "target {} chunk {}: the block at offset {} does not match its checksum",
+            key.target,
+            key.chunk,
+            u64::from(number) * BLOCK_BYTES as u64
+        ),
+    )
+    .with_hint("repair it from another replica")
+}

@@ -1,0 +1,272 @@
+//! Single scenarios, each said in one test.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use kiln_chunk_store::{Change, Identity, Options, Store, Update, Which};
+use kiln_disk::{Disk, SimulatedDisk};
+use kiln_env::{Env, Executor};
+use kiln_memory::{Bytes, Pool};
+use kiln_types::{
+    ChainId, ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, ClusterId, Code, DiskId,
+    InodeId, RetryKey, Sequence, TargetId, TreeId, TruncateEpoch, crc32c,
+};
+use std::sync::Arc;
+
+const TARGET: TargetId = TargetId(7);
+const MIB: u32 = 1 << 20;
+const EPOCH: TruncateEpoch = TruncateEpoch(0);
+
+fn identity() -> Identity {
+    Identity { disk: DiskId(11), cluster: ClusterId(22) }
+}
+
+fn version(counter: u64) -> ChunkVersion {
+    ChunkVersion { chain: ChainVersion(1), counter }
+}
+
+fn chunk(index: u64) -> ChunkId {
+    ChunkId::file(TreeId(1), InodeId(5), index)
+}
+
+fn checksums(offset: u32, bytes: &[u8]) -> Vec<u32> {
+    let first = (4096 - offset as usize % 4096).min(bytes.len());
+    let (head, rest) = bytes.split_at(first);
+    [head].into_iter().filter(|h| !h.is_empty()).chain(rest.chunks(4096)).map(crc32c).collect()
+}
+
+fn write_at(offset: u32, bytes: &[u8]) -> Change {
+    let checksums = checksums(offset, bytes);
+    Change::Write { offset, bytes: Bytes::copy_of(bytes), checksums }
+}
+
+fn update(index: u64, number: u64, previous: u64, change: Change) -> Update {
+    let previous = if previous == 0 { ChunkVersion::NONE } else { version(previous) };
+    Update {
+        chunk: chunk(index),
+        version: version(number),
+        previous,
+        epoch: EPOCH,
+        floor: EPOCH,
+        chunk_bytes: MIB,
+        change,
+        retry: None,
+        commit: true,
+    }
+}
+
+async fn open(disk: &Arc<SimulatedDisk>, env: &Env) -> Arc<Store> {
+    let disk: Arc<dyn Disk> = Arc::clone(disk) as _;
+    Store::open(disk, env.clone(), Pool::new(8 << 20), Options::default()).await.unwrap()
+}
+
+/// Runs a scenario on a fresh store with one target.
+fn scenario<F: Future<Output = ()> + Send + 'static>(
+    seed: u64,
+    mib: u64,
+    body: impl FnOnce(Env, Arc<SimulatedDisk>, Arc<Store>) -> F + Send + 'static,
+) {
+    let executor = Executor::new(seed);
+    let env = executor.env();
+    executor.run(async move {
+        let disk = SimulatedDisk::new(env.clone(), mib << 20);
+        let device: Arc<dyn Disk> = Arc::clone(&disk) as _;
+        assert_eq!(Store::identify(&device).await.unwrap(), None);
+        Store::format(&device, identity()).await.unwrap();
+        assert_eq!(Store::identify(&device).await.unwrap(), Some(identity()));
+        let again = Store::format(&device, identity()).await.map_err(|e| e.code());
+        assert_eq!(again, Err(Code::Exists));
+        let store = open(&disk, &env).await;
+        store.create_target(TARGET, ChainId(3), vec![1]).await.unwrap();
+        body(env, disk, store).await;
+    });
+}
+
+async fn content(store: &Store, index: u64) -> Vec<u8> {
+    let read =
+        store.read(TARGET, chunk(index), Which::Committed, 0, u32::MAX, EPOCH).await.unwrap();
+    assert_eq!(read.checksums, checksums(0, &read.bytes));
+    read.bytes.to_vec()
+}
+
+#[test]
+fn writes_merge_grow_and_leave_holes() {
+    scenario(1, 16, |env, disk, store| async move {
+        store.prepare(TARGET, update(0, 1, 0, write_at(100, &[1; 5000]))).await.unwrap();
+        store.prepare(TARGET, update(0, 2, 1, write_at(4000, &[2; 200]))).await.unwrap();
+        store.prepare(TARGET, update(0, 3, 2, write_at(20_000, &[3; 10]))).await.unwrap();
+        let mut expected = vec![0; 20_010];
+        expected[100..5100].fill(1);
+        expected[4000..4200].fill(2);
+        expected[20_000..].fill(3);
+        assert_eq!(content(&store, 0).await, expected);
+        let part = store.read(TARGET, chunk(0), Which::Committed, 4090, 100, EPOCH).await.unwrap();
+        assert_eq!(&*part.bytes, &expected[4090..4190]);
+        assert_eq!(part.checksums, checksums(4090, &part.bytes));
+        assert_eq!(store.usage().targets, vec![(TARGET, 3 * 4096)], "holes take no space");
+        let disk = disk.power_loss();
+        let store = open(&disk, &env).await;
+        assert_eq!(content(&store, 0).await, expected);
+        assert_eq!(store.verify().await.unwrap().problems, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn chunks_of_many_parts_share_what_a_small_write_leaves() {
+    scenario(2, 64, |env, disk, store| async move {
+        let large = |number, previous, change| Update {
+            chunk_bytes: 64 * MIB,
+            ..update(0, number, previous, change)
+        };
+        let bytes: Vec<u8> = (0..5 * MIB / 2).map(|i| (i / 7) as u8).collect();
+        store.prepare(TARGET, large(1, 0, write_at(MIB / 2, &bytes))).await.unwrap();
+        store.prepare(TARGET, large(2, 1, write_at(2 * MIB - 10, &[9; 20]))).await.unwrap();
+        store.prepare(TARGET, large(3, 2, write_at(60 * MIB, &[8; 1]))).await.unwrap();
+        let mut expected = vec![0; 60 * MIB as usize + 1];
+        expected[(MIB / 2) as usize..][..bytes.len()].copy_from_slice(&bytes);
+        expected[2 * MIB as usize - 10..][..20].fill(9);
+        expected[60 * MIB as usize] = 8;
+        assert!(content(&store, 0).await == expected);
+        let disk = disk.power_loss();
+        let store = open(&disk, &env).await;
+        assert!(content(&store, 0).await == expected);
+        let cut = large(4, 3, Change::Truncate { length: MIB - 5 });
+        store.prepare(TARGET, cut).await.unwrap();
+        expected.truncate(MIB as usize - 5);
+        assert!(content(&store, 0).await == expected);
+        assert_eq!(store.usage().targets, vec![(TARGET, u64::from(MIB) / 2)]);
+        store.close().await.unwrap();
+        let store = open(&disk, &env).await;
+        assert!(content(&store, 0).await == expected);
+        assert!(store.verify().await.unwrap().is_clean());
+        store.prepare(TARGET, large(5, 4, Change::Remove)).await.unwrap();
+        assert_eq!(store.usage().targets, vec![(TARGET, 0)]);
+        assert!(store.verify().await.unwrap().is_clean());
+    });
+}
+
+#[test]
+fn versions_are_checked() {
+    scenario(3, 16, |_, _, store| async move {
+        let code = |result: kiln_types::Result<()>| result.map_err(|e| e.code());
+        let pending = |update: Update| Update { commit: false, ..update };
+        let put = |number, previous| update(0, number, previous, write_at(0, &[number as u8; 10]));
+        assert_eq!(code(store.prepare(TARGET, put(5, 1)).await), Err(Code::VersionMismatch));
+        store.prepare(TARGET, pending(put(5, 0))).await.unwrap();
+        assert_eq!(store.pending(TARGET), vec![(chunk(0), version(5))]);
+        store.prepare(TARGET, pending(put(5, 0))).await.unwrap();
+        assert_eq!(code(store.prepare(TARGET, put(6, 0)).await), Err(Code::VersionMismatch));
+        let read = |which| store.read(TARGET, chunk(0), which, 0, 99, EPOCH);
+        assert_eq!(read(Which::Committed).await.unwrap_err().code(), Code::ChunkNotFound);
+        assert_eq!(&*read(Which::Version(version(5))).await.unwrap().bytes, &[5; 10]);
+        store.commit(TARGET, chunk(0), version(5)).await.unwrap();
+        store.commit(TARGET, chunk(0), version(5)).await.unwrap();
+        assert_eq!(&*read(Which::Committed).await.unwrap().bytes, &[5; 10]);
+        assert_eq!(code(store.prepare(TARGET, put(6, 4)).await), Err(Code::VersionMismatch));
+        assert_eq!(code(store.prepare(TARGET, put(4, 5)).await), Err(Code::VersionMismatch));
+        store.prepare(TARGET, pending(put(6, 5))).await.unwrap();
+        store.discard(TARGET, chunk(0), version(6)).await.unwrap();
+        store.discard(TARGET, chunk(0), version(6)).await.unwrap();
+        let committed = code(store.discard(TARGET, chunk(0), version(5)).await);
+        assert_eq!(committed, Err(Code::VersionMismatch));
+        assert_eq!(store.version_max(TARGET), version(6));
+        store.prepare(TARGET, update(0, 7, 5, Change::Remove)).await.unwrap();
+        assert_eq!(read(Which::Committed).await.unwrap_err().code(), Code::ChunkNotFound);
+        assert_eq!(code(store.prepare(TARGET, put(7, 7)).await), Ok(()), "it is there already");
+        assert_eq!(code(store.prepare(TARGET, put(6, 0)).await), Err(Code::VersionMismatch));
+        let stat = store.stat(TARGET, chunk(0)).await.unwrap().committed.unwrap();
+        assert!(stat.removed && stat.version == version(7));
+        let newer = Update { epoch: TruncateEpoch(3), ..put(8, 0) };
+        store.prepare(TARGET, newer).await.unwrap();
+        assert_eq!(code(store.prepare(TARGET, put(9, 8)).await), Err(Code::StaleEpoch));
+        let above = TruncateEpoch(4);
+        let floored =
+            Update { epoch: above, floor: above, ..update(0, 9, 8, write_at(5, &[9; 2])) };
+        store.prepare(TARGET, floored).await.unwrap();
+        assert_eq!(content(&store, 0).await, [0, 0, 0, 0, 0, 9, 9]);
+    });
+}
+
+#[test]
+fn retry_records_live_with_their_write() {
+    scenario(4, 16, |env, disk, store| async move {
+        let key = |client, sequence| RetryKey {
+            client: ClientId(client),
+            channel: ChannelId(1),
+            sequence: Sequence(sequence),
+        };
+        let put = |number, previous, retry| Update {
+            retry: Some(retry),
+            commit: false,
+            ..update(0, number, previous, write_at(0, &[1]))
+        };
+        store.prepare(TARGET, put(1, 0, key(1, 1))).await.unwrap();
+        store.commit(TARGET, chunk(0), version(1)).await.unwrap();
+        store.prepare(TARGET, put(2, 1, key(2, 1))).await.unwrap();
+        let disk = disk.power_loss();
+        let store = open(&disk, &env).await;
+        let record = |store: &Store, client| {
+            store.retry_record(TARGET, ClientId(client), ChannelId(1)).map(|r| (r.key, r.version))
+        };
+        assert_eq!(record(&store, 1), Some((key(1, 1), version(1))));
+        assert_eq!(record(&store, 2), Some((key(2, 1), version(2))));
+        store.discard(TARGET, chunk(0), version(2)).await.unwrap();
+        assert_eq!(record(&store, 2), None);
+        store.forget_client(ClientId(1)).await.unwrap();
+        let disk = disk.power_loss();
+        let store = open(&disk, &env).await;
+        assert_eq!((record(&store, 1), record(&store, 2)), (None, None));
+    });
+}
+
+#[test]
+fn a_removed_target_gives_its_space_back() {
+    scenario(5, 16, |env, disk, store| async move {
+        let before = store.usage();
+        for index in 0..5 {
+            let change = write_at(0, &[index as u8; 100_000]);
+            store.prepare(TARGET, update(index, index + 1, 0, change)).await.unwrap();
+        }
+        store.remove_target(TARGET).await.unwrap();
+        assert_eq!(store.targets(), Vec::new());
+        assert!(store.verify().await.unwrap().is_clean());
+        assert_eq!(store.usage().free_bytes, before.free_bytes);
+        store.create_target(TARGET, ChainId(9), Vec::new()).await.unwrap();
+        store.set_target_state(TARGET, vec![4, 5]).await.unwrap();
+        let disk = disk.power_loss();
+        let store = open(&disk, &env).await;
+        let targets = store.targets();
+        assert_eq!((targets[0].chain, targets[0].state.as_slice()), (ChainId(9), &[4, 5][..]));
+        assert_eq!(store.usage().chunks, 0);
+    });
+}
+
+#[test]
+fn lists_are_ordered_and_complete() {
+    scenario(6, 16, |_, _, store| async move {
+        for index in [3, 1, 4, 15, 9, 2, 6] {
+            let put = update(index, index, 0, write_at(0, &[7]));
+            store.prepare(TARGET, Update { commit: index != 9, ..put }).await.unwrap();
+        }
+        store.prepare(TARGET, update(15, 16, 15, Change::Remove)).await.unwrap();
+        let list = store.list(TARGET, chunk(2), chunk(100), 5).await.unwrap();
+        let ids: Vec<_> = list.iter().map(|(id, _)| id.as_file().unwrap().2).collect();
+        assert_eq!(ids, [2, 3, 4, 6, 9]);
+        assert!(list[4].1.committed.is_none() && list[4].1.pending.is_some());
+        let last = store.last_chunk(TARGET, chunk(0), chunk(100)).await.unwrap().unwrap();
+        assert_eq!(last.0, chunk(6));
+        assert_eq!(store.last_chunk(TARGET, chunk(7), chunk(100)).await.unwrap(), None);
+    });
+}
+
+#[test]
+fn what_is_not_a_store_is_told_from_one() {
+    let executor = Executor::new(7);
+    let env = executor.env();
+    executor.run(async move {
+        let disk: Arc<dyn Disk> = SimulatedDisk::new(env.clone(), 16 << 20);
+        let opened = Store::open(Arc::clone(&disk), env, Pool::new(0), Options::default()).await;
+        assert_eq!(opened.map(|_| ()).unwrap_err().code(), Code::NotFound);
+        disk.write(0, Bytes::copy_of(&[7; 4096])).await.unwrap();
+        assert_eq!(Store::identify(&disk).await.unwrap_err().code(), Code::Corrupt);
+        assert_eq!(Store::format(&disk, identity()).await.unwrap_err().code(), Code::Corrupt);
+    });
+}
