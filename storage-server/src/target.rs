@@ -412,6 +412,8 @@ impl Target {
             incoming
         };
         let Incoming { update, payload } = &*incoming;
+        let stat = self.notice(self.store.stat(self.id, chunk).await)?;
+        refuse_late_cut(update, stat.committed.as_ref())?;
         let bytes = payload.clone();
         let change = match update.change.clone() {
             Change::Write { offset, checksums } => {
@@ -504,6 +506,19 @@ fn versions(stat: ChunkStat) -> Versions {
         committed: stat.committed.as_ref().map_or(ChunkVersion::NONE, |stat| stat.version),
         present: stat.committed.as_ref().is_some_and(|stat| !stat.removed),
         pending: stat.pending.map(|stat| stat.version),
+    }
+}
+
+/// A truncation or removal under the chunk's own epoch was carried out before, and a writer may have
+/// renewed the chunk since: it stays as it is.
+fn refuse_late_cut(update: &Update, stored: Option<&chunk_store::VersionStat>) -> Result<()> {
+    let cuts = matches!(update.change, Change::Truncate { .. } | Change::Remove);
+    match stored {
+        Some(stored) if cuts && stored.epoch >= update.epoch => Err(Error::new(
+            Code::StaleEpoch,
+            format!("the chunk is of epoch {}, the cut of epoch {}", stored.epoch, update.epoch),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -49,7 +49,19 @@ impl TestCluster {
             _temporary: temporary,
         };
         cluster.up();
+        cluster.await_chains();
         cluster
+    }
+
+    /// Waits until the chains of a new cluster are there.
+    fn await_chains(&self) {
+        for _ in 0..100 {
+            if self.ok(&["admin", "chains", "--json"]).contains("serving") {
+                return;
+            }
+            self.sleep(Duration::from_millis(100));
+        }
+        panic!("no chains after 10 s\n{}", self.logs());
     }
 
     /// Starts all servers again after [`Self::down`] or [`Self::kill_all`].

@@ -6,15 +6,20 @@ use crate::file_disk::{Driver, FileDisk};
 use crate::sync_gate::SyncGate;
 use crate::uring::Uring;
 use kiln_env::Env;
-use kiln_types::{Error, Result};
+use kiln_types::{Code, Error, Result};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// The most operations that may be in flight.
 const DEPTH_MAX: usize = 4096;
 /// Each operation of the plain engine occupies a thread.
 const PLAIN_DEPTH_MAX: usize = 32;
+
+/// How long to wait for a file that is held.
+const HELD_MAX: Duration = Duration::from_secs(2);
+const HELD_PAUSE: Duration = Duration::from_millis(20);
 
 /// How operations reach the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,11 +78,25 @@ pub async fn open(path: &Path, options: OpenOptions, env: &Env) -> Result<Arc<dy
     }
     let engine = options.engine;
     let depth = options.depth;
-    let owned = path.to_owned();
-    let file = env.blocking(move || DataFile::open(&owned, &options)).await??;
+    let file = open_file(path, &options, env).await?;
     let disk = start(Arc::new(file), engine, depth, env).await?;
     tracing::info!("opened disk {}", disk.describe());
     Ok(Arc::new(disk))
+}
+
+/// Opens the file, and waits a moment for one that is held: the kernel holds what a killed process had
+/// open until its last operations are done, and they must not land after ours.
+async fn open_file(path: &Path, options: &OpenOptions, env: &Env) -> Result<DataFile> {
+    let deadline = env.deadline_after(HELD_MAX);
+    loop {
+        let (owned, options) = (path.to_owned(), options.clone());
+        match env.blocking(move || DataFile::open(&owned, &options)).await? {
+            Err(error) if error.code() == Code::Busy && !deadline.passed(env.now()) => {
+                env.sleep(HELD_PAUSE).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 async fn start(file: Arc<DataFile>, engine: Engine, depth: usize, env: &Env) -> Result<FileDisk> {
