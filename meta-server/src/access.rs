@@ -12,8 +12,8 @@ pub(crate) const SET_GID: u32 = 0o2000;
 pub(crate) const STICKY: u32 = 0o1000;
 const GROUP_EXECUTE: u32 = 0o010;
 
-/// Whether the mode bits give `caller` all of `want`. Root reads and writes everything, searches every
-/// directory, and executes what anyone may execute.
+/// Whether the mode bits give `caller` all of `want`. Root reads and writes everything, searches
+/// every directory, and executes what anyone may execute.
 pub(crate) fn allows(inode: &Inode, caller: &Caller, want: u32) -> bool {
     if caller.uid == 0 {
         return want & SEARCH == 0 || inode.is_directory() || inode.mode & 0o111 != 0;
@@ -84,8 +84,8 @@ pub(crate) fn mode_after_chmod(inode: &Inode, gid: u32, mode: u32, caller: &Call
     if caller.uid == 0 || caller.in_group(gid) { mode } else { mode & !SET_GID }
 }
 
-/// The mode after a change of owner or group: no set-id program survives it, whoever did it. Set-gid
-/// without group execute is not a program's and stays.
+/// The mode after a change of owner or group: no set-id program survives it, whoever did it.
+/// Set-gid without group execute is not a program's and stays.
 pub(crate) fn mode_after_chown(inode: &Inode) -> u32 {
     if inode.is_directory() { inode.mode } else { without_set_ids(inode.mode) }
 }
@@ -100,8 +100,8 @@ fn without_set_ids(mode: u32) -> u32 {
     if mode & GROUP_EXECUTE == 0 { mode } else { mode & !SET_GID }
 }
 
-/// Group and mode of what `caller` makes in `directory`: a set-gid directory passes on its group, and
-/// to directories the bit; who is not in that group gets no set-gid program in it.
+/// Group and mode of what `caller` makes in `directory`: a set-gid directory passes on its group,
+/// and to directories the bit; who is not in that group gets no set-gid program in it.
 pub(crate) fn group_and_mode(
     directory: &Inode,
     caller: &Caller,

@@ -24,13 +24,14 @@ pub struct ChunkSpace {
     pub free_bytes: u64,
 }
 
-/// Chunk operations on behalf of the metadata server. Each is idempotent, may be repeated at any time by
-/// any server, and ends within its own deadline.
+/// Chunk operations on behalf of the metadata server. Each is idempotent, may be repeated at any
+/// time by any server, and ends within its own deadline.
 #[async_trait]
 pub trait ChunkService: Send + Sync + 'static {
-    /// Cuts chunk `index` to `length` bytes and gives it `epoch`. A chunk below `floor` counts as absent;
-    /// an absent one is made, empty, so that late writes of older epochs are refused. A chunk of a later
-    /// epoch stays as it is: this was carried out before, and the chunk was written since.
+    /// Cuts chunk `index` to `length` bytes and gives it `epoch`. A chunk below `floor` counts as
+    /// absent; an absent one is made, empty, so that late writes of older epochs are refused. A
+    /// chunk of a later epoch stays as it is: this was carried out before, and the chunk was
+    /// written since.
     ///
     /// # Errors
     /// What the chain answers; it is unknown then whether the chunk was cut.
@@ -43,9 +44,9 @@ pub trait ChunkService: Send + Sync + 'static {
         floor: TruncateEpoch,
     ) -> Result<()>;
 
-    /// Removes the stored chunks of `range` whose epoch is below `below`, each decided by its chain, so
-    /// that a chunk which a writer has just renewed stays. `range.end` is `u64::MAX` when it is not known
-    /// where the stored chunks end: the chains are asked.
+    /// Removes the stored chunks of `range` whose epoch is below `below`, each decided by its
+    /// chain, so that a chunk which a writer has just renewed stays. `range.end` is `u64::MAX` when
+    /// it is not known where the stored chunks end: the chains are asked.
     ///
     /// # Errors
     /// What a chain answers; the rest stays for the next try.
@@ -56,8 +57,8 @@ pub trait ChunkService: Send + Sync + 'static {
         below: TruncateEpoch,
     ) -> Result<()>;
 
-    /// Settles what a dead writer left pending and says where the file ends: one past the last byte of
-    /// the chunks that count under `floors` (as in [`Attr::floors`](kiln_types::Attr)).
+    /// Settles what a dead writer left pending and says where the file ends: one past the last byte
+    /// of the chunks that count under `floors` (as in [`Attr::floors`](kiln_types::Attr)).
     ///
     /// # Errors
     /// What a chain answers.

@@ -1,5 +1,5 @@
-//! The background work: removing chunks that nothing names any more, and retiring silent clients. Any
-//! server may do it at any time, twice, or stop in the middle.
+//! The background work: removing chunks that nothing names any more, and retiring silent clients.
+//! Any server may do it at any time, twice, or stop in the middle.
 
 use crate::records::Client;
 use crate::store::Store;
@@ -55,7 +55,8 @@ pub struct Keeper {
     env: Env,
     options: KeeperOptions,
     backoffs: HashMap<Name, (Duration, Monotonic)>,
-    /// The last count of each active client's signs of life, and since when it has stood still here.
+    /// The last count of each active client's signs of life, and since when it has stood still
+    /// here.
     seen: HashMap<ClientId, (u64, Monotonic)>,
     clients_due: Monotonic,
 }
@@ -173,8 +174,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Since when an active client has been silent, on this server's own clock. One that has been silent
-    /// for its lease is retired.
+    /// Since when an active client has been silent, on this server's own clock. One that has been
+    /// silent for its lease is retired.
     async fn silent_since(&self, client: ClientId, beats: u64) -> Result<Monotonic> {
         let now = self.env.now();
         let since = match self.seen.get(&client) {
@@ -183,7 +184,7 @@ impl Keeper {
         };
         let lease = self.store.settings.lease;
         if now.since(since) > lease && self.store.retire(client, beats).await? {
-            tracing::info!(%client, ?lease, "a client was silent for longer than its lease: retired");
+            tracing::info!(%client, ?lease, "retired: silent for longer than its lease");
         }
         Ok(since)
     }

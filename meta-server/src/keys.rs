@@ -15,7 +15,7 @@
 //! | `H` | client, session | [`Handle`](crate::records::Handle): an open file, by client |
 //! | `C` | client | [`Client`](crate::records::Client) |
 //! | `B` | client | signs of life of a client, ADD |
-//! | `R` | client, slot | [`Reply`](crate::records::Reply): the last change asked for in that slot |
+//! | `R` | client, slot | [`Reply`](crate::records::Reply): the last change in that slot |
 //! | `G` | inode, epoch | [`Garbage`](crate::records::Garbage): chunks to remove |
 
 use crate::SessionId;

@@ -1,17 +1,18 @@
 //! The metadata server: a POSIX tree over transactional kv.
 //!
-//! [`Store`] is the file system: every operation is one serializable transaction over [`kiln_kv::Kv`]
-//! (`store/`, one file for each group), and every change is applied once through retries and changes of
-//! server, since its answer is recorded in the transaction that applies it. The store keeps nothing in
-//! memory that another server would need, so any number of servers run over one kv. [`Keeper`] works in
-//! the background: it removes the chunks of removed files and retires silent clients. [`Service`] is the
-//! shell that speaks to clients, [`run`] the whole server.
+//! [`Store`] is the file system: every operation is one serializable transaction over
+//! [`kiln_kv::Kv`] (`store/`, one file for each group), and every change is applied once through
+//! retries and changes of server, since its answer is recorded in the transaction that applies it.
+//! The store keeps nothing in memory that another server would need, so any number of servers run
+//! over one kv. [`Keeper`] works in the background: it removes the chunks of removed files and
+//! retires silent clients. [`Service`] is the shell that speaks to clients, [`run`] the whole
+//! server.
 //!
 //! Invariants:
-//! - an inode record exists as long as the inode has a name or an open session; what it stored is named
-//!   by a garbage record from the transaction that drops it until its chunks are gone;
-//! - a write under an old truncate epoch never makes a file longer, and nobody gets the right to write
-//!   under a new epoch before the truncation's last chunk is cut;
+//! - an inode record exists as long as the inode has a name or an open session; what it stored is
+//!   named by a garbage record from the transaction that drops it until its chunks are gone;
+//! - a write under an old truncate epoch never makes a file longer, and nobody gets the right to
+//!   write under a new epoch before the truncation's last chunk is cut;
 //! - an inode id is given once.
 #![forbid(unsafe_code)]
 

@@ -28,9 +28,9 @@ pub(crate) fn check(name: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Gives names their cookies: 55 bits of SipHash-2-4 under the tree's own key, so that nobody can make
-/// names collide on purpose, then 8 bits that number the names of one hash. The top bit stays clear,
-/// and cookies below 256 stay free for the mount's `.` and `..`.
+/// Gives names their cookies: 55 bits of SipHash-2-4 under the tree's own key, so that nobody can
+/// make names collide on purpose, then 8 bits that number the names of one hash. The top bit stays
+/// clear, and cookies below 256 stay free for the mount's `.` and `..`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NameHash {
     key: [u64; 2],

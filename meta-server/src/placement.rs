@@ -22,10 +22,10 @@ pub trait Tables: Send + Sync + 'static {
 
 /// The layout of a new file.
 ///
-/// With n chains in the table, the stripe is the wish but at most n, and its window begins at
-/// `base = (inode * stripe) mod n` (128-bit product): ids are handed out in sequence, so that the windows
-/// of neighbours follow each other around the table and every chain gets as many files as any other.
-/// The order within the window is drawn for each file (`seed`), which spreads first chunks.
+/// With n chains in the table, the stripe is the wish but at most n, and its window begins at `base
+/// = (inode * stripe) mod n` (128-bit product): ids are handed out in sequence, so that the windows
+/// of neighbours follow each other around the table and every chain gets as many files as any
+/// other. The order within the window is drawn for each file (`seed`), which spreads first chunks.
 ///
 /// # Errors
 /// `NotReady` without a table, `Invalid` for a wish that no layout can have.
@@ -49,7 +49,8 @@ pub(crate) fn place(table: Option<Table>, inode: InodeId, wish: Wish, seed: u64)
     Ok(layout)
 }
 
-/// The wish of a request, where it is silent that of the directory, where that is silent the default.
+/// The wish of a request, where it is silent that of the directory, where that is silent the
+/// default.
 pub(crate) fn combine(request: Wish, directory: Wish, default: Wish) -> Wish {
     let first = |values: [u32; 3]| values.into_iter().find(|value| *value != 0).unwrap_or(0);
     Wish {

@@ -1,5 +1,5 @@
-//! The values of the schema. Every record begins with its type u16, its version u16 and the length u32
-//! of what follows, little-endian; fields follow in the order of the struct.
+//! The values of the schema. Every record begins with its type u16, its version u16 and the length
+//! u32 of what follows, little-endian; fields follow in the order of the struct.
 
 use crate::SessionId;
 use kiln_types::{
@@ -31,8 +31,8 @@ pub(crate) trait Record: Sized {
     }
 
     /// # Errors
-    /// `Corrupt` for anything but what [`encode`](Self::encode) makes; `ProtocolMismatch` for a version
-    /// that this build does not know.
+    /// `Corrupt` for anything but what [`encode`](Self::encode) makes; `ProtocolMismatch` for a
+    /// version that this build does not know.
     fn decode(bytes: &[u8]) -> Result<Self> {
         let mut header = Decoder::new(Self::WHAT, bytes);
         let (kind, version) = (header.u16()?, header.u16()?);
@@ -63,8 +63,8 @@ pub(crate) struct Format {
     pub(crate) hash_key: [u64; 2],
 }
 
-/// An inode. Of a directory, the number of subdirectories and the time of the last change of its entries
-/// are keys of their own, so that changes in one directory do not conflict.
+/// An inode. Of a directory, the number of subdirectories and the time of the last change of its
+/// entries are keys of their own, so that changes in one directory do not conflict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Inode {
     pub(crate) id: InodeId,
@@ -128,8 +128,8 @@ pub struct Wish {
 /// One place of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
-    /// Of the first slot of a hash: others may follow. The first slot stays, empty, while others follow,
-    /// so that one read tells whether a name exists.
+    /// Of the first slot of a hash: others may follow. The first slot stays, empty, while others
+    /// follow, so that one read tells whether a name exists.
     pub(crate) more: bool,
     pub(crate) entry: Option<Dentry>,
 }
@@ -155,8 +155,8 @@ pub(crate) struct Handle {
 pub(crate) enum Client {
     /// It lives; requests under its id come with the credential that used it first.
     Active { credential: String },
-    /// It changes nothing any more. Its open files end once its capabilities have: at once if it said
-    /// goodbye itself.
+    /// It changes nothing any more. Its open files end once its capabilities have: at once if it
+    /// said goodbye itself.
     Retired { at: Timestamp, goodbye: bool },
 }
 

@@ -63,8 +63,8 @@ fn inodes() -> impl Strategy<Value = Inode> {
     )
 }
 
-/// The record comes back; a changed byte gives an error or another record that encodes to the changed
-/// bytes: nothing is guessed.
+/// The record comes back; a changed byte gives an error or another record that encodes to the
+/// changed bytes: nothing is guessed.
 fn check<R: Record + PartialEq + std::fmt::Debug>(record: &R, at: usize, flip: u8) {
     let mut bytes = record.encode();
     assert_eq!(R::decode(&bytes).as_ref(), Ok(record));

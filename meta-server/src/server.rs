@@ -123,8 +123,8 @@ fn settings(config: &MetaConfig) -> Settings {
     }
 }
 
-/// A new tree's root directory belongs to whom the server's own directory belongs: who starts a cluster
-/// may use it.
+/// A new tree's root directory belongs to whom the server's own directory belongs: who starts a
+/// cluster may use it.
 fn owner_of(directory: &Path) -> (u32, u32) {
     std::fs::metadata(directory).map_or((0, 0), |found| (found.uid(), found.gid()))
 }

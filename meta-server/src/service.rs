@@ -25,8 +25,8 @@ pub struct Service {
 
 type Reply<T> = std::result::Result<Response<T>, Status>;
 
-/// The longest time for which a request is worked on. Dropped then, it has happened or not; the client
-/// asks again, and gets the recorded answer if it has.
+/// The longest time for which a request is worked on. Dropped then, it has happened or not; the
+/// client asks again, and gets the recorded answer if it has.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Runs one request in a span of its own, and turns its error into a status.

@@ -14,9 +14,9 @@ use kiln_types::{
 
 /// A transaction on one tree.
 ///
-/// Invariants: a blind update of a directory's times or links comes with a read of its record, so that
-/// it conflicts with the directory's removal; an inode record exists as long as the inode has a name or
-/// an open session.
+/// Invariants: a blind update of a directory's times or links comes with a read of its record, so
+/// that it conflicts with the directory's removal; an inode record exists as long as the inode has
+/// a name or an open session.
 pub(crate) struct Tx<'a, 's> {
     pub(crate) kv: &'a mut (dyn Transaction + 's),
     pub(crate) keys: Keys,
@@ -101,8 +101,8 @@ impl Tx<'_, '_> {
         }
     }
 
-    /// One garbage record for all chunks of a file in place of those of its truncations. A write that
-    /// failed may have left some behind what the file's length tells.
+    /// One garbage record for all chunks of a file in place of those of its truncations. A write
+    /// that failed may have left some behind what the file's length tells.
     fn leave_garbage(&mut self, id: InodeId, file: &File) {
         self.kv.clear_range(self.keys.garbage_of(id));
         let (layout, not_before) = (file.layout, self.now);

@@ -24,8 +24,8 @@ pub struct InodeChunks {
 }
 
 impl Store {
-    /// Pages through the inodes that may have chunks, in the order of ids, those behind `after`; and
-    /// whether there are no more. A page is empty only at the end.
+    /// Pages through the inodes that may have chunks, in the order of ids, those behind `after`;
+    /// and whether there are no more. A page is empty only at the end.
     ///
     /// # Errors
     /// What kv reports.

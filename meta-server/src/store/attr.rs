@@ -40,8 +40,8 @@ impl Store {
     /// Sets attributes, all or none.
     ///
     /// # Errors
-    /// `NotPermitted` when only the owner or root may, `PermissionDenied`, `BadHandle` when the session
-    /// is not open for writing, `IsDirectory` and `Invalid` for lengths of what is no file,
+    /// `NotPermitted` when only the owner or root may, `PermissionDenied`, `BadHandle` when the
+    /// session is not open for writing, `IsDirectory` and `Invalid` for lengths of what is no file,
     /// `FileTooLarge`, `StaleHandle`, or what kv and (for lengths) storage report.
     pub async fn set_attr(
         &self,

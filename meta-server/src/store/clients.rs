@@ -71,8 +71,8 @@ impl Store {
         .await
     }
 
-    /// Retires a client that has given no sign of life since `beats`. Afterwards it changes nothing, and
-    /// gets no capability, any more.
+    /// Retires a client that has given no sign of life since `beats`. Afterwards it changes
+    /// nothing, and gets no capability, any more.
     pub(crate) async fn retire(&self, client: ClientId, beats: u64) -> Result<bool> {
         self.transact("retirement of a client", &|tx| {
             Box::pin(async move {
@@ -88,8 +88,8 @@ impl Store {
         .await
     }
 
-    /// Ends the open files of a retired client whose capabilities have ended, and drops what else is kept
-    /// for it but the note that it is retired. Whether there was anything.
+    /// Ends the open files of a retired client whose capabilities have ended, and drops what else
+    /// is kept for it but the note that it is retired. Whether there was anything.
     ///
     /// # Errors
     /// What storage or kv report; what is left is left for the next try.
@@ -159,8 +159,8 @@ impl Store {
         .await
     }
 
-    /// Ends an open file of a client that is gone. A writer's file first gets the length that storage
-    /// knows of: the writer may have died before it reported.
+    /// Ends an open file of a client that is gone. A writer's file first gets the length that
+    /// storage knows of: the writer may have died before it reported.
     async fn end_dead_session(
         &self,
         client: ClientId,
@@ -183,8 +183,8 @@ impl Store {
         Err(Error::new(Code::Busy, format!("inode {} is truncated again and again", handle.inode)))
     }
 
-    /// Where storage says that a file ends, and under which epoch; `None` for one without a name, whose
-    /// chunks all go.
+    /// Where storage says that a file ends, and under which epoch; `None` for one without a name,
+    /// whose chunks all go.
     async fn end_in_storage(&self, id: InodeId) -> Result<Option<(u64, TruncateEpoch)>> {
         self.finish_cut(id).await?;
         let file: Option<File> = self

@@ -1,13 +1,14 @@
 //! Lengths: truncation, and what writers report.
 //!
-//! A truncation that cuts something off commits the new length, a new epoch, a floor and a garbage record
-//! in one transaction. Chunks behind the cut are below the floor from then on. The chunk that the cut goes
-//! through is cut by its chain before the truncation is answered; until that is done (`cut` in the inode)
-//! nobody is given the right to write under the new epoch. Whoever wants it finishes the truncation first.
+//! A truncation that cuts something off commits the new length, a new epoch, a floor and a garbage
+//! record in one transaction. Chunks behind the cut are below the floor from then on. The chunk
+//! that the cut goes through is cut by its chain before the truncation is answered; until that is
+//! done (`cut` in the inode) nobody is given the right to write under the new epoch. Whoever wants
+//! it finishes the truncation first.
 //!
-//! A truncation takes two epochs: its own chunk operation has the one between the old and the new epoch of
-//! the file. So a late repetition of it, by a server that stopped in between, is refused by every chunk
-//! that was written since, as any request of an older epoch is.
+//! A truncation takes two epochs: its own chunk operation has the one between the old and the new
+//! epoch of the file. So a late repetition of it, by a server that stopped in between, is refused
+//! by every chunk that was written since, as any request of an older epoch is.
 
 use crate::access;
 use crate::chunks::ChunkFile;
@@ -61,8 +62,8 @@ impl Store {
 
     /// Sets the length in `inode` (the caller puts it) and what hangs on it. `Some`: not now.
     ///
-    /// What the client itself wrote it has reported before; what other writers have not yet reported is
-    /// cut off like everything else behind the new length.
+    /// What the client itself wrote it has reported before; what other writers have not yet
+    /// reported is cut off like everything else behind the new length.
     pub(crate) async fn set_length(
         &self,
         tx: &mut Tx<'_, '_>,

@@ -20,16 +20,17 @@ pub struct Listed {
     pub inode: InodeId,
     /// What it is.
     pub kind: FileKind,
-    /// The listing goes on behind this; from 256 up to 2^63 - 1, and fixed as long as the entry exists.
+    /// The listing goes on behind this; from 256 up to 2^63 - 1, and fixed as long as the entry
+    /// exists.
     pub cookie: u64,
     /// Its attributes, if they were asked for.
     pub attr: Option<Attr>,
 }
 
 impl Store {
-    /// The entries of a directory behind a cookie (0: from the start) in the order of cookies, at most
-    /// `limit`, and whether there are no more. What is there throughout a listing appears in it once,
-    /// whatever changes meanwhile. `.` and `..` are left to the mount.
+    /// The entries of a directory behind a cookie (0: from the start) in the order of cookies, at
+    /// most `limit`, and whether there are no more. What is there throughout a listing appears in
+    /// it once, whatever changes meanwhile. `.` and `..` are left to the mount.
     ///
     /// # Errors
     /// `NotDirectory`, `PermissionDenied`, `StaleHandle`, or what kv reports.
@@ -86,8 +87,8 @@ impl Store {
     /// Removes an empty directory.
     ///
     /// # Errors
-    /// `NotFound`, `NotDirectory`, `NotEmpty`, `PermissionDenied`, `NotPermitted` (sticky directory),
-    /// `StaleHandle`, or what kv reports.
+    /// `NotFound`, `NotDirectory`, `NotEmpty`, `PermissionDenied`, `NotPermitted` (sticky
+    /// directory), `StaleHandle`, or what kv reports.
     pub async fn remove_dir(&self, change: &Change, parent: InodeId, name: &[u8]) -> Result<()> {
         name::check(name)?;
         self.change(change, "rmdir", &|tx| Box::pin(remove(tx, change, parent, name))).await?;

@@ -19,7 +19,8 @@ impl Store {
     /// The inode that a directory has under a name; `.` and `..` work.
     ///
     /// # Errors
-    /// `NotFound`, `NotDirectory`, `PermissionDenied`, `NameTooLong`, `StaleHandle`, or what kv reports.
+    /// `NotFound`, `NotDirectory`, `PermissionDenied`, `NameTooLong`, `StaleHandle`, or what kv
+    /// reports.
     pub async fn lookup(&self, who: &Who, parent: InodeId, name: &[u8]) -> Result<Attr> {
         self.transact("lookup", &|tx| {
             Box::pin(async move {
@@ -30,8 +31,8 @@ impl Store {
         .await
     }
 
-    /// Walks a path; a relative one from `start`. Symlinks on the way are followed, one in the last place
-    /// if `follow` is set.
+    /// Walks a path; a relative one from `start`. Symlinks on the way are followed, one in the last
+    /// place if `follow` is set.
     ///
     /// # Errors
     /// As [`lookup`](Self::lookup), and `SymlinkLoop`.

@@ -247,8 +247,8 @@ impl Store {
         .await
     }
 
-    /// How long after its last legal use a capability might still open chunks somewhere: its lifetime,
-    /// the clocks' difference at either end, and the time of a transaction.
+    /// How long after its last legal use a capability might still open chunks somewhere: its
+    /// lifetime, the clocks' difference at either end, and the time of a transaction.
     pub(crate) fn capability_end(&self, from: Timestamp) -> Timestamp {
         let lifetime = i64::try_from(self.settings.capability.as_nanos()).unwrap_or(i64::MAX);
         Timestamp(from.0.saturating_add(lifetime).saturating_add(3 * CLOCK_SKEW_NS))

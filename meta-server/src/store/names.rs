@@ -13,12 +13,12 @@ use kiln_types::{Attr, Code, Error, FileKind, InodeId, Result};
 const LINKS_MAX: u32 = 1 << 30;
 
 impl Store {
-    /// Takes a name away from a file or symlink, and with the last one the inode, as soon as nobody has it
-    /// open. Its chunks are removed in the background.
+    /// Takes a name away from a file or symlink, and with the last one the inode, as soon as nobody
+    /// has it open. Its chunks are removed in the background.
     ///
     /// # Errors
-    /// `NotFound`, `IsDirectory`, `PermissionDenied`, `NotPermitted` (sticky directory), `StaleHandle`, or
-    /// what kv reports.
+    /// `NotFound`, `IsDirectory`, `PermissionDenied`, `NotPermitted` (sticky directory),
+    /// `StaleHandle`, or what kv reports.
     pub async fn unlink(&self, change: &Change, parent: InodeId, name: &[u8]) -> Result<()> {
         name::check(name)?;
         self.change(change, "unlink", &|tx| Box::pin(unlink(tx, change, parent, name))).await?;
@@ -29,8 +29,9 @@ impl Store {
     /// Gives an inode another name.
     ///
     /// # Errors
-    /// `Exists`, `NotPermitted` for a directory, `NotFound` when its last name is gone, `TooManyLinks`,
-    /// `PermissionDenied`, `Invalid` and `NameTooLong` for the name, `StaleHandle`, or what kv reports.
+    /// `Exists`, `NotPermitted` for a directory, `NotFound` when its last name is gone,
+    /// `TooManyLinks`, `PermissionDenied`, `Invalid` and `NameTooLong` for the name, `StaleHandle`,
+    /// or what kv reports.
     pub async fn link(
         &self,
         change: &Change,
@@ -49,7 +50,8 @@ impl Store {
     ///
     /// # Errors
     /// `Exists`, `PermissionDenied`, `NotFound` for an empty target, `NameTooLong` for one above
-    /// [`TARGET_BYTES_MAX`], `Invalid` and `NameTooLong` for the name, `StaleHandle`, or what kv reports.
+    /// [`TARGET_BYTES_MAX`], `Invalid` and `NameTooLong` for the name, `StaleHandle`, or what kv
+    /// reports.
     pub async fn symlink(
         &self,
         change: &Change,

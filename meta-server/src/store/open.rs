@@ -72,9 +72,9 @@ impl Store {
     /// Creates a file and opens it; opens the one that is there unless `exclusive`.
     ///
     /// # Errors
-    /// `Exists`, `IsDirectory`, `SymlinkLoop` when a symlink has the name, `PermissionDenied`, `Invalid`
-    /// and `NameTooLong` for the name, `NotReady` without a chain table, or what kv and (for `truncate`)
-    /// storage report.
+    /// `Exists`, `IsDirectory`, `SymlinkLoop` when a symlink has the name, `PermissionDenied`,
+    /// `Invalid` and `NameTooLong` for the name, `NotReady` without a chain table, or what kv and
+    /// (for `truncate`) storage report.
     pub async fn create(&self, change: &Change, args: &CreateArgs) -> Result<Opened> {
         name::check(&args.name)?;
         let id = self.next_inode().await?;
@@ -88,8 +88,8 @@ impl Store {
     /// Opens a file. A directory may be opened for reading; that makes no session.
     ///
     /// # Errors
-    /// `PermissionDenied`, `IsDirectory`, `SymlinkLoop` for a symlink, `StaleHandle`, or what kv and (for
-    /// `truncate`) storage report.
+    /// `PermissionDenied`, `IsDirectory`, `SymlinkLoop` for a symlink, `StaleHandle`, or what kv
+    /// and (for `truncate`) storage report.
     pub async fn open_file(
         &self,
         change: &Change,
@@ -111,8 +111,8 @@ impl Store {
     /// Takes in what a writer reports; durable and visible when it is answered.
     ///
     /// # Errors
-    /// `StaleHandle` without the session, `BadHandle` when it is not open for writing, `FileTooLarge`, or
-    /// what kv reports.
+    /// `StaleHandle` without the session, `BadHandle` when it is not open for writing,
+    /// `FileTooLarge`, or what kv reports.
     pub async fn sync(
         &self,
         change: &Change,

@@ -33,9 +33,9 @@ impl Store {
     /// Renames.
     ///
     /// # Errors
-    /// `NotFound`, `Exists` (`no_replace`), `NotDirectory`, `IsDirectory`, `NotEmpty`, `Invalid` for a
-    /// directory into itself and for both flags at once, `PermissionDenied`, `NotPermitted` (sticky
-    /// directory), `NameTooLong`, `StaleHandle`, or what kv reports.
+    /// `NotFound`, `Exists` (`no_replace`), `NotDirectory`, `IsDirectory`, `NotEmpty`, `Invalid`
+    /// for a directory into itself and for both flags at once, `PermissionDenied`, `NotPermitted`
+    /// (sticky directory), `NameTooLong`, `StaleHandle`, or what kv reports.
     pub async fn rename(&self, change: &Change, args: &RenameArgs) -> Result<()> {
         name::check(&args.name)?;
         name::check(&args.new_name)?;
@@ -91,8 +91,8 @@ async fn rename(tx: &mut Tx<'_, '_>, change: &Change, args: &RenameArgs) -> Resu
     replace(tx, source, target).await
 }
 
-/// Checks that an inode may move to a directory: a directory not into itself, and only by who may write
-/// it, since its `..` changes.
+/// Checks that an inode may move to a directory: a directory not into itself, and only by who may
+/// write it, since its `..` changes.
 async fn check_move(tx: &mut Tx<'_, '_>, change: &Change, source: &Side, to: &Inode) -> Result<()> {
     if !source.inode.is_directory() || source.directory.id == to.id {
         return Ok(());
@@ -101,8 +101,8 @@ async fn check_move(tx: &mut Tx<'_, '_>, change: &Change, source: &Side, to: &In
     access::require(&source.inode, &change.who.caller, WRITE)
 }
 
-/// Follows parents up to the root. Every record on the way is read with a conflict, so that of two moves
-/// that would make a circle one runs again.
+/// Follows parents up to the root. Every record on the way is read with a conflict, so that of two
+/// moves that would make a circle one runs again.
 async fn require_outside(tx: &mut Tx<'_, '_>, moved: InodeId, to: &Inode) -> Result<()> {
     let (mut at, mut parent) = (to.id, to.parent);
     for _ in 0..DEPTH_MAX {

@@ -30,8 +30,8 @@ impl Store {
     /// An extended attribute.
     ///
     /// # Errors
-    /// `NoAttribute`, `PermissionDenied`, `Unsupported` for an unknown namespace, `OutOfRange` for a name
-    /// that is empty or too long, `StaleHandle`, or what kv reports.
+    /// `NoAttribute`, `PermissionDenied`, `Unsupported` for an unknown namespace, `OutOfRange` for
+    /// a name that is empty or too long, `StaleHandle`, or what kv reports.
     pub async fn get_xattr(&self, who: &Who, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {
         self.transact("getxattr", &|tx| {
             Box::pin(async move {
@@ -63,8 +63,8 @@ impl Store {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// `Exists` and `NoAttribute` as `mode` wants, `TooBig` for a value above 64 KiB, `NoSpace` for too
-    /// many names, `NotPermitted`, `PermissionDenied`, `Unsupported` for an unknown namespace,
+    /// `Exists` and `NoAttribute` as `mode` wants, `TooBig` for a value above 64 KiB, `NoSpace` for
+    /// too many names, `NotPermitted`, `PermissionDenied`, `Unsupported` for an unknown namespace,
     /// `OutOfRange` for a name that is empty or too long, `StaleHandle`, or what kv reports.
     pub async fn set_xattr(
         &self,

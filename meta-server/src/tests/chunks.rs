@@ -22,11 +22,23 @@ pub(crate) struct FakeChunks {
     /// While set, nobody answers.
     pub(crate) down: AtomicBool,
     chunks: Mutex<BTreeMap<(InodeId, u64), Chunk>>,
+    /// Every cut that was ever asked for.
+    cuts: Mutex<Vec<CutRequest>>,
+}
+
+#[derive(Clone, Copy)]
+struct CutRequest {
+    inode: InodeId,
+    index: u64,
+    length: u32,
+    epoch: TruncateEpoch,
+    floor: TruncateEpoch,
 }
 
 impl FakeChunks {
     pub(crate) fn new(env: &Env) -> Self {
-        Self { env: env.clone(), down: AtomicBool::new(false), chunks: Mutex::default() }
+        let down = AtomicBool::new(false);
+        Self { env: env.clone(), down, chunks: Mutex::default(), cuts: Mutex::default() }
     }
 
     /// A client's write of one byte under the epoch of its capability.
@@ -72,6 +84,26 @@ impl FakeChunks {
         self.chunks.lock().keys().copied().collect()
     }
 
+    /// Cuts of servers that stopped, and which storage gets so late.
+    pub(crate) fn repeat_cuts(&self, is_live: impl Fn(InodeId) -> bool) {
+        let cuts = self.cuts.lock().clone();
+        cuts.into_iter().filter(|cut| is_live(cut.inode)).for_each(|cut| self.cut(cut));
+    }
+
+    fn cut(&self, cut: CutRequest) {
+        let mut chunks = self.chunks.lock();
+        let chunk = chunks.entry((cut.inode, cut.index)).or_default();
+        if chunk.epoch > cut.epoch {
+            return;
+        }
+        if chunk.epoch < cut.floor {
+            *chunk = Chunk::default();
+        }
+        chunk.epoch = cut.epoch;
+        chunk.length = chunk.length.min(cut.length);
+        chunk.bytes.retain(|at, _| *at < cut.length);
+    }
+
     fn strike(&self, name: &'static str) -> Result<()> {
         match self.down.load(Ordering::Relaxed) || self.env.fault(name) {
             true => Err(Error::new(Code::Unreachable, "an injected failure of storage")),
@@ -95,19 +127,10 @@ impl ChunkService for FakeChunks {
         epoch: TruncateEpoch,
         floor: TruncateEpoch,
     ) -> Result<()> {
+        let cut = CutRequest { inode: file.inode, index, length, epoch, floor };
+        self.cuts.lock().push(cut);
         self.strike("chunks.refuse_cut")?;
-        {
-            let mut chunks = self.chunks.lock();
-            let chunk = chunks.entry((file.inode, index)).or_default();
-            if chunk.epoch <= epoch {
-                if chunk.epoch < floor {
-                    *chunk = Chunk::default();
-                }
-                chunk.epoch = epoch;
-                chunk.length = chunk.length.min(length);
-                chunk.bytes.retain(|at, _| *at < length);
-            }
-        }
+        self.cut(cut);
         self.strike("chunks.lose_cut")
     }
 

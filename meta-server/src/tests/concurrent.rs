@@ -1,5 +1,5 @@
-//! Changes that run at the same time, over several servers: whatever comes out could have come out one
-//! after the other.
+//! Changes that run at the same time, over several servers: whatever comes out could have come out
+//! one after the other.
 
 use crate::store::{CreateArgs, RenameArgs};
 use crate::tests::model::{By, Model, Span};
@@ -186,7 +186,7 @@ async fn run(world: World, seed: u64, at_once: usize) {
 
 #[test]
 fn what_comes_out_could_have_come_out_one_after_the_other() {
-    for seed in 0..60 {
+    for seed in 0..150 {
         println!("seed {seed}");
         simulate(seed, seed % 2 == 1, move |world| run(world, seed, 2 + seed as usize % 3));
     }
@@ -219,6 +219,32 @@ fn of_many_who_make_or_take_one_name_one_wins() {
                 }
             }
             assert_eq!((won, stored_tree(&world).await.len()), (1, 2), "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn of_two_moves_that_would_make_a_circle_one_fails() {
+    for seed in 0..40 {
+        simulate(seed, seed % 2 == 1, move |world| async move {
+            let mut client = world.client(1);
+            let mut dirs = Vec::new();
+            for (name, below) in [("a", "d"), ("b", "c")] {
+                let dir = client.mkdir(ROOT, name, 0o755).await.expect("a directory").inode;
+                let middle = client.mkdir(dir, "m", 0o755).await.expect("a directory").inode;
+                dirs.push(client.mkdir(middle, below, 0o755).await.expect("a directory").inode);
+            }
+            let move_to = |name: &str, to: InodeId, n: u128| {
+                let (from, to) = ((ROOT, name.to_string()), (to, "x".to_string()));
+                Op::Rename(from, to, false, false).run(world.client(n))
+            };
+            let first = world.env.spawn("mover", move_to("a", dirs[1], 2));
+            let second = world.env.spawn("mover", move_to("b", dirs[0], 3));
+            let outcomes = [first.join().await, second.join().await];
+            let outcomes = outcomes.map(|outcome| code(outcome.expect("a task")).map(|_| ()));
+            let one = [Ok(()), Err(Code::Invalid)];
+            assert!(outcomes == one || [outcomes[1], outcomes[0]] == one, "{seed} {outcomes:?}");
+            invariants::check(&world).await;
         });
     }
 }

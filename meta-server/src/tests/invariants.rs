@@ -18,11 +18,21 @@ pub(crate) async fn dump(world: &World) -> BTreeMap<u8, Vec<(Vec<u8>, Vec<u8>)>>
     kinds
 }
 
+/// The inodes, and what else is said of them.
+struct Found {
+    inodes: BTreeMap<InodeId, Inode>,
+    counters: BTreeMap<Vec<u8>, u64>,
+    names: BTreeMap<InodeId, u32>,
+    subdirectories: BTreeMap<InodeId, u64>,
+    open: BTreeSet<InodeId>,
+}
+
+const KEYS: Keys = Keys { tree: TreeId::MAIN };
+
 /// Inodes, names, links, sessions and garbage agree with each other.
 pub(crate) async fn check(world: &World) {
     let mut dump = dump(world).await;
     let mut take = |kind: u8| dump.remove(&kind).unwrap_or_default();
-    let keys = Keys { tree: TreeId::MAIN };
     let inodes: BTreeMap<InodeId, Inode> = take(b'I')
         .iter()
         .map(|(_, value)| Inode::decode(value).expect("an inode"))
@@ -33,78 +43,99 @@ pub(crate) async fn check(world: &World) {
         .into_iter()
         .map(|(key, value)| (key, number(Some(&value)).expect("a counter")))
         .collect();
-    assert_eq!(counters.get(&keys.inode_count()), Some(&(inodes.len() as u64)));
-
-    let mut names: BTreeMap<InodeId, u32> = BTreeMap::new();
-    let mut subdirectories: BTreeMap<InodeId, u64> = BTreeMap::new();
-    let mut groups: BTreeMap<(InodeId, u64), Vec<(u64, Slot)>> = BTreeMap::new();
-    for (key, value) in take(b'D') {
-        let slot = Slot::decode(&value).expect("a slot");
-        let directory = InodeId(u64::from_be_bytes(key[5..13].try_into().expect("8 bytes")));
-        let cookie = cookie_of(&key).expect("a cookie");
-        assert!(inodes[&directory].is_directory(), "entries of {directory}");
-        if let Some(entry) = &slot.entry {
-            let inode = inodes.get(&entry.inode).expect("an entry names an inode");
-            assert_eq!(inode.kind(), entry.kind);
-            *names.entry(entry.inode).or_default() += 1;
-            if entry.kind == FileKind::Directory {
-                *subdirectories.entry(directory).or_default() += 1;
-                assert_eq!(inode.parent, directory, "the parent of {}", entry.inode);
-            }
-        }
-        groups.entry((directory, cookie >> 8)).or_default().push((cookie & 255, slot));
-    }
-    for (group, slots) in groups {
-        let (first, followers) = (&slots[0], &slots[1..]);
-        assert_eq!(first.0, 0, "{group:?} begins with its first slot");
-        assert!(first.1.more || followers.is_empty(), "{group:?} says that there are more");
-        assert!(first.1.entry.is_some() || !followers.is_empty(), "{group:?} is empty");
-        assert!(followers.iter().all(|(_, slot)| slot.entry.is_some() && !slot.more));
-    }
-
-    let handles = take(b'H');
-    let mut open = BTreeSet::new();
-    let mut sessions = BTreeSet::new();
-    for (key, value) in &handles {
-        let handle = Handle::decode(value).expect("a handle");
-        let (client, session) = (client_of(key).expect("a client"), session_of(key).expect("one"));
-        open.insert(handle.inode);
-        sessions.insert(keys.session(handle.inode, handle.write, client, session));
-    }
-    assert_eq!(sessions, take(b'S').into_iter().map(|(key, _)| key).collect());
-
-    for inode in inodes.values() {
-        let count = names.get(&inode.id).copied().unwrap_or(0);
-        if inode.is_directory() {
-            assert_eq!(count, u32::from(inode.id != InodeId::ROOT), "names of {}", inode.id);
-            let counted = counters.get(&keys.links(inode.id)).copied().unwrap_or(0);
-            assert_eq!(counted, subdirectories.get(&inode.id).copied().unwrap_or(0));
-            check_way_up(&inodes, inode);
-        } else {
-            assert_eq!(inode.links, count, "links of {}", inode.id);
-            assert!(count > 0 || open.contains(&inode.id), "{} is an orphan", inode.id);
-        }
-    }
-    for key in counters.keys().filter(|key| key.len() > 5) {
-        let inode = InodeId(u64::from_be_bytes(key[5..13].try_into().expect("8 bytes")));
-        assert!(inodes.contains_key(&inode), "links of {inode}, which is gone");
-    }
-
-    let garbage: BTreeSet<_> =
-        take(b'G').iter().map(|(key, _)| garbage_name(key).expect("garbage")).collect();
-    let mut floors = BTreeSet::new();
-    for inode in inodes.values() {
-        if let Body::File(file) = &inode.body {
-            floors.extend(file.floors.iter().map(|(_, epoch)| (inode.id, *epoch)));
-        }
-    }
-    for (inode, epoch) in &garbage {
-        assert_eq!(*epoch == REMOVED, !inodes.contains_key(inode), "garbage of {inode}");
-    }
-    let truncations: BTreeSet<_> = garbage.into_iter().filter(|(_, e)| *e != REMOVED).collect();
-    assert_eq!(truncations, floors);
+    assert_eq!(counters.get(&KEYS.inode_count()), Some(&(inodes.len() as u64)));
+    let (names, subdirectories) = (BTreeMap::new(), BTreeMap::new());
+    let mut found = Found { inodes, counters, names, subdirectories, open: BTreeSet::new() };
+    found.check_entries(take(b'D'));
+    found.check_sessions(&take(b'H'), take(b'S'));
+    found.check_links();
+    found.check_garbage(&take(b'G'));
     for (_, value) in take(b'C') {
         Client::decode(&value).expect("a client");
+    }
+}
+
+type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn inode_in(key: &[u8]) -> InodeId {
+    InodeId(u64::from_be_bytes(key[5..13].try_into().expect("8 bytes")))
+}
+
+impl Found {
+    fn check_entries(&mut self, entries: Pairs) {
+        let mut groups: BTreeMap<(InodeId, u64), Vec<(u64, Slot)>> = BTreeMap::new();
+        for (key, value) in entries {
+            let slot = Slot::decode(&value).expect("a slot");
+            let (directory, cookie) = (inode_in(&key), cookie_of(&key).expect("a cookie"));
+            assert!(self.inodes[&directory].is_directory(), "entries of {directory}");
+            if let Some(entry) = &slot.entry {
+                let inode = self.inodes.get(&entry.inode).expect("an entry names an inode");
+                assert_eq!(inode.kind(), entry.kind);
+                *self.names.entry(entry.inode).or_default() += 1;
+                if entry.kind == FileKind::Directory {
+                    *self.subdirectories.entry(directory).or_default() += 1;
+                    assert_eq!(inode.parent, directory, "the parent of {}", entry.inode);
+                }
+            }
+            groups.entry((directory, cookie >> 8)).or_default().push((cookie & 255, slot));
+        }
+        for (group, slots) in groups {
+            let (first, followers) = (&slots[0], &slots[1..]);
+            assert_eq!(first.0, 0, "{group:?} begins with its first slot");
+            assert!(first.1.more || followers.is_empty(), "{group:?} says that there are more");
+            assert!(first.1.entry.is_some() || !followers.is_empty(), "{group:?} is empty");
+            assert!(followers.iter().all(|(_, slot)| slot.entry.is_some() && !slot.more));
+        }
+    }
+
+    fn check_sessions(&mut self, handles: &Pairs, by_inode: Pairs) {
+        let mut sessions = BTreeSet::new();
+        for (key, value) in handles {
+            let handle = Handle::decode(value).expect("a handle");
+            let (client, session) = (client_of(key), session_of(key));
+            let (client, session) = (client.expect("a client"), session.expect("a session"));
+            self.open.insert(handle.inode);
+            sessions.insert(KEYS.session(handle.inode, handle.write, client, session));
+        }
+        assert_eq!(sessions, by_inode.into_iter().map(|(key, _)| key).collect());
+    }
+
+    fn check_links(&self) {
+        for inode in self.inodes.values() {
+            let count = self.names.get(&inode.id).copied().unwrap_or(0);
+            if inode.is_directory() {
+                assert_eq!(count, u32::from(inode.id != InodeId::ROOT), "names of {}", inode.id);
+                let counted = self.counters.get(&KEYS.links(inode.id)).copied().unwrap_or(0);
+                let real = self.subdirectories.get(&inode.id).copied().unwrap_or(0);
+                assert_eq!(counted, real, "subdirectories of {}", inode.id);
+                check_way_up(&self.inodes, inode);
+            } else {
+                assert_eq!(inode.links, count, "links of {}", inode.id);
+                assert!(count > 0 || self.open.contains(&inode.id), "{} is an orphan", inode.id);
+            }
+        }
+        for key in self.counters.keys().filter(|key| key.len() > 5) {
+            assert!(self.inodes.contains_key(&inode_in(key)), "a count of an inode that is gone");
+        }
+    }
+
+    /// Every floor has its garbage record, and a removed inode one for everything.
+    fn check_garbage(&self, garbage: &Pairs) {
+        let name = |(key, _): &(Vec<u8>, Vec<u8>)| garbage_name(key).expect("garbage");
+        let garbage: BTreeSet<_> = garbage.iter().map(name).collect();
+        let mut floors = BTreeSet::new();
+        for inode in self.inodes.values() {
+            if let Body::File(file) = &inode.body {
+                floors.extend(file.floors.iter().map(|(_, epoch)| (inode.id, *epoch)));
+            }
+        }
+        for (inode, epoch) in &garbage {
+            let is_gone = !self.inodes.contains_key(inode);
+            assert_eq!(*epoch == REMOVED, is_gone, "garbage of {inode}");
+        }
+        let truncations: BTreeSet<_> =
+            garbage.into_iter().filter(|(_, epoch)| *epoch != REMOVED).collect();
+        assert_eq!(truncations, floors);
     }
 }
 
