@@ -412,8 +412,10 @@ impl Target {
             incoming
         };
         let Incoming { update, payload } = &*incoming;
-        let stat = self.notice(self.store.stat(self.id, chunk).await)?;
-        refuse_late_cut(update, stat.committed.as_ref())?;
+        if matches!(update.change, Change::Truncate { .. } | Change::Remove) {
+            let stat = self.notice(self.store.stat(self.id, chunk).await)?;
+            refuse_late_cut(update.epoch, stat.committed.as_ref())?;
+        }
         let bytes = payload.clone();
         let change = match update.change.clone() {
             Change::Write { offset, checksums } => {
@@ -511,12 +513,11 @@ fn versions(stat: ChunkStat) -> Versions {
 
 /// A truncation or removal under the chunk's own epoch was carried out before, and a writer may have
 /// renewed the chunk since: it stays as it is.
-fn refuse_late_cut(update: &Update, stored: Option<&chunk_store::VersionStat>) -> Result<()> {
-    let cuts = matches!(update.change, Change::Truncate { .. } | Change::Remove);
+fn refuse_late_cut(epoch: TruncateEpoch, stored: Option<&chunk_store::VersionStat>) -> Result<()> {
     match stored {
-        Some(stored) if cuts && stored.epoch >= update.epoch => Err(Error::new(
+        Some(stored) if stored.epoch >= epoch => Err(Error::new(
             Code::StaleEpoch,
-            format!("the chunk is of epoch {}, the cut of epoch {}", stored.epoch, update.epoch),
+            format!("the chunk is of epoch {}, the cut of epoch {epoch}", stored.epoch),
         )),
         _ => Ok(()),
     }
