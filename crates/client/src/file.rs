@@ -34,9 +34,11 @@ pub(crate) struct Shared {
     written: Mutex<Written>,
 }
 
+/// What was written and not reported yet; it counts under its epoch only.
 #[derive(Clone, Copy, Default)]
 struct Written {
     end: u64,
+    epoch: TruncateEpoch,
     mtime: Option<Timestamp>,
 }
 
@@ -67,7 +69,9 @@ impl File {
 
     /// The length as this file knows it: what the metadata service said, and what was written since.
     pub fn length(&self) -> u64 {
-        self.attr().length.max(self.shared.written.lock().end)
+        let attr = self.attr();
+        let written = *self.shared.written.lock();
+        if written.epoch == attr.epoch { attr.length.max(written.end) } else { attr.length }
     }
 
     /// Reads from `offset` on into `buffer`, which comes back cut to what the file has there.
@@ -109,6 +113,8 @@ impl File {
     pub async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
         let end = offset.checked_add(bytes.len() as u64);
         let end = end.ok_or_else(|| Error::new(Code::FileTooLarge, "write beyond 2^64"))?;
+        // Before anything is sent: a write that fails may still have left bytes up to there.
+        self.shared.note_written(end);
         let mut tasks = Vec::new();
         let mut done = 0;
         while done < bytes.len() {
@@ -123,18 +129,18 @@ impl File {
         for task in tasks {
             task.join().await??;
         }
-        let mut written = self.shared.written.lock();
-        written.end = written.end.max(end);
-        written.mtime = Some(self.shared.env.wall());
+        // And again: the file may have been truncated meanwhile, and the bytes written under a new epoch.
+        self.shared.note_written(end);
         Ok(())
     }
 
-    /// Cuts or extends the file.
+    /// Cuts or extends the file, after reporting what was written.
     ///
     /// # Errors
     /// The metadata service's.
     pub async fn set_length(&self, length: u64) -> Result<Attr> {
         let shared = &self.shared;
+        self.sync().await?;
         let turn = shared.meta.turn(shared.session.caller());
         let request = v1::SetAttrRequest {
             origin: turn.origin(),
@@ -143,7 +149,6 @@ impl File {
             session: shared.session.id().to_vec().into(),
             ..Default::default()
         };
-        shared.written.lock().end = 0;
         let reply = shared.meta.set_attr(request).await?;
         shared.take(required(Some(reply), "attr")?)
     }
@@ -213,14 +218,16 @@ impl Shared {
         Ok(())
     }
 
+    fn note_written(&self, end: u64) {
+        let epoch = self.session.epoch();
+        let mut written = self.written.lock();
+        let before = if written.epoch == epoch { written.end } else { 0 };
+        *written = Written { end: end.max(before), epoch, mtime: Some(self.env.wall()) };
+    }
+
     fn written(&self) -> Option<v1::Written> {
-        let written = *self.written.lock();
-        let epoch: TruncateEpoch = self.session.epoch();
-        Some(v1::Written {
-            end: written.end,
-            epoch: epoch.0,
-            mtime_ns: written.mtime.map(|time| time.0),
-        })
+        let Written { end, epoch, mtime } = *self.written.lock();
+        Some(v1::Written { end, epoch: epoch.0, mtime_ns: mtime.map(|time| time.0) })
     }
 
     fn take(&self, attr: Attr) -> Result<Attr> {
