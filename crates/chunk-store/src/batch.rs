@@ -20,7 +20,7 @@
 use crate::extent::{BLOCK, Extent, Position};
 use crate::record::{Record, read_record};
 use kiln_memory::{Buffer, Bytes};
-use kiln_types::{BLOCK_BYTES, Code, Decoder, DiskId, Encoder, Error, Result, crc32c};
+use kiln_types::{BLOCK_BYTES, Code, Decoder, DiskId, Encoder, Error, Result, crc32c, crc32c_of_parts};
 
 const MAGIC: [u8; 4] = *b"KLB1";
 const VERSION: u16 = 1;
@@ -140,11 +140,7 @@ pub(crate) fn read_batch(bytes: &[u8], disk: DiskId) -> Result<Option<BatchFound
 }
 
 fn checksum(batch: &[u8]) -> u32 {
-    let behind = CRC_AT + 4;
-    let parts = [(crc32c(&[0; 4]), 4), (crc32c(&batch[behind..]), batch.len() - behind)];
-    parts.iter().fold(crc32c(&batch[..CRC_AT]), |crc, (part, bytes)| {
-        kiln_types::crc32c_combine(crc, *part, *bytes as u64)
-    })
+    crc32c_of_parts(&[&batch[..CRC_AT], &[0; 4], &batch[CRC_AT + 4..]])
 }
 
 /// Calls `each` for every record of a batch that begins at block `start` of the disk.

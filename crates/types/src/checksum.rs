@@ -1,6 +1,6 @@
 //! CRC32C, carried from the client's buffer to the disk and back.
 
-use crc_fast::{CrcAlgorithm, checksum, checksum_combine};
+use crc_fast::{CrcAlgorithm, Digest, checksum, checksum_combine};
 
 /// The unit of checksums and of allocation on disk: 4 KiB.
 pub const BLOCK_BYTES: usize = 4096;
@@ -8,6 +8,13 @@ pub const BLOCK_BYTES: usize = 4096;
 /// CRC32C (Castagnoli, RFC 3720) of `bytes`.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+/// The CRC32C of all `parts`, one behind the other.
+pub fn crc32c_of_parts(parts: &[&[u8]]) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    parts.iter().for_each(|part| digest.update(part));
+    digest.finalize() as u32
 }
 
 /// The CRC32C of `a` followed by `b`, from their checksums and the length of `b` in bytes.
@@ -45,6 +52,7 @@ mod tests {
             assert_eq!(crc32c(a), ::crc32c::crc32c(a));
             let combined = crc32c_combine(crc32c(a), crc32c(b), b.len() as u64);
             assert_eq!(combined, crc32c(&bytes));
+            assert_eq!(crc32c_of_parts(&[a, b]), combined);
         }
         assert_eq!(block_checksums(&bytes).len(), 4);
         let grid = grid_checksums(4000, &bytes);

@@ -17,7 +17,9 @@ mod time;
 mod version;
 
 pub use attr::{Attr, Caller, FileKind, MODE_PERMISSIONS};
-pub use checksum::{BLOCK_BYTES, block_checksums, crc32c, crc32c_combine, grid_checksums};
+pub use checksum::{
+    BLOCK_BYTES, block_checksums, crc32c, crc32c_combine, crc32c_of_parts, grid_checksums,
+};
 pub use chunk::{ChunkId, ChunkKind};
 pub use codec::{Decoder, Encoder};
 pub use error::{Action, Code, Context, Error, Result};
