@@ -20,7 +20,9 @@
 use crate::extent::{BLOCK, Extent, Position};
 use crate::record::{Record, read_record};
 use kiln_memory::{Buffer, Bytes};
-use kiln_types::{BLOCK_BYTES, Code, Decoder, DiskId, Encoder, Error, Result, crc32c, crc32c_of_parts};
+use kiln_types::{
+    BLOCK_BYTES, Code, Decoder, DiskId, Encoder, Error, Result, crc32c, crc32c_of_parts,
+};
 
 const MAGIC: [u8; 4] = *b"KLB1";
 const VERSION: u16 = 1;
