@@ -1,14 +1,13 @@
 //! Batches: what one group commit appends to the log.
 //!
-//! A batch is whole blocks: a header of 96 bytes, then records (see `record`). Its CRC32C covers all of
-//! it. Numbers are little-endian:
+//! A batch is whole blocks: a header of 96 bytes, then records (see `record`). Numbers are little-endian:
 //!
 //! | bytes | content |
 //! | --- | --- |
 //! | 0..4 | `KLB1` |
-//! | 4..6, 6..8 | version, bytes of the header |
-//! | 8..12 | blocks of the batch |
-//! | 12..16 | CRC32C of the batch with this field zero |
+//! | 4..8 | CRC32C of all that follows |
+//! | 8..10, 10..12 | version, bytes of the header |
+//! | 12..16 | blocks of the batch |
 //! | 16..32 | the disk id, so that another store's remains are not taken for ours |
 //! | 32..40 | sequence number |
 //! | 40..48 | every batch up to this sequence number, and all data before it, is durable |
@@ -20,14 +19,12 @@
 use crate::extent::{BLOCK, Extent, Position};
 use crate::record::{Record, read_record};
 use kiln_memory::{Buffer, Bytes};
-use kiln_types::{
-    BLOCK_BYTES, Code, Decoder, DiskId, Encoder, Error, Result, crc32c, crc32c_of_parts,
-};
+use kiln_types::{BLOCK_BYTES, Code, Decoder, DiskId, Encoder, Error, Result, crc32c};
 
 const MAGIC: [u8; 4] = *b"KLB1";
 const VERSION: u16 = 1;
 pub(crate) const HEADER_BYTES: usize = 96;
-const CRC_AT: usize = 12;
+const COVERED_AT: usize = 8;
 
 /// What a batch says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,13 +88,13 @@ impl BatchBuilder {
         self.buffer.truncate(self.used.next_multiple_of(BLOCK_BYTES));
         let blocks = (self.buffer.len() / BLOCK_BYTES) as u32;
         let mut out = Encoder::new();
-        out.raw(&MAGIC).u16(VERSION).u16(HEADER_BYTES as u16).u32(blocks).u32(0);
+        out.raw(&MAGIC).u32(0).u16(VERSION).u16(HEADER_BYTES as u16).u32(blocks);
         out.u128(header.disk.0).u64(header.sequence).u64(header.durable);
         out.u32(header.previous_crc).u32(0).u64(header.next.start).u32(header.next.count);
         let encoded = out.finish();
         self.buffer[..encoded.len()].copy_from_slice(&encoded);
-        let crc = crc32c(&self.buffer);
-        self.buffer[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c(&self.buffer[COVERED_AT..]);
+        self.buffer[COVERED_AT - 4..COVERED_AT].copy_from_slice(&crc.to_le_bytes());
         (self.buffer.freeze(), crc)
     }
 }
@@ -111,8 +108,8 @@ pub(crate) fn read_batch(bytes: &[u8], disk: DiskId) -> Result<Option<BatchFound
         return Ok(None);
     }
     let mut from = Decoder::new("log batch", &bytes[4..HEADER_BYTES]);
-    let (version, _header_bytes, blocks) = (from.u16()?, from.u16()?, from.u32()?);
     let crc = from.u32()?;
+    let (version, _header_bytes, blocks) = (from.u16()?, from.u16()?, from.u32()?);
     let found = BatchFound {
         header: BatchHeader {
             disk: DiskId(from.u128()?),
@@ -129,7 +126,7 @@ pub(crate) fn read_batch(bytes: &[u8], disk: DiskId) -> Result<Option<BatchFound
         blocks,
     };
     let Some(batch) = bytes.get(..blocks as usize * BLOCK_BYTES) else { return Ok(None) };
-    if batch.is_empty() || found.header.disk != disk || checksum(batch) != crc {
+    if batch.is_empty() || found.header.disk != disk || crc32c(&batch[COVERED_AT..]) != crc {
         return Ok(None);
     }
     if version != VERSION {
@@ -139,10 +136,6 @@ pub(crate) fn read_batch(bytes: &[u8], disk: DiskId) -> Result<Option<BatchFound
         ));
     }
     Ok(Some(found))
-}
-
-fn checksum(batch: &[u8]) -> u32 {
-    crc32c_of_parts(&[&batch[..CRC_AT], &[0; 4], &batch[CRC_AT + 4..]])
 }
 
 /// Calls `each` for every record of a batch that begins at block `start` of the disk.

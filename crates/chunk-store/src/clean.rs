@@ -3,6 +3,11 @@
 //! Cleaning takes the oldest segment, copies forward what is still needed, makes the superblock name the
 //! next segment as the oldest, and frees it. Commits, discards and removals of targets need no copy: what
 //! they speak about lies before them, so it is gone or was copied with its present state.
+//!
+//! A copy must not land behind a record that supersedes the original. What is decided and queued at once
+//! cannot be overtaken. New versions and discards are queued first and decided when they are durable:
+//! chunks with one of those on its way are copied under their lock, after it. Records of targets are
+//! copied under the lock that changes of targets take.
 
 use crate::core::Core;
 use crate::extent::{Extent, Position};
@@ -102,25 +107,24 @@ impl Cleaner {
 
     /// Cleans the oldest segment.
     pub(crate) async fn clean_one(&mut self, core: &Core) -> Result<()> {
+        let _changes = core.target_changes.lock().await;
         let _gate = core.gate.read().await;
         let (oldest, second) = {
             let state = core.state.lock();
             state.check()?;
-            if state.targets.values().any(|target| target.removing) {
-                // Its blocks are being looked up in the log.
-                return Ok(());
-            }
             match (state.segments.front(), state.segments.get(1)) {
                 (Some(oldest), Some(second)) => (*oldest, *second),
                 _ => return Ok(()),
             }
         };
-        let large = copy_segment(core, oldest, second.first_sequence).await?;
+        let Later { mut large, busy } = copy_segment(core, oldest, second.first_sequence).await?;
+        for (key, records) in busy {
+            copy_busy(core, key, records, &mut large).await?;
+        }
         for key in large {
             while copy_large(core, key, oldest.extent).await? {}
         }
-        record_maxima(core).await?;
-        self.superblock.sequence += 1;
+        copy_targets(core, oldest.extent).await?;
         self.superblock.head = second.extent;
         self.superblock.head_sequence = second.first_sequence;
         if let Err(error) = self.superblock.write(&core.disk).await {
@@ -154,11 +158,20 @@ impl Copies {
     }
 }
 
-/// Copies what is needed of a segment, except for chunks with parts; returns those.
-async fn copy_segment(core: &Core, segment: Segment, end: u64) -> Result<BTreeSet<Key>> {
+/// What cannot be copied record by record.
+#[derive(Default)]
+struct Later {
+    /// Chunks with parts.
+    large: BTreeSet<Key>,
+    /// Records of chunks that are being changed.
+    busy: BTreeMap<Key, Vec<(Position, Record)>>,
+}
+
+/// Copies what is needed of a segment and can be copied at once; returns the rest.
+async fn copy_segment(core: &Core, segment: Segment, end: u64) -> Result<Later> {
     let mut reader =
         LogReader::new(Arc::clone(&core.disk), core.pool.clone(), core.identity, segment).await?;
-    let mut large = BTreeSet::new();
+    let mut later = Later::default();
     for _ in segment.first_sequence..end {
         let batch = reader.next().await?.ok_or_else(|| Error::corrupt("a batch is damaged"))?;
         let mut records = Vec::new();
@@ -173,7 +186,19 @@ async fn copy_segment(core: &Core, segment: Segment, end: u64) -> Result<BTreeSe
             let mut state = core.state.lock();
             while copies.bytes < COPY_BYTES {
                 let Some((position, record)) = records.next() else { break };
-                copy_record(core, &mut state, position, record, &mut copies, &mut large);
+                match key_of(&record).filter(|key| state.busy.contains(key)) {
+                    Some(key) => later.busy.entry(key).or_default().push((position, record)),
+                    None => {
+                        copy_record(
+                            core,
+                            &mut state,
+                            position,
+                            record,
+                            &mut copies,
+                            &mut later.large,
+                        );
+                    }
+                }
             }
             if !copies.records.is_empty() {
                 receivers.push(copies.submit(&mut state));
@@ -183,7 +208,35 @@ async fn copy_segment(core: &Core, segment: Segment, end: u64) -> Result<BTreeSe
             core.durable(receiver).await?;
         }
     }
-    Ok(large)
+    Ok(later)
+}
+
+/// The chunk whose record would have to be copied.
+fn key_of(record: &Record) -> Option<Key> {
+    match record {
+        Record::Put { key, .. } | Record::Retry { key, .. } => Some(*key),
+        _ => None,
+    }
+}
+
+/// Copies what is needed of the records of a chunk that was being changed, when it is not any more.
+async fn copy_busy(
+    core: &Core,
+    key: Key,
+    records: Vec<(Position, Record)>,
+    large: &mut BTreeSet<Key>,
+) -> Result<()> {
+    let _chunk = core.chunks.lock(key).await;
+    let mut copies = Copies::default();
+    let receiver = {
+        let mut state = core.state.lock();
+        state.check()?;
+        for (position, record) in records {
+            copy_record(core, &mut state, position, record, &mut copies, large);
+        }
+        copies.submit(&mut state)
+    };
+    core.durable(receiver).await
 }
 
 /// Adds a copy of a record if it is needed, as of now: the queue keeps the order of decisions.
@@ -212,14 +265,8 @@ fn copy_record(
         Record::Retry { key, retry, version } => {
             copy_retry(state, position, key, retry, version, copies);
         }
-        Record::Target(body) => {
-            if let Some(target) = state.targets.get(&body.target) {
-                if target.position == position {
-                    copies.push(Record::Target(target.body(body.target)), position);
-                }
-            }
-        }
-        Record::Commit { .. }
+        Record::Target(_)
+        | Record::Commit { .. }
         | Record::Discard { .. }
         | Record::Forget { .. }
         | Record::RemoveTarget { .. } => {}
@@ -324,14 +371,18 @@ async fn copy_large(core: &Core, key: Key, segment: Extent) -> Result<bool> {
     core.durable(receiver).await.map(|()| true)
 }
 
-/// Writes the targets' highest versions, which the freed segment may have been the only one to show.
-async fn record_maxima(core: &Core) -> Result<()> {
+/// Copies the targets' records that lie in the segment, and writes those whose highest version the segment
+/// may have been the only one to show.
+async fn copy_targets(core: &Core, segment: Extent) -> Result<()> {
+    let inside = |position: Position| (segment.start..segment.end()).contains(&position.block());
     let receiver = {
         let mut state = core.state.lock();
         state.check()?;
-        let newer = state.targets.iter().filter(|(_, t)| t.version_max > t.recorded_max);
+        let old = state.targets.iter().filter(|(_, target)| {
+            inside(target.position) || target.version_max > target.recorded_max
+        });
         let records: Vec<Record> =
-            newer.map(|(target, found)| Record::Target(found.body(*target))).collect();
+            old.map(|(target, found)| Record::Target(found.body(*target))).collect();
         if records.is_empty() {
             return Ok(());
         }

@@ -114,18 +114,21 @@ impl Writer {
                 }
                 Err(error) => {
                     self.rolled = flight.segment;
-                    put_back(core, flight.submissions.into_iter().map(|(s, _)| s));
                     if error.code() != Code::NoSpace {
+                        flights.push(flight);
+                        put_back(core, flights.into_iter().flat_map(Flight::into_submissions));
                         return Err(error);
                     }
+                    put_back(core, flight.into_submissions());
                     refusal = Some(error);
                     break;
                 }
             }
         }
         if !flights.is_empty() {
-            if !core.options.skip_sync {
-                core.disk.sync().await?;
+            if let Err(error) = core.sync_log().await {
+                put_back(core, flights.into_iter().flat_map(Flight::into_submissions));
+                return Err(error);
             }
             self.durable = self.sequence - 1;
             self.unproven = flights.iter().any(Flight::has_data);
@@ -177,6 +180,10 @@ impl Writer {
 }
 
 impl Flight {
+    fn into_submissions(self) -> impl Iterator<Item = Submission> {
+        self.submissions.into_iter().map(|(submission, _)| submission)
+    }
+
     fn has_data(&self) -> bool {
         let records = self.submissions.iter().flat_map(|(submission, _)| &submission.records);
         records.into_iter().any(|record| match record {
@@ -242,7 +249,8 @@ fn push(submission: &mut Submission, builder: &mut BatchBuilder) -> Option<Vec<P
 fn put_back(core: &Core, submissions: impl IntoIterator<Item = Submission>) {
     let mut state = core.state.lock();
     let mut queue: VecDeque<Submission> = submissions.into_iter().collect();
-    if state.failed.is_some() {
+    if let Some(error) = &state.failed {
+        queue.into_iter().for_each(|submission| answer(submission.done, Err(error.clone())));
         return;
     }
     state.waiting += queue.iter().filter(|submission| submission.done.is_some()).count();

@@ -32,7 +32,8 @@ pub(crate) struct Core {
     pub(crate) chunks: KeyedLocks<Key>,
     /// Changes hold it shared; what needs the store to stand still takes it alone.
     pub(crate) gate: RwLock<()>,
-    /// Changes of targets, one at a time.
+    /// Changes of targets, one at a time; cleaning copies their records and is one of them. Taken before
+    /// the gate.
     pub(crate) target_changes: tokio::sync::Mutex<()>,
     /// Wakes the committer.
     pub(crate) committer: Notify,
@@ -97,6 +98,17 @@ impl Core {
         receiver.await.unwrap_or_else(|_| Err(closed()))
     }
 
+    /// Waits for the queued records of a chunk, whose lock the caller holds.
+    pub(crate) async fn durable_of(
+        &self,
+        key: Key,
+        receiver: oneshot::Receiver<Result<()>>,
+    ) -> Result<()> {
+        let result = self.durable(receiver).await;
+        self.state.lock().busy.remove(&key);
+        result
+    }
+
     /// Waits until everything that was queued before is durable.
     pub(crate) async fn barrier(&self) -> Result<()> {
         let receiver = {
@@ -105,6 +117,14 @@ impl Core {
             Self::submit_waiting(&mut state, Vec::new(), Vec::new(), Effect::None)
         };
         self.durable(receiver).await
+    }
+
+    /// Makes the log durable, and all data that was written before.
+    pub(crate) async fn sync_log(&self) -> Result<()> {
+        if self.options.skip_sync {
+            return Ok(());
+        }
+        self.disk.sync().await
     }
 
     /// Ends the store: everything that waits or comes later gets `error`.

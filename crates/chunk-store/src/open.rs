@@ -40,21 +40,23 @@ pub(crate) async fn format(disk: &Arc<dyn Disk>, identity: Identity) -> Result<(
         (Extent::new(zone, shape.zone_blocks), Extent::new(2 * zone, shape.zone_blocks));
     let header =
         BatchHeader { disk: identity.disk, sequence: 1, durable: 0, previous_crc: 0, next };
+    // Written whole, so that the file system has room for them.
+    for segment in [head, next] {
+        let zeros = Buffer::zeroed(segment.bytes() as usize);
+        disk.write(segment.offset(), zeros.freeze()).await?;
+    }
     let batch = BatchBuilder::new(Buffer::zeroed(BLOCK_BYTES), head.start);
     disk.write(head.offset(), batch.finish(&header).0).await?;
     disk.sync().await?;
-    for sequence in 0..SUPERBLOCKS {
-        let superblock = Superblock {
-            sequence,
-            identity,
-            blocks: shape.blocks,
-            zone_blocks: shape.zone_blocks,
-            head,
-            head_sequence: 1,
-        };
-        superblock.write(disk).await?;
-    }
-    Ok(())
+    let mut superblock = Superblock {
+        sequence: 0,
+        identity,
+        blocks: shape.blocks,
+        zone_blocks: shape.zone_blocks,
+        head,
+        head_sequence: 1,
+    };
+    superblock.write(disk).await
 }
 
 /// An open store without its tasks.

@@ -1,7 +1,7 @@
 //! The records of the log.
 //!
-//! A record is: type u8, version u8, length u16 (all of it, without padding), CRC32C u32 (of everything
-//! else), body. It never straddles a block, so that one block of I/O brings it, and begins at a multiple
+//! A record is: CRC32C u32 (of all that follows), type u8, version u8, length u16 (of all of it, without
+//! padding), body. It never straddles a block, so that one block of I/O brings it, and begins at a multiple
 //! of 32 bytes. All numbers are little-endian. Type 0 ends a block.
 
 use crate::api::VersionStat;
@@ -276,7 +276,7 @@ impl Record {
     /// The record in bytes, padded.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Encoder::new();
-        out.u8(self.kind()).u8(RECORD_VERSION).u16(0).u32(0);
+        out.u32(0).u8(self.kind()).u8(RECORD_VERSION).u16(0);
         match self {
             Self::Put { key, head, flags } => {
                 encode_key(key, &mut out);
@@ -310,9 +310,9 @@ impl Record {
         }
         let mut bytes = out.finish();
         let length = bytes.len();
-        bytes[2..4].copy_from_slice(&(length as u16).to_le_bytes());
-        let crc = checksum(&bytes);
-        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        bytes[6..8].copy_from_slice(&(length as u16).to_le_bytes());
+        let crc = crc32c(&bytes[4..]);
+        bytes[..4].copy_from_slice(&crc.to_le_bytes());
         bytes.resize(length.next_multiple_of(RECORD_ALIGN), 0);
         bytes
     }
@@ -356,15 +356,6 @@ impl Record {
     }
 }
 
-/// Covers everything but its own field.
-fn checksum(record: &[u8]) -> u32 {
-    kiln_types::crc32c_combine(
-        crc32c(&record[..4]),
-        crc32c(&record[HEADER_BYTES..]),
-        (record.len() - HEADER_BYTES) as u64,
-    )
-}
-
 /// Reads the record at the beginning of `bytes` (the rest of its block), with its padded length; `None`
 /// where the block's records end.
 ///
@@ -372,21 +363,22 @@ fn checksum(record: &[u8]) -> u32 {
 /// `Corrupt` when it is damaged; `ProtocolMismatch` when a newer program wrote it.
 pub(crate) fn read_record(bytes: &[u8]) -> Result<Option<(Record, usize)>> {
     let Some((header, _)) = bytes.split_at_checked(HEADER_BYTES) else { return Ok(None) };
-    if header[0] == 0 {
+    let (kind, version) = (header[4], header[5]);
+    if kind == 0 {
         return Ok(None);
     }
-    let length = usize::from(u16::from_le_bytes([header[2], header[3]]));
-    let stored = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-    if length < HEADER_BYTES || length > bytes.len() || checksum(&bytes[..length]) != stored {
+    let stored = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+    let length = usize::from(u16::from_le_bytes([header[6], header[7]]));
+    if length < HEADER_BYTES || length > bytes.len() || crc32c(&bytes[4..length]) != stored {
         return Err(Error::corrupt("log record: it does not match its checksum"));
     }
-    if header[1] != RECORD_VERSION {
+    if version != RECORD_VERSION {
         return Err(Error::new(
             kiln_types::Code::ProtocolMismatch,
-            format!("log record: version {} is newer than this program", header[1]),
+            format!("log record: version {version} is newer than this program"),
         ));
     }
-    let record = Record::decode_body(header[0], &bytes[HEADER_BYTES..length])?;
+    let record = Record::decode_body(kind, &bytes[HEADER_BYTES..length])?;
     Ok(Some((record, length.next_multiple_of(RECORD_ALIGN).min(BLOCK_BYTES))))
 }
 

@@ -13,7 +13,7 @@ use kiln_types::{
     ChainId, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey, Sequence,
     TargetId,
 };
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -23,6 +23,9 @@ pub(crate) struct State {
     pub(crate) failed: Option<Error>,
     pub(crate) targets: BTreeMap<TargetId, Target>,
     pub(crate) retries: HashMap<RetrySlot, Remembered>,
+    /// Chunks with a new version or a discard in the queue or on its way, not applied yet. Cleaning must
+    /// not copy what is about to be superseded behind what supersedes it.
+    pub(crate) busy: HashSet<Key>,
     /// What the committer writes next.
     pub(crate) queue: VecDeque<Submission>,
     /// How many in the queue have someone waiting.
@@ -151,6 +154,7 @@ impl State {
             failed: None,
             targets: BTreeMap::new(),
             retries: HashMap::new(),
+            busy: HashSet::new(),
             queue: VecDeque::new(),
             waiting: 0,
             segments: VecDeque::new(),

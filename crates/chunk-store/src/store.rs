@@ -310,6 +310,9 @@ impl Store {
         let receiver = {
             let mut state = self.core.state.lock();
             state.check()?;
+            // At once, so that cleaning does not copy them behind the record; and again when the record is
+            // durable, for writes that were on their way.
+            state.forget_client(client);
             let records = vec![Record::Forget { client }];
             let effect = Effect::Forgotten { client };
             Core::submit_waiting(&mut state, records, Vec::new(), effect)

@@ -1,6 +1,7 @@
 //! The superblock: whose store this is, and where its log begins.
 //!
-//! Two copies, in blocks 0 and 1, written in turn; the one with the higher sequence number counts. A copy
+//! Two copies, in blocks 0 and 1; the one with the higher sequence number counts. A change is written to
+//! one copy and made durable, then to the other: a crash damages at most one, and so may decay. A copy
 //! fits in one sector of 512 bytes, the rest of its block is zeros. Numbers are little-endian:
 //!
 //! | bytes | content |
@@ -110,11 +111,15 @@ impl Superblock {
         }
     }
 
-    /// Writes it over the older copy and makes it durable.
-    pub(crate) async fn write(&self, disk: &Arc<dyn Disk>) -> Result<()> {
-        let slot = self.sequence % SUPERBLOCKS;
-        disk.write(slot * BLOCK, self.encode()).await.context("superblock")?;
-        disk.sync().await.context("superblock")
+    /// Writes both copies, each made durable before the next.
+    pub(crate) async fn write(&mut self, disk: &Arc<dyn Disk>) -> Result<()> {
+        for _ in 0..SUPERBLOCKS {
+            self.sequence += 1;
+            let slot = self.sequence % SUPERBLOCKS;
+            disk.write(slot * BLOCK, self.encode()).await.context("superblock")?;
+            disk.sync().await.context("superblock")?;
+        }
+        Ok(())
     }
 }
 

@@ -85,6 +85,7 @@ pub(crate) async fn discard(core: Arc<Core>, key: Key, version: ChunkVersion) ->
             None => None,
             Some(pending) => {
                 pending.discarding = true;
+                state.busy.insert(key);
                 let records = vec![Record::Discard { key, version }];
                 let effect = Effect::Discarded { key, version };
                 Some(Core::submit_waiting(&mut state, records, Vec::new(), effect))
@@ -98,7 +99,7 @@ pub(crate) async fn discard(core: Arc<Core>, key: Key, version: ChunkVersion) ->
         }
         return Ok(());
     };
-    let discarded = core.durable(receiver).await;
+    let discarded = core.durable_of(key, receiver).await;
     if discarded.is_err() {
         let mut state = core.state.lock();
         let target = state.targets.get_mut(&key.target);
@@ -229,10 +230,11 @@ impl Draft {
         let receiver = {
             let mut state = core.state.lock();
             state.target(key.target)?;
+            state.busy.insert(key);
             let effect = Effect::Install { committed: update.commit, footprint };
             Core::submit_waiting(&mut state, records, links, effect)
         };
-        core.durable(receiver).await
+        core.durable_of(key, receiver).await
     }
 
     /// The descriptor, and the maps of the parts that need a new record.

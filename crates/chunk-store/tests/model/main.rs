@@ -1,0 +1,63 @@
+//! The store against a reference model: random operations, several at once, with faults and crashes.
+//!
+//! A failing seed is printed; `KILN_SEED=n cargo test -p kiln-chunk-store --test model` reruns it alone,
+//! `KILN_SEEDS=n` sets how many are run.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod reference;
+mod world;
+
+use kiln_env::Executor;
+use world::{Planted, World};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Lives one seed; what went wrong, if anything, and how much happened.
+fn live(seed: u64, planted: Planted) -> (Result<(u64, u64), String>, u64) {
+    let executor = Executor::new(seed);
+    let env = executor.env();
+    let result = executor.run(async move {
+        let mut world = World::begin(env, planted).await?;
+        let life = world.life.clone();
+        let lived = world.live().await;
+        lived.map_err(|words| format!("{words}\n{life:?}"))?;
+        Ok((world.reboots, world.refusals))
+    });
+    (result, executor.trace())
+}
+
+#[test]
+fn nothing_acknowledged_is_ever_lost() {
+    let seeds = match number("KILN_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("KILN_SEEDS").unwrap_or(300),
+    };
+    let (mut reboots, mut refusals) = (0, 0);
+    for seed in seeds {
+        match live(seed, Planted::Nothing).0 {
+            Ok(seen) => {
+                reboots += seen.0;
+                refusals += seen.1;
+            }
+            Err(words) => panic!("KILN_SEED={seed}: {words}"),
+        }
+    }
+    println!("{reboots} reboots, {refusals} times no space");
+}
+
+#[test]
+fn a_seed_repeats_exactly() {
+    for seed in 0..5 {
+        assert_eq!(live(seed, Planted::Nothing).1, live(seed, Planted::Nothing).1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_missing_sync_is_found() {
+    for planted in [Planted::DeafDisk, Planted::SkippedSync] {
+        let found = (0..30).filter(|seed| live(*seed, planted).0.is_err()).count();
+        assert!(found >= 10, "{planted:?}: found by {found} of 30 seeds");
+    }
+}
