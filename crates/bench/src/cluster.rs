@@ -37,8 +37,9 @@ pub(crate) async fn write(
     env.fill_random(&mut block);
     let block = block.freeze();
     let started = env.now();
-    each(env, options.depth, options.size / SEQUENTIAL_BYTES as u64, |index| {
-        write_one(Arc::clone(&file), index, block.clone())
+    let target = Arc::clone(&file);
+    each(env, options.depth, options.size / SEQUENTIAL_BYTES as u64, move |index| {
+        write_one(Arc::clone(&target), index, block.clone())
     })
     .await?;
     file.sync().await?;
@@ -51,23 +52,36 @@ async fn write_one(file: Arc<File>, index: u64, block: Bytes) -> Result<()> {
 }
 
 pub(crate) async fn read(env: &Env, file: &TestFile, options: &Options) -> Result<f64> {
-    let started = env.now();
-    each(env, options.depth, options.size / SEQUENTIAL_BYTES as u64, |index| {
-        read_one(Arc::clone(&file.file), index * SEQUENTIAL_BYTES as u64, SEQUENTIAL_BYTES)
+    let (started, target) = (env.now(), Arc::clone(&file.file));
+    each(env, options.depth, options.size / SEQUENTIAL_BYTES as u64, move |index| {
+        read_one(Arc::clone(&target), index * SEQUENTIAL_BYTES as u64, SEQUENTIAL_BYTES)
     })
     .await?;
     Ok(rate(options.size, env.now().since(started)))
 }
 
 pub(crate) async fn read_random(env: &Env, file: &TestFile, options: &Options) -> Result<f64> {
-    let started = env.now();
-    let blocks = options.size / RANDOM_BYTES as u64;
-    each(env, options.random_depth, options.random_count, |_| {
-        let offset = env.random_below(blocks) * RANDOM_BYTES as u64;
-        read_one(Arc::clone(&file.file), offset, RANDOM_BYTES)
+    let (started, target) = (env.now(), Arc::clone(&file.file));
+    let offset = random_offsets(env, options);
+    each(env, options.random_depth, options.random_count, move |index| {
+        read_one(Arc::clone(&target), offset(index), RANDOM_BYTES)
     })
     .await?;
     Ok(rate(options.random_count, env.now().since(started)))
+}
+
+/// Where the random request of an index reads.
+pub(crate) fn random_offsets(
+    env: &Env,
+    options: &Options,
+) -> impl Fn(u64) -> u64 + Clone + Send + Sync + 'static {
+    let (key, blocks) = (env.random_u64() | 1, options.size / RANDOM_BYTES as u64);
+    // Odd multipliers visit all residues of 2^64; the high bits are spread well enough for a disk.
+    move |index: u64| {
+        let drawn = index.wrapping_add(1).wrapping_mul(key);
+        let block = (u128::from(drawn) * u128::from(blocks)) >> 64;
+        block as u64 * RANDOM_BYTES as u64
+    }
 }
 
 async fn read_one(file: Arc<File>, offset: u64, bytes: usize) -> Result<()> {
@@ -79,37 +93,28 @@ pub(crate) async fn each<F>(
     env: &Env,
     depth: usize,
     count: u64,
-    request: impl Fn(u64) -> F,
+    request: impl Fn(u64) -> F + Clone + Send + Sync + 'static,
 ) -> Result<()>
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    let next = AtomicU64::new(0);
-    let worker = async || {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                return Ok(());
+    let next = Arc::new(AtomicU64::new(0));
+    let worker = |_| {
+        let (next, request) = (Arc::clone(&next), request.clone());
+        let work = async move {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= count {
+                    return Result::Ok(());
+                }
+                request(index).await?;
             }
-            env.spawn("bench request", request(index)).join().await??;
-        }
+        };
+        env.spawn("bench worker", work)
     };
-    let workers: Vec<_> = (0..depth).map(|_| Box::pin(worker())).collect();
-    let mut result = Ok(());
-    let mut running: Vec<_> = workers;
-    std::future::poll_fn(|context| {
-        running.retain_mut(|worker| match worker.as_mut().poll(context) {
-            std::task::Poll::Ready(done) => {
-                result = std::mem::replace(&mut result, Ok(())).and(done);
-                false
-            }
-            std::task::Poll::Pending => true,
-        });
-        match running.is_empty() || result.is_err() {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        }
-    })
-    .await;
-    result
+    let workers: Vec<_> = (0..depth).map(worker).collect();
+    for worker in workers {
+        worker.join().await??;
+    }
+    Ok(())
 }

@@ -1,10 +1,10 @@
 //! The limits: the same I/O without kiln.
 
-use crate::cluster::each;
+use crate::cluster::{each, random_offsets};
 use crate::{Options, RANDOM_BYTES, SEQUENTIAL_BYTES, rate};
 use kiln_disk::{Disk, OpenOptions};
 use kiln_env::Env;
-use kiln_memory::{Buffer, Bytes};
+use kiln_memory::{Buffer, Bytes, Pool};
 use kiln_types::{Context, Error, Result, block_checksums};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -30,8 +30,9 @@ impl Raw {
         let mut raw = Self { disk, path, write_rate: 0.0 };
         let block = random_block(env);
         let started = env.now();
-        each(env, options.depth, options.size / SEQUENTIAL_BYTES as u64, |index| {
-            let (disk, block) = (Arc::clone(&raw.disk), block.clone());
+        let disk = Arc::clone(&raw.disk);
+        each(env, options.depth, options.size / SEQUENTIAL_BYTES as u64, move |index| {
+            let (disk, block) = (Arc::clone(&disk), block.clone());
             async move { disk.write(index * SEQUENTIAL_BYTES as u64, block).await }
         })
         .await?;
@@ -41,32 +42,27 @@ impl Raw {
     }
 
     pub(crate) async fn read(&self, env: &Env, options: &Options) -> Result<f64> {
-        let started = env.now();
-        each(env, options.depth, options.size / SEQUENTIAL_BYTES as u64, |index| {
-            self.read_one(index * SEQUENTIAL_BYTES as u64, SEQUENTIAL_BYTES)
+        let (started, disk) = (env.now(), Arc::clone(&self.disk));
+        each(env, options.depth, options.size / SEQUENTIAL_BYTES as u64, move |index| {
+            read_one(Arc::clone(&disk), index * SEQUENTIAL_BYTES as u64, SEQUENTIAL_BYTES)
         })
         .await?;
         Ok(rate(options.size, env.now().since(started)))
     }
 
     pub(crate) async fn read_random(&self, env: &Env, options: &Options) -> Result<f64> {
-        let started = env.now();
-        let blocks = options.size / RANDOM_BYTES as u64;
-        each(env, options.random_depth, options.random_count, |_| {
-            self.read_one(env.random_below(blocks) * RANDOM_BYTES as u64, RANDOM_BYTES)
+        let (started, disk) = (env.now(), Arc::clone(&self.disk));
+        let offset = random_offsets(env, options);
+        each(env, options.random_depth, options.random_count, move |index| {
+            read_one(Arc::clone(&disk), offset(index), RANDOM_BYTES)
         })
         .await?;
         Ok(rate(options.random_count, env.now().since(started)))
     }
+}
 
-    fn read_one(
-        &self,
-        offset: u64,
-        bytes: usize,
-    ) -> impl Future<Output = Result<()>> + Send + 'static {
-        let disk = Arc::clone(&self.disk);
-        async move { disk.read(offset, Buffer::zeroed(bytes)).await.map(drop) }
-    }
+async fn read_one(disk: Arc<dyn Disk>, offset: u64, bytes: usize) -> Result<()> {
+    disk.read(offset, Buffer::zeroed(bytes)).await.map(drop)
 }
 
 impl Drop for Raw {
@@ -129,8 +125,9 @@ fn replica(
 ) -> Result<()> {
     from.set_read_timeout(Some(STALL)).context("the limit's socket")?;
     let mut writes = std::collections::VecDeque::new();
+    let pool = Pool::new((depth + 1) * SEQUENTIAL_BYTES);
     for index in 0..size / SEQUENTIAL_BYTES as u64 {
-        let mut buffer = Buffer::zeroed(SEQUENTIAL_BYTES);
+        let mut buffer = pool.take(SEQUENTIAL_BYTES);
         from.read_exact(&mut buffer).context("the limit's predecessor")?;
         let bytes = buffer.freeze();
         std::hint::black_box(block_checksums(&bytes));

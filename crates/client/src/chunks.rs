@@ -15,6 +15,7 @@ use kiln_wire::{
     WriteDone,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -70,6 +71,8 @@ pub struct ChunkClient {
     connections: ConnectionPool,
     routing: watch::Receiver<Arc<RoutingInfo>>,
     channels: Channels,
+    /// Counts reads, so that replicas take turns.
+    reads: AtomicU64,
 }
 
 impl ChunkClient {
@@ -80,7 +83,8 @@ impl ChunkClient {
         connections: ConnectionPool,
         routing: watch::Receiver<Arc<RoutingInfo>>,
     ) -> Self {
-        Self { env, id, connections, routing, channels: Channels::new(id) }
+        let (channels, reads) = (Channels::new(id), AtomicU64::new(0));
+        Self { env, id, connections, routing, channels, reads }
     }
 
     /// The routing information as it is known now.
@@ -103,7 +107,7 @@ impl ChunkClient {
     ) -> Result<(Buffer, usize)> {
         let length = buffer.len();
         let mut buffer = Some(buffer);
-        let intent = Intent::Read { spread: self.env.random_u64() };
+        let intent = Intent::Read { spread: self.reads.fetch_add(1, Ordering::Relaxed) };
         let mut attempts = self.attempts(intent, place.chain, deadline, Some(grant));
         loop {
             let attempt = attempts.next().await.map_err(|error| reading(error, &place))?;
