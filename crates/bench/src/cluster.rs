@@ -4,7 +4,7 @@ use crate::{Options, RANDOM_BYTES, SEQUENTIAL_BYTES, rate};
 use kiln_client::{Client, File};
 use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
-use kiln_types::{Caller, InodeId, Result};
+use kiln_types::{Caller, Error, InodeId, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -105,7 +105,7 @@ where
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= count {
-                    return Result::Ok(());
+                    return Ok::<(), Error>(());
                 }
                 request(index).await?;
             }
