@@ -10,6 +10,7 @@ use kiln_types::{
     InodeId, RetryKey, Sequence, TargetId, TreeId, TruncateEpoch, crc32c,
 };
 use std::sync::Arc;
+use std::time::Duration;
 
 const TARGET: TargetId = TargetId(7);
 const MIB: u32 = 1 << 20;
@@ -220,6 +221,7 @@ fn retry_records_live_with_their_write() {
 #[test]
 fn a_removed_target_gives_its_space_back() {
     scenario(5, 16, |env, disk, store| async move {
+        env.sleep(Duration::from_secs(2)).await;
         let before = store.usage();
         for index in 0..5 {
             let change = write_at(0, &[index as u8; 100_000]);
@@ -228,6 +230,7 @@ fn a_removed_target_gives_its_space_back() {
         store.remove_target(TARGET).await.unwrap();
         assert_eq!(store.targets(), Vec::new());
         assert!(store.verify().await.unwrap().is_clean());
+        env.sleep(Duration::from_secs(2)).await;
         assert_eq!(store.usage().free_bytes, before.free_bytes);
         store.create_target(TARGET, ChainId(9), Vec::new()).await.unwrap();
         store.set_target_state(TARGET, vec![4, 5]).await.unwrap();

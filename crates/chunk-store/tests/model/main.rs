@@ -32,7 +32,7 @@ fn live(seed: u64, planted: Planted) -> (Result<(u64, u64), String>, u64) {
 fn nothing_acknowledged_is_ever_lost() {
     let seeds = match number("KILN_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("KILN_SEEDS").unwrap_or(300),
+        None => 0..number("KILN_SEEDS").unwrap_or(200),
     };
     let (mut reboots, mut refusals) = (0, 0);
     for seed in seeds {

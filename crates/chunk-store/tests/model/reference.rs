@@ -33,11 +33,20 @@ pub(crate) enum Op {
     Discard(ChunkVersion),
 }
 
+/// What becomes of a channel's retry record.
+#[derive(Clone, Debug)]
+pub(crate) enum RetryChange {
+    Nothing,
+    Remember(Channel, Remembered),
+    /// If it still speaks of this version.
+    Forget(Channel, ChunkVersion),
+}
+
 /// A state that a chunk may turn out to be in after a crash, with what its channel then remembers.
 #[derive(Clone, Debug)]
 pub(crate) struct Alternative {
     pub(crate) chunk: Chunk,
-    pub(crate) retry: Option<(Channel, Option<Remembered>)>,
+    pub(crate) retry: RetryChange,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -134,27 +143,25 @@ impl Reference {
                 } else {
                     chunk
                 };
-                Alternative { chunk, retry: None }
+                Alternative { chunk, retry: RetryChange::Nothing }
             }
             Op::Prepare(update) => Alternative {
                 chunk: chunk.prepared(update),
-                retry: update
-                    .retry
-                    .map(|retry| (channel(retry), Some((retry, key.1, update.version)))),
+                retry: update.retry.map_or(RetryChange::Nothing, |retry| {
+                    RetryChange::Remember(channel(retry), (retry, key.1, update.version))
+                }),
             },
             Op::Commit(version) if chunk.is_pending(*version) => {
                 let chunk = Chunk { committed: chunk.pending, pending: None };
-                Alternative { chunk, retry: None }
+                Alternative { chunk, retry: RetryChange::Nothing }
             }
             Op::Discard(version) if chunk.is_pending(*version) => {
                 let retry = chunk.pending.and_then(|pending| pending.stat.retry).map(channel);
-                let retry = retry.filter(|slot| {
-                    self.retries.get(slot).is_some_and(|(_, _, written)| written == version)
-                });
-                let chunk = Chunk { pending: None, ..self.chunk(key) };
-                Alternative { chunk, retry: retry.map(|slot| (slot, None)) }
+                let retry = retry
+                    .map_or(RetryChange::Nothing, |channel| RetryChange::Forget(channel, *version));
+                Alternative { chunk: Chunk { pending: None, ..self.chunk(key) }, retry }
             }
-            Op::Commit(_) | Op::Discard(_) => Alternative { chunk, retry: None },
+            Op::Commit(_) | Op::Discard(_) => Alternative { chunk, retry: RetryChange::Nothing },
         }
     }
 
@@ -167,13 +174,15 @@ impl Reference {
         }
         self.chunks.insert(key, alternative.chunk);
         match alternative.retry {
-            Some((channel, Some(remembered))) => {
+            RetryChange::Remember(channel, remembered) => {
                 self.retries.insert(channel, remembered);
             }
-            Some((channel, None)) => {
-                self.retries.remove(&channel);
+            RetryChange::Forget(channel, version) => {
+                if self.retries.get(&channel).is_some_and(|(_, _, written)| *written == version) {
+                    self.retries.remove(&channel);
+                }
             }
-            None => {}
+            RetryChange::Nothing => {}
         }
     }
 
