@@ -335,12 +335,12 @@ async fn copy_large(core: &Core, key: Key, segment: Extent) -> Result<bool> {
     let mut copies = Copies::default();
     let mut moved = BTreeMap::new();
     for (index, part) in first.parts.iter().enumerate() {
-        if let Part::Stored(position) = part {
-            if inside(*position) {
-                let group = core.part(key, first, index, &standing.lease).await?;
-                moved.insert(*position, copies.records.len());
-                copies.push(Record::Part { key, index: index as u16, group }, *position);
-            }
+        if let Part::Stored(position) = part
+            && inside(*position)
+        {
+            let group = core.part(key, first, index, &standing.lease).await?;
+            moved.insert(*position, copies.records.len());
+            copies.push(Record::Part { key, index: index as u16, group }, *position);
         }
     }
     let mut links = Vec::new();

@@ -21,6 +21,7 @@ mod space;
 mod state;
 mod store;
 mod superblock;
+mod targets;
 mod verify;
 mod write;
 

@@ -136,10 +136,10 @@ async fn find(core: &Core, key: Key, which: Which) -> Result<(Arc<Head>, Lease)>
         let state = core.state.lock();
         let target = state.target(key.target)?;
         let lease = core.space.lease();
-        if let (Which::Version(version), Some(pending)) = (which, target.pending.get(&key.chunk)) {
-            if pending.head.version == version {
-                return Ok((Arc::clone(&pending.head), lease));
-            }
+        if let (Which::Version(version), Some(pending)) = (which, target.pending.get(&key.chunk))
+            && pending.head.version == version
+        {
+            return Ok((Arc::clone(&pending.head), lease));
         }
         (target.index.get(&key.chunk), lease)
     };

@@ -8,10 +8,10 @@ use crate::core::{Core, closed};
 use crate::extent::BLOCK;
 use crate::open::Opened;
 use crate::read::{self, Request};
-use crate::record::{Key, Record, TargetBody};
+use crate::record::{Key, Record};
 use crate::state::Effect;
 use crate::superblock::Superblock;
-use crate::{clean, committer, open, write};
+use crate::{clean, committer, open, targets, write};
 use kiln_disk::Disk;
 use kiln_env::{Env, Task};
 use kiln_memory::Pool;
@@ -99,18 +99,8 @@ impl Store {
         state: Vec<u8>,
     ) -> Result<()> {
         check_state(&state)?;
-        let _changes = self.core.target_changes.lock().await;
-        let _gate = self.core.gate.read().await;
-        let receiver = {
-            let mut all = self.core.state.lock();
-            all.check()?;
-            if all.targets.contains_key(&target) {
-                return Err(Error::new(Code::Exists, format!("target {target} is on this disk")));
-            }
-            let body = TargetBody { target, chain, version_max: ChunkVersion::NONE, state };
-            Core::submit_waiting(&mut all, vec![Record::Target(body)], Vec::new(), Effect::Target)
-        };
-        self.core.durable(receiver).await
+        let work = targets::create(Arc::clone(&self.core), target, chain, state);
+        self.run("target create", work).await
     }
 
     /// Replaces what the owner keeps with a target, durably.
@@ -119,14 +109,8 @@ impl Store {
     /// `WrongTarget` when it is not here; `Invalid` when the state is too long; `NoSpace`, `DiskFailed`.
     pub async fn set_target_state(&self, target: TargetId, state: Vec<u8>) -> Result<()> {
         check_state(&state)?;
-        let _changes = self.core.target_changes.lock().await;
-        let _gate = self.core.gate.read().await;
-        let receiver = {
-            let mut all = self.core.state.lock();
-            let body = TargetBody { state, ..all.target(target)?.body(target) };
-            Core::submit_waiting(&mut all, vec![Record::Target(body)], Vec::new(), Effect::Target)
-        };
-        self.core.durable(receiver).await
+        let work = targets::set_state(Arc::clone(&self.core), target, state);
+        self.run("target state", work).await
     }
 
     /// Removes a target with all its chunks, durably. Other targets are served meanwhile.
@@ -134,32 +118,8 @@ impl Store {
     /// # Errors
     /// `WrongTarget` when it is not here; `NoSpace`, `DiskFailed`, `Corrupt`.
     pub async fn remove_target(&self, target: TargetId) -> Result<()> {
-        let _changes = self.core.target_changes.lock().await;
-        {
-            // Alone: changes of the target that are under way end first.
-            let _gate = self.core.gate.write().await;
-            self.core.state.lock().target_mut(target)?.removing = true;
-        }
-        let removed = self.remove_marked(target).await;
-        if removed.is_err() {
-            if let Some(target) = self.core.state.lock().targets.get_mut(&target) {
-                target.removing = false;
-            }
-        }
-        removed
-    }
-
-    async fn remove_marked(&self, target: TargetId) -> Result<()> {
-        self.core.barrier().await?;
-        let data = self.core.all_extents(target).await?;
-        let receiver = {
-            let mut state = self.core.state.lock();
-            state.check()?;
-            let records = vec![Record::RemoveTarget { target }];
-            let effect = Effect::TargetRemoved { target, data };
-            Core::submit_waiting(&mut state, records, Vec::new(), effect)
-        };
-        self.core.durable(receiver).await
+        let work = targets::remove(Arc::clone(&self.core), target);
+        self.run("target remove", work).await
     }
 
     /// Stores a new version of a chunk. When it returns, data, descriptor and retry record are durable;
@@ -174,11 +134,12 @@ impl Store {
     ///   is to be merged has decayed.
     /// - `NoSpace`, `WrongTarget`, `DiskFailed`.
     pub async fn prepare(&self, target: TargetId, update: Update) -> Result<()> {
-        // A task of its own, since a write that has begun cannot be stopped with its caller.
         let work = write::prepare(Arc::clone(&self.core), target, update);
         self.run("chunk prepare", work).await
     }
 
+    /// Runs a change as a task of its own: it goes on to its end when its caller goes away, since the disk
+    /// does too, and since locks say what is on its way.
     async fn run(
         &self,
         name: &'static str,

@@ -260,11 +260,10 @@ impl Draft {
             let old = self.base.as_ref().map_or(Part::Hole, |head| head.part(index));
             let cut = index + 1 == count && blocks < start + GROUP_BLOCKS;
             let reshaped = (count == 1) != (base_parts == 1);
-            if from >= to && !(cut && self.shrinks()) && !reshaped {
-                if let Part::Hole | Part::Stored(_) = old {
-                    parts.push(old);
-                    continue;
-                }
+            let untouched = from >= to && !(cut && self.shrinks()) && !reshaped;
+            if untouched && !matches!(old, Part::Inline(_)) {
+                parts.push(old);
+                continue;
             }
             let mut map = match &self.base {
                 Some(base) => core.part(key, base, index, &standing.lease).await?.expand(),

@@ -136,12 +136,13 @@ impl Map {
             self.cursor = zone;
             left -= self.zone_blocks;
         }
-        if left > 0 && left < self.zone_blocks {
-            if let Some(start) = self.find_run(left) {
-                self.grab(start, left, &mut out);
-                self.cursor = start / self.zone_blocks;
-                left = 0;
-            }
+        if left > 0
+            && left < self.zone_blocks
+            && let Some(start) = self.find_run(left)
+        {
+            self.grab(start, left, &mut out);
+            self.cursor = start / self.zone_blocks;
+            left = 0;
         }
         self.gather(left, &mut out);
         Some(out)
@@ -152,10 +153,10 @@ impl Map {
         let mut from = self.cursor;
         for _ in 0..ZONES_SEARCHED {
             let Some(zone) = self.partial.next_round(from) else { break };
-            if u64::from(self.zone_free[zone as usize]) >= count {
-                if let Some(start) = self.run_in_zone(zone, count) {
-                    return Some(start);
-                }
+            if u64::from(self.zone_free[zone as usize]) >= count
+                && let Some(start) = self.run_in_zone(zone, count)
+            {
+                return Some(start);
             }
             from = zone + 1;
         }

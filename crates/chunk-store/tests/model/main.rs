@@ -4,6 +4,15 @@
 //! `KILN_SEEDS=n` sets how many are run.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+macro_rules! ensure {
+    ($holds:expr, $($words:tt)*) => {
+        if !$holds {
+            return Err(format!($($words)*));
+        }
+    };
+}
+
+mod checks;
 mod reference;
 mod world;
 

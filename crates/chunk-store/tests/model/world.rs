@@ -1,7 +1,7 @@
 //! One simulated life of a store: random operations, faults and reboots, each compared with the reference.
 
-use crate::reference::{Alternative, Channel, Chunk, Key, Op, Reference, RetryChange, Version};
-use kiln_chunk_store::{Change, Identity, Options, RetryRecord, Store, Update, VersionStat, Which};
+use crate::reference::{Alternative, Channel, Key, Op, Reference, RetryChange};
+use kiln_chunk_store::{Change, Identity, Options, Store, Update};
 use kiln_disk::{Disk, Fault, SimulatedDisk};
 use kiln_env::Env;
 use kiln_memory::{Bytes, Pool};
@@ -16,14 +16,6 @@ use std::time::Duration;
 /// A violation, in words.
 pub(crate) type Outcome<T = ()> = Result<T, String>;
 
-macro_rules! ensure {
-    ($holds:expr, $($words:tt)*) => {
-        if !$holds {
-            return Err(format!($($words)*));
-        }
-    };
-}
-
 /// A defect that the test has to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Planted {
@@ -34,35 +26,35 @@ pub(crate) enum Planted {
     SkippedSync,
 }
 
-const TARGETS: [TargetId; 2] = [TargetId(1), TargetId(2)];
-const BLOCK: u32 = 4096;
+pub(crate) const TARGETS: [TargetId; 2] = [TargetId(1), TargetId(2)];
+pub(crate) const BLOCK: u32 = 4096;
 
 /// How a seed lives; printed with a failure.
 #[derive(Clone, Debug)]
 pub(crate) struct Life {
-    disk_bytes: u64,
-    room_bytes: Option<u64>,
-    chunks: u64,
-    chunk_bytes: u32,
-    small_writes: bool,
-    rounds: u32,
-    faults: bool,
-    expiry: bool,
-    options: Options,
+    pub(crate) disk_bytes: u64,
+    pub(crate) room_bytes: Option<u64>,
+    pub(crate) chunks: u64,
+    pub(crate) chunk_bytes: u32,
+    pub(crate) small_writes: bool,
+    pub(crate) rounds: u32,
+    pub(crate) faults: bool,
+    pub(crate) expiry: bool,
+    pub(crate) options: Options,
 }
 
 pub(crate) struct World {
-    env: Env,
+    pub(crate) env: Env,
     pub(crate) life: Life,
-    planted: Planted,
-    disk: Arc<SimulatedDisk>,
-    store: Arc<Store>,
-    model: Reference,
+    pub(crate) planted: Planted,
+    pub(crate) disk: Arc<SimulatedDisk>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) model: Reference,
     /// Commits that no durable answer has followed yet.
-    unsettled: BTreeSet<Key>,
-    versions: u64,
-    sequences: BTreeMap<Channel, u64>,
-    armed: bool,
+    pub(crate) unsettled: BTreeSet<Key>,
+    pub(crate) versions: u64,
+    pub(crate) sequences: BTreeMap<Channel, u64>,
+    pub(crate) armed: bool,
     pub(crate) refusals: u64,
     pub(crate) reboots: u64,
 }
@@ -74,7 +66,7 @@ struct Done {
     result: Result<(), Error>,
 }
 
-fn chunk_id(index: u64) -> ChunkId {
+pub(crate) fn chunk_id(index: u64) -> ChunkId {
     ChunkId::file(TreeId(0), InodeId(1 + index / 4), index % 4)
 }
 
@@ -85,7 +77,7 @@ pub(crate) fn checksums(offset: u32, bytes: &[u8]) -> Vec<u32> {
     head.chain(rest.chunks(BLOCK as usize)).map(crc32c).collect()
 }
 
-fn lost(code: Code) -> bool {
+pub(crate) fn lost(code: Code) -> bool {
     matches!(code, Code::DiskFailed | Code::Cancelled)
 }
 
@@ -171,13 +163,13 @@ impl World {
     }
 
     /// Tells what happens when a single seed is run.
-    fn trace(&self, words: impl FnOnce() -> String) {
+    pub(crate) fn trace(&self, words: impl FnOnce() -> String) {
         if std::env::var("KILN_SEED").is_ok() {
             println!("{:?} {}", self.env.now(), words());
         }
     }
 
-    fn below(&self, bound: u64) -> u64 {
+    pub(crate) fn below(&self, bound: u64) -> u64 {
         self.env.random_below(bound)
     }
 
@@ -337,7 +329,7 @@ impl World {
         }
     }
 
-    fn pull_the_plug(&self) -> Arc<SimulatedDisk> {
+    pub(crate) fn pull_the_plug(&self) -> Arc<SimulatedDisk> {
         if self.below(3) == 0 { self.disk.kill() } else { self.disk.power_loss() }
     }
 
@@ -380,310 +372,11 @@ impl World {
             (result, expected) => {
                 return Err(format!(
                     "{op:?} of {key:?} {} gave {result:?}, not {expected:?}",
-                    brief(&before)
+                    crate::checks::brief(&before)
                 ));
             }
         }
         Ok(())
-    }
-
-    // ---- checks ----
-
-    /// Both versions of a chunk as the store shows them.
-    async fn observe(&self, key: Key) -> Result<Chunk, Error> {
-        let stat = self.store.stat(key.0, key.1).await?;
-        Ok(Chunk {
-            committed: self.read_whole(key, stat.committed).await?,
-            pending: self.read_whole(key, stat.pending).await?,
-        })
-    }
-
-    async fn read_whole(
-        &self,
-        key: Key,
-        stat: Option<VersionStat>,
-    ) -> Result<Option<Version>, Error> {
-        let Some(stat) = stat else { return Ok(None) };
-        if stat.removed {
-            return Ok(Some(Version { stat, bytes: Arc::default() }));
-        }
-        let which = Which::Version(stat.version);
-        let read = self.store.read(key.0, key.1, which, 0, u32::MAX, TruncateEpoch(0)).await?;
-        let right = read.checksums == checksums(0, &read.bytes)
-            && (read.version, read.epoch, read.chunk_length)
-                == (stat.version, stat.epoch, stat.length);
-        if !right {
-            return Err(Error::internal(format!("{key:?}: the answer contradicts itself")));
-        }
-        Ok(Some(Version { stat, bytes: Arc::new(read.bytes.to_vec()) }))
-    }
-
-    /// Whether a chunk is as expected; a tombstone may have been dropped.
-    fn matches(&self, expected: &Chunk, found: &Chunk) -> bool {
-        let gone = |version: &Option<Version>| {
-            version.as_ref().is_none_or(|version| version.stat.removed && self.life.expiry)
-        };
-        expected.pending == found.pending
-            && (expected.committed == found.committed
-                || found.committed.is_none() && gone(&expected.committed))
-    }
-
-    async fn check_some(&mut self) -> Outcome {
-        let keys: Vec<Key> = self.model.chunks.keys().copied().collect();
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let key = keys[self.below(keys.len() as u64) as usize];
-        self.check_chunk(key).await?;
-        let expected = self.model.chunk(key);
-        let Some(version) = expected.committed.filter(|version| !version.stat.removed) else {
-            return Ok(());
-        };
-        let (offset, length) = (self.below(1 << 20) as u32, self.below(50_000) as u32);
-        let read =
-            self.store.read(key.0, key.1, Which::Committed, offset, length, TruncateEpoch(0));
-        let read = match read.await {
-            Err(error) if self.armed && lost(error.code()) => return Ok(()),
-            read => read.map_err(|error| format!("read of {key:?}: {error:?}"))?,
-        };
-        let from = (offset as usize).min(version.bytes.len());
-        let to = (from + length as usize).min(version.bytes.len());
-        ensure!(*read.bytes == version.bytes[from..to], "{key:?}: wrong bytes {from}..{to}");
-        ensure!(read.checksums == checksums(offset, &read.bytes), "{key:?}: wrong checksums");
-        Ok(())
-    }
-
-    async fn check_chunk(&mut self, key: Key) -> Outcome {
-        let found = match self.observe(key).await {
-            Err(error) if self.armed && lost(error.code()) => return Ok(()),
-            found => found.map_err(|error| format!("{key:?}: {error:?}"))?,
-        };
-        let expected = self.model.chunk(key);
-        ensure!(
-            self.matches(&expected, &found),
-            "{key:?} is {} instead of {}",
-            brief(&found),
-            brief(&expected)
-        );
-        if found.committed.is_none() {
-            self.model.chunks.entry(key).or_default().committed = None;
-        }
-        Ok(())
-    }
-
-    async fn check_all(&mut self) -> Outcome {
-        for target in TARGETS {
-            for index in 0..self.life.chunks {
-                self.check_chunk((target, chunk_id(index))).await?;
-            }
-            let list = self.store.list(target, ChunkId::MIN, ChunkId::MAX, 1000).await;
-            let list = list.map_err(|error| format!("list: {error:?}"))?;
-            ensure!(list.is_sorted_by_key(|(chunk, _)| *chunk), "the list is not in order");
-            for (chunk, stat) in &list {
-                let known = self.model.chunk((target, *chunk));
-                let expected = (known.committed.map(|v| v.stat), known.pending.map(|v| v.stat));
-                let removed = stat.committed.is_some_and(|version| version.removed);
-                let same = (stat.committed, stat.pending) == expected;
-                ensure!(same || removed && self.life.expiry, "{chunk}: listed as {stat:?}");
-            }
-            let known = |chunk: &Chunk| !self.matches(chunk, &Chunk::default());
-            let listed: BTreeSet<ChunkId> = list.iter().map(|(chunk, _)| *chunk).collect();
-            for (key, chunk) in self.model.chunks.iter().filter(|(key, _)| key.0 == target) {
-                ensure!(!known(chunk) || listed.contains(&key.1), "{key:?} is not listed");
-            }
-            let (max, floor) =
-                (self.store.version_max(target), self.model.version_max.get(&target));
-            ensure!(Some(&max) >= floor, "version_max of {target} went back to {max}");
-        }
-        self.check_retries()?;
-        let usage = self.store.usage();
-        let verified = self.store.verify().await.map_err(|error| format!("verify: {error:?}"))?;
-        ensure!(verified.is_clean(), "verify: {verified:?} {usage:?}");
-        Ok(())
-    }
-
-    fn check_retries(&self) -> Outcome {
-        for target in TARGETS {
-            for (client, channel) in (0..3).flat_map(|c| (0..2).map(move |h| (c, h))) {
-                let (client, channel) = (ClientId(client), ChannelId(channel));
-                let found = self.store.retry_record(target, client, channel);
-                let expected = self.model.retries.get(&(target, client, channel));
-                let expected = expected.map(|(key, chunk, version)| RetryRecord {
-                    key: *key,
-                    chunk: *chunk,
-                    version: *version,
-                });
-                ensure!(found == expected, "retry record {found:?} instead of {expected:?}");
-            }
-        }
-        Ok(())
-    }
-
-    // ---- reboots ----
-
-    async fn open(&mut self) -> Result<(), Error> {
-        let device: Arc<dyn Disk> = Arc::clone(&self.disk) as _;
-        let (env, pool) = (self.env.clone(), Pool::new(4 << 20));
-        self.store = Store::open(device, env, pool, self.life.options.clone()).await?;
-        Ok(())
-    }
-
-    /// Opens the store on what a crash left, and finds out what became of unanswered operations.
-    async fn reboot(&mut self, disk: Arc<SimulatedDisk>) -> Outcome {
-        self.reboots += 1;
-        self.trace(|| "reboot".into());
-        self.disk = disk;
-        self.open_again().await?;
-        self.disk.ignore_syncs(self.planted == Planted::DeafDisk);
-        let alternatives = std::mem::take(&mut self.model.alternatives);
-        let unsettled = std::mem::take(&mut self.unsettled);
-        for (key, alternatives) in alternatives {
-            if !unsettled.contains(&key) {
-                continue;
-            }
-            let mut found = self.observe(key).await;
-            while self.armed && found.as_ref().is_err_and(|error| lost(error.code())) {
-                found = self.observe(key).await;
-            }
-            let found = found.map_err(|error| format!("{key:?}: {error:?}"))?;
-            if self.matches(&self.model.chunk(key), &found) {
-                continue;
-            }
-            let words = brief(&self.model.chunk(key));
-            let other: Vec<String> = alternatives.iter().map(|a| brief(&a.chunk)).collect();
-            let which = alternatives.into_iter().find(|a| self.matches(&a.chunk, &found));
-            let Some(which) = which else {
-                return Err(format!(
-                    "{key:?} is {} after a crash, instead of {words} or {other:?}",
-                    brief(&found)
-                ));
-            };
-            self.model.take(key, which);
-        }
-        self.check_after_open().await
-    }
-
-    async fn check_after_open(&mut self) -> Outcome {
-        for tries in 0.. {
-            match self.check_all().await {
-                // An armed fault struck: it does so once.
-                Err(words) if self.armed && words.contains("DiskFailed") && tries < 8 => {
-                    self.disk = self.pull_the_plug();
-                    self.open_again().await?;
-                }
-                result => return result,
-            }
-        }
-        Ok(())
-    }
-
-    async fn open_again(&mut self) -> Outcome {
-        for tries in 0.. {
-            match self.open().await {
-                Ok(()) => break,
-                Err(error) if self.armed && lost(error.code()) && tries < 8 => {
-                    self.disk = self.pull_the_plug();
-                }
-                Err(error) => return Err(format!("open: {error:?}")),
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes and opens: everything must be as it was.
-    async fn restart(&mut self) -> Outcome {
-        match self.store.close().await {
-            Ok(()) => {
-                self.model.alternatives.clear();
-                self.unsettled.clear();
-            }
-            Err(error) if lost(error.code()) && self.armed || error.code() == Code::NoSpace => {}
-            Err(error) => return Err(format!("close: {error:?}")),
-        }
-        let disk = if self.below(2) == 0 { self.disk.kill() } else { self.disk.power_loss() };
-        self.reboot(disk).await
-    }
-
-    // ---- decay ----
-
-    /// Waits until nothing is written any more.
-    async fn settle(&self) {
-        self.env.sleep(Duration::from_secs(5)).await;
-    }
-
-    fn random_bit(&self) -> (u64, u8) {
-        // The beginning of the disk is where most of its content is.
-        let bound = self.life.disk_bytes >> self.below(3);
-        (self.below(bound), self.below(8) as u8)
-    }
-
-    /// A flipped bit gives an error or does not matter; it never gives wrong data.
-    async fn flip_and_read(&mut self) -> Outcome {
-        self.settle().await;
-        let (offset, bit) = self.random_bit();
-        self.disk.flip_bit(offset, bit);
-        for key in self.model.chunks.keys().copied().collect::<Vec<_>>() {
-            match self.observe(key).await {
-                Ok(found) => {
-                    let expected = self.model.chunk(key);
-                    ensure!(self.matches(&expected, &found), "{key:?} changed with a flipped bit");
-                }
-                Err(error) => {
-                    let told = matches!(error.code(), Code::ChecksumMismatch | Code::Corrupt);
-                    ensure!(told || self.armed, "{key:?}: {error:?} for a flipped bit");
-                }
-            }
-        }
-        self.disk.flip_bit(offset, bit);
-        Ok(())
-    }
-
-    /// The block with the byte `offset`, as it is on the disk.
-    async fn raw(&self, offset: u64) -> Outcome<Vec<u8>> {
-        let buffer = kiln_memory::Buffer::zeroed(BLOCK as usize);
-        let read = self.disk.read(offset / 4096 * 4096, buffer).await;
-        read.map(|block| block.to_vec()).map_err(|error| format!("raw: {error:?}"))
-    }
-
-    /// A flipped bit may keep a store from opening; it never opens with less than was acknowledged.
-    async fn flip_and_open(&mut self) -> Outcome {
-        self.settle().await;
-        if self.armed {
-            return Ok(());
-        }
-        let (offset, bit) = self.random_bit();
-        self.store.close().await.map_err(|error| format!("close: {error:?}"))?;
-        self.model.alternatives.clear();
-        self.unsettled.clear();
-        self.disk = self.disk.kill();
-        self.disk.flip_bit(offset, bit);
-        let flipped = self.raw(offset).await?;
-        match self.open().await {
-            Ok(()) => {
-                for key in self.model.chunks.keys().copied().collect::<Vec<_>>() {
-                    let Ok(found) = self.observe(key).await else { continue };
-                    let expected = self.model.chunk(key);
-                    ensure!(
-                        self.matches(&expected, &found),
-                        "{key:?} is {} instead of {} after a flipped bit",
-                        brief(&found),
-                        brief(&expected)
-                    );
-                }
-                self.settle().await;
-                let _ = self.store.close().await;
-            }
-            Err(error) => {
-                ensure!(error.code() == Code::Corrupt, "open with a flipped bit: {error:?}");
-            }
-        }
-        self.disk = self.disk.kill();
-        if self.raw(offset).await? == flipped {
-            // Else the block was written anew meanwhile.
-            self.disk.flip_bit(offset, bit);
-        }
-        self.open().await.map_err(|error| format!("open with the bit flipped back: {error:?}"))?;
-        self.check_after_open().await
     }
 
     // ---- whole clients and targets ----
@@ -772,20 +465,4 @@ impl World {
         ensure!(verified.is_clean(), "verify at the end: {verified:?}");
         Ok(())
     }
-}
-
-fn brief(chunk: &Chunk) -> String {
-    let words = |version: &Option<Version>| match version {
-        Some(version) if version.stat.removed => format!("{} removed", version.stat.version),
-        Some(version) => format!(
-            "{} of {} bytes crc {:08x} epoch {} retry {:?}",
-            version.stat.version,
-            version.bytes.len(),
-            crc32c(&version.bytes),
-            version.stat.epoch,
-            version.stat.retry.map(|retry| retry.sequence)
-        ),
-        None => "none".into(),
-    };
-    format!("[committed {}, pending {}]", words(&chunk.committed), words(&chunk.pending))
 }
