@@ -1,5 +1,6 @@
 //! `kiln admin`: what an operator looks at.
 
+use crate::audit::audit;
 use crate::failure::Outcome;
 use crate::output;
 use crate::place::Place;
@@ -36,7 +37,8 @@ enum Command {
     ChainTable,
     /// The manager's configuration
     Config,
-    /// Check that every server, target and chain is as it should be; exits with 1 when one is not
+    /// Check that servers, targets and chains are as they should be, that replicas have the same chunks,
+    /// and that every chunk belongs to a file; exits with 1 when something is wrong
     Check,
     /// Credentials of clients
     Credential {
@@ -101,7 +103,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
                     .await?;
                 Ok(output::print(&config.toml)?)
             }
-            Command::Check => check(args, routing),
+            Command::Check => check(args, remote, routing).await,
             Command::Credential { command } => credential(args, remote, command).await,
         }
     })
@@ -231,15 +233,21 @@ fn chain_problem(chain: &Chain) -> Option<String> {
     Some(format!("{effect}: {}", others.join(", ")))
 }
 
-fn check(args: &Args, routing: &RoutingInfo) -> Outcome {
-    let problems = problems(routing);
+async fn check(args: &Args, remote: &Remote, routing: &RoutingInfo) -> Outcome {
+    let mut problems = problems(routing);
+    let audit = audit(remote).await.context("check of what is stored")?;
+    let finding = |(what, why)| Problem { what, why };
+    problems.extend(audit.findings.into_iter().map(finding));
     let rows = problems.iter().map(|problem| vec![problem.what.clone(), problem.why.clone()]);
+    let count =
+        |amount: usize, what| output::count(u32::try_from(amount).unwrap_or(u32::MAX), what);
     let text = match problems.is_empty() {
         true => format!(
-            "no problems: {}, {}, {}\n",
-            output::count(u32::try_from(routing.nodes.len()).unwrap_or(u32::MAX), "server"),
-            output::count(u32::try_from(routing.targets.len()).unwrap_or(u32::MAX), "target"),
-            output::count(u32::try_from(routing.chains.len()).unwrap_or(u32::MAX), "chain"),
+            "no problems: {}, {}, {}, {}\n",
+            count(routing.nodes.len(), "server"),
+            count(routing.targets.len(), "target"),
+            count(routing.chains.len(), "chain"),
+            count(usize::try_from(audit.chunks).unwrap_or(usize::MAX), "chunk"),
         ),
         false => output::table(&["WHAT", "PROBLEM"], &[], rows.collect()),
     };
@@ -247,11 +255,7 @@ fn check(args: &Args, routing: &RoutingInfo) -> Outcome {
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Code::NotServing, format!("{} found", count_problems(problems.len()))).into())
-}
-
-fn count_problems(count: usize) -> String {
-    output::count(u32::try_from(count).unwrap_or(u32::MAX), "problem")
+    Err(Error::new(Code::NotServing, format!("{} found", count(problems.len(), "problem"))).into())
 }
 
 async fn credential(args: &Args, remote: &Remote, command: &CredentialCommand) -> Outcome {

@@ -6,6 +6,7 @@
 
 mod admin;
 mod args;
+mod audit;
 mod bench;
 mod completions;
 mod config;
