@@ -324,6 +324,7 @@ impl Target {
             match action {
                 Action::Answer { ticket, result } => self.answer(ticket, result),
                 Action::Settled { chunk } => drop(self.state.lock().current.remove(&chunk)),
+                Action::Joined { ticket } => drop(self.state.lock().requests.remove(&ticket)),
                 action if behind_commit.is_empty() && !matches!(action, Action::Commit { .. }) => {
                     self.start(vec![action]);
                 }
@@ -391,7 +392,7 @@ impl Target {
                 self.env.sleep(self.env.jittered(duration)).await;
                 Some(Event::PauseOver { chunk, version, attempt })
             }
-            Action::Answer { .. } | Action::Settled { .. } => None,
+            Action::Answer { .. } | Action::Settled { .. } | Action::Joined { .. } => None,
         }
     }
 

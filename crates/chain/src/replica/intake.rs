@@ -1,7 +1,7 @@
 //! Which requests a replica takes, and which of them it knows already.
 
 use super::machine::{Replica, Source, Work};
-use super::{Remembered, Ticket, View};
+use super::{Action, Remembered, Ticket, View};
 use kiln_types::{ChainVersion, ChunkId, ChunkVersion, Code, Error, Result, RetryKey, TargetId};
 
 /// Most writes that may wait for one chunk.
@@ -110,6 +110,7 @@ impl Replica {
             return Err(Error::new(Code::Overloaded, text));
         }
         work.tickets.push(ticket);
+        self.actions.push(Action::Joined { ticket });
         Ok(())
     }
 

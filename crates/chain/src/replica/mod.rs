@@ -280,6 +280,11 @@ pub enum Action {
         /// The version that the write has.
         result: Result<ChunkVersion>,
     },
+    /// The caller waits for a write that is known already: its payload is not needed.
+    Joined {
+        /// Who waits.
+        ticket: Ticket,
+    },
     /// The chunk is settled: what was kept for it (payloads) may go.
     Settled {
         /// The chunk.

@@ -376,6 +376,9 @@ impl World {
                     }
                 }
                 Action::Settled { .. } => {}
+                Action::Joined { ticket } => {
+                    self.nodes[node].payloads.remove(&ticket);
+                }
                 other => self.flights.push(Flight::Local(node, life, other)),
             }
         }
