@@ -77,6 +77,20 @@ impl Bits {
         self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
     }
 
+    /// The first number in both at or after `from`, going round the end once.
+    pub(crate) fn next_round_in_both(&self, other: &Self, from: u64) -> Option<u64> {
+        let words = self.words.len() as u64;
+        let at = from / 64 % words.max(1);
+        let both = |word: u64| self.words[word as usize] & other.words[word as usize];
+        let behind = both(at) & (u64::MAX << (from % 64));
+        let first = |word: u64, bits: u64| word * 64 + u64::from(bits.trailing_zeros());
+        if behind != 0 {
+            return Some(first(at, behind));
+        }
+        let mut round = (at + 1..words).chain(0..=at);
+        round.find(|word| both(*word) != 0).map(|word| first(word, both(word)))
+    }
+
     /// The first set number at or after `from`, going round the end once.
     pub(crate) fn next_round(&self, from: u64) -> Option<u64> {
         self.find(true, from, self.length).or_else(|| self.find(true, 0, from))
@@ -105,6 +119,11 @@ mod tests {
                 let expected = (from..300).find(|at| model[*at as usize] == value);
                 prop_assert_eq!(bits.find(value, from, 1000), expected);
             }
+            let mut other = Bits::new(300);
+            (0..300).step_by(7).for_each(|at| other.put(at, true));
+            let both = |at: &u64| at % 7 == 0 && model[*at as usize];
+            let expected = (from..300).find(both).or_else(|| (0..from).find(both));
+            prop_assert_eq!(bits.next_round_in_both(&other, from), expected);
             prop_assert!((0..300).all(|at| bits.contains(at) == model[at as usize]));
         }
     }

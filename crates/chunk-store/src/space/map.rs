@@ -131,7 +131,7 @@ impl Map {
             }
         }
         while left >= self.zone_blocks {
-            let Some(zone) = self.empty.next_round(self.cursor) else { break };
+            let Some(zone) = self.empty_zone() else { break };
             self.grab(zone * self.zone_blocks, self.zone_blocks, &mut out);
             self.cursor = zone;
             left -= self.zone_blocks;
@@ -148,6 +148,12 @@ impl Map {
         Some(out)
     }
 
+    /// An empty zone, best one that has space on the file system already.
+    fn empty_zone(&self) -> Option<u64> {
+        let used_before = self.empty.next_round_in_both(&self.stale, self.cursor);
+        used_before.or_else(|| self.empty.next_round(self.cursor))
+    }
+
     /// A free run of `count` blocks, less than a zone: in a zone that is in use, or an empty one.
     fn find_run(&self, count: u64) -> Option<u64> {
         let mut from = self.cursor;
@@ -160,7 +166,7 @@ impl Map {
             }
             from = zone + 1;
         }
-        self.empty.next_round(self.cursor).map(|zone| zone * self.zone_blocks)
+        self.empty_zone().map(|zone| zone * self.zone_blocks)
     }
 
     fn run_in_zone(&self, zone: u64, count: u64) -> Option<u64> {
