@@ -33,7 +33,8 @@ struct State {
     faults_on: bool,
     next_id: u64,
     tasks: HashMap<u64, Body>,
-    /// Spawned while another task runs; joins `tasks` before the next pick.
+    /// The task that is being polled; none when it was aborted meanwhile.
+    current: Option<u64>,
     ready: Vec<u64>,
     timers: BTreeMap<(u64, u64), Waker>,
     trace: u64,
@@ -51,6 +52,7 @@ impl Executor {
                     faults_on: false,
                     next_id: 0,
                     tasks: HashMap::new(),
+                    current: None,
                     ready: Vec::new(),
                     timers: BTreeMap::new(),
                     trace: seed,
@@ -97,11 +99,17 @@ impl Executor {
     /// Polls one ready task, or moves the time to the next timer. `false` when there is neither.
     fn step(&self) -> bool {
         let Some(id) = self.world.pick() else { return self.world.advance() };
-        let Some(mut body) = self.world.state.lock().tasks.remove(&id) else { return true };
+        let Some(mut body) = self.world.take(id) else { return true };
         let waker = Waker::from(Arc::new(Ready { world: Arc::downgrade(&self.world), id }));
-        if body.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-            self.world.state.lock().tasks.insert(id, body);
+        let pending = body.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
+        let mut state = self.world.state.lock();
+        if state.current.take().is_some() && pending {
+            state.tasks.insert(id, body);
+            return true;
         }
+        // Dropped outside the lock: destructors may wake, spawn or abort.
+        drop(state);
+        drop(body);
         true
     }
 }
@@ -141,6 +149,13 @@ impl World {
         let id = state.ready.swap_remove(at);
         state.trace = state.trace.rotate_left(7) ^ id ^ state.now.wrapping_mul(0x9e37_79b9);
         Some(id)
+    }
+
+    fn take(&self, id: u64) -> Option<Body> {
+        let mut state = self.state.lock();
+        let body = state.tasks.remove(&id)?;
+        state.current = Some(id);
+        Some(body)
     }
 
     fn advance(&self) -> bool {
@@ -243,7 +258,10 @@ impl Abort for SimulatedAbort {
     fn abort(&self) {
         if let Some(world) = self.world.upgrade() {
             // The body is dropped outside the lock: its destructors may wake, spawn or abort.
-            let body = world.state.lock().tasks.remove(&self.id);
+            let mut state = world.state.lock();
+            let body = state.tasks.remove(&self.id);
+            state.current.take_if(|current| *current == self.id);
+            drop(state);
             drop(body);
         }
     }
@@ -294,6 +312,23 @@ mod tests {
             let late = env.timeout(day, "nothing", std::future::pending::<()>()).await;
             assert_eq!(late.map_err(|e| e.code()), Err(kiln_types::Code::DeadlineExceeded));
             assert_eq!(env.now().since(start), day);
+        });
+    }
+
+    #[test]
+    fn a_task_that_aborts_itself_is_gone() {
+        let executor = Executor::new(3);
+        let env = executor.env();
+        executor.run(async move {
+            let (sender, mut receiver) = mpsc::channel::<()>(1);
+            let (give, handle) = tokio::sync::oneshot::channel::<Task<()>>();
+            let task = env.spawn("suicidal", async move {
+                let _held = sender;
+                drop(handle.await);
+                std::future::pending::<()>().await;
+            });
+            give.send(task).ok().expect("the task waits for its handle");
+            assert_eq!(receiver.recv().await, None);
         });
     }
 
