@@ -322,7 +322,7 @@ mod tests {
         executor.run(async move {
             let (sender, mut receiver) = mpsc::channel::<()>(1);
             let (give, handle) = tokio::sync::oneshot::channel::<Task<()>>();
-            let task = env.spawn("suicidal", async move {
+            let task = env.spawn("self-ending", async move {
                 let _held = sender;
                 drop(handle.await);
                 std::future::pending::<()>().await;
