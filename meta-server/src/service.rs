@@ -13,6 +13,7 @@ use kiln_rpc::v1::{self, meta_server::Meta};
 use kiln_rpc::{Origin, status_from_error};
 use kiln_types::{Attr, Caller, Code, Error, InodeId, RequestId, Result, Timestamp, TruncateEpoch};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
@@ -29,6 +30,9 @@ type Reply<T> = std::result::Result<Response<T>, Status>;
 /// client asks again, and gets the recorded answer if it has.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// Numbers requests, for their log lines.
+static REQUESTS: AtomicU64 = AtomicU64::new(1);
+
 /// Runs one request in a span of its own, and turns its error into a status.
 async fn answer<T, R>(
     store: &Store,
@@ -37,7 +41,8 @@ async fn answer<T, R>(
     handle: impl AsyncFnOnce(&Peer, R) -> Result<T>,
 ) -> Reply<T> {
     let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
-    let span = kiln_telemetry::request_span(operation, RequestId(0), &peer.address);
+    let id = RequestId(u128::from(REQUESTS.fetch_add(1, Ordering::Relaxed)));
+    let span = kiln_telemetry::request_span(operation, id, &peer.address);
     let work = handle(&peer, request.into_inner()).instrument(span);
     let result = store.env().timeout(REQUEST_TIME_MAX, operation, work).await;
     result.and_then(|result| result).map(Response::new).map_err(|error| {

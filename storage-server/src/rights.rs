@@ -101,3 +101,134 @@ fn covers(capability: &Capability, chunk: &ChunkId) -> Result<u64> {
 fn refused(text: impl Into<String>) -> Error {
     Error::new(Code::CapabilityRefused, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_net::PeerKind;
+    use kiln_types::{
+        ChainId, ChainVersion, ChannelId, ClientId, ClusterId, CredentialLimits, InodeId, RetryKey,
+        Secret, Sequence, ServerKey, TreeId, TruncateEpoch,
+    };
+    use kiln_wire::{Name, Update};
+
+    const CHUNK: u32 = 1 << 20;
+    const NOW: Timestamp = Timestamp(1_000_000_000);
+
+    fn key(secret: u8) -> CapabilityKey {
+        let secret = Secret([secret; 32]);
+        CapabilityKey::derive(&ServerKey { cluster: ClusterId(1), id: KeyId(1), secret })
+    }
+
+    fn peer(kind: PeerKind) -> Peer {
+        Peer {
+            kind,
+            node: None,
+            cluster: ClusterId(1),
+            key: KeyId(1),
+            version: 1,
+            features: 0,
+            address: "a test".into(),
+        }
+    }
+
+    fn client() -> Peer {
+        peer(PeerKind::Client { name: "ada".into(), limits: CredentialLimits::default() })
+    }
+
+    fn granted() -> Capability {
+        Capability {
+            key: KeyId(1),
+            client: ClientId(9),
+            tree: TreeId::MAIN,
+            inode: InodeId(5),
+            epoch: TruncateEpoch(2),
+            read: true,
+            write: true,
+            size_granted: 3 * u64::from(CHUNK),
+            expires: Timestamp(60_000_000_000),
+        }
+    }
+
+    fn write(inode: u64, index: u64, capability: &Capability) -> Write {
+        let chunk = ChunkId::file(TreeId::MAIN, InodeId(inode), index);
+        let retry = RetryKey { client: ClientId(9), channel: ChannelId(0), sequence: Sequence(1) };
+        Write {
+            name: Name { chain: ChainId(1), chain_version: ChainVersion(1), chunk },
+            update: Update {
+                change: Change::Write { offset: 0, checksums: Vec::new() },
+                epoch: TruncateEpoch(2),
+                floor: TruncateEpoch(0),
+                chunk_bytes: CHUNK,
+                retry: Some(retry),
+            },
+            capability: capability.mint(&key(1)),
+        }
+    }
+
+    fn check(write: &Write) -> Result<(), Code> {
+        let rights = Rights::new([key(1)]);
+        let bytes = CHUNK as usize;
+        rights.check_write(&client(), write, bytes, NOW).map_err(|error| error.code())
+    }
+
+    #[test]
+    fn a_client_writes_what_it_was_granted_and_nothing_else() {
+        assert_eq!(check(&write(5, 2, &granted())), Ok(()));
+        let refused = Err(Code::CapabilityRefused);
+        assert_eq!(check(&write(6, 2, &granted())), refused, "another file");
+        assert_eq!(check(&write(5, 3, &granted())), refused, "beyond the granted size");
+        assert_eq!(check(&write(5, u64::MAX, &granted())), refused, "beyond all sizes");
+        let other = |change: fn(&mut Capability)| {
+            let mut capability = granted();
+            change(&mut capability);
+            check(&write(5, 2, &capability))
+        };
+        assert_eq!(other(|c| c.write = false), refused);
+        assert_eq!(other(|c| c.client = ClientId(8)), refused, "another holder");
+        assert_eq!(other(|c| c.tree = TreeId(7)), refused);
+        assert_eq!(other(|c| c.expires = Timestamp(-60_000_000_000)), refused);
+        assert_eq!(other(|c| c.epoch = TruncateEpoch(1)), Err(Code::StaleEpoch));
+    }
+
+    #[test]
+    fn what_only_servers_do_and_what_nobody_signed_is_refused() {
+        let refused = Err(Code::CapabilityRefused);
+        for change in [Change::Remove, Change::Truncate { length: 0 }] {
+            let mut cut = write(5, 0, &granted());
+            cut.update.change = change;
+            assert_eq!(check(&cut), refused);
+            cut.capability.clear();
+            let rights = Rights::new([key(1)]);
+            let server = peer(PeerKind::Server);
+            assert!(rights.check_write(&server, &cut, 0, NOW).is_ok(), "a server may");
+        }
+        let mut forged = write(5, 2, &granted());
+        forged.capability = granted().mint(&key(2));
+        assert_eq!(check(&forged), refused, "signed with another key");
+        forged.capability.clear();
+        assert_eq!(check(&forged), refused, "no capability");
+        let mut nameless = write(5, 2, &granted());
+        nameless.update.retry = None;
+        assert_eq!(check(&nameless), refused, "a write in nobody's name");
+    }
+
+    #[test]
+    fn a_read_needs_the_right_to_read_that_file() {
+        let rights = Rights::new([key(1)]);
+        let read = |inode: u64, capability: &Capability| {
+            let read = Read {
+                name: write(inode, 0, capability).name,
+                offset: 0,
+                length: 1,
+                floor: TruncateEpoch(0),
+                capability: capability.mint(&key(1)),
+            };
+            rights.check_read(&client(), &read, NOW).map_err(|error| error.code())
+        };
+        assert_eq!(read(5, &granted()), Ok(()));
+        assert_eq!(read(6, &granted()), Err(Code::CapabilityRefused));
+        let blind = Capability { read: false, ..granted() };
+        assert_eq!(read(5, &blind), Err(Code::CapabilityRefused));
+    }
+}

@@ -40,6 +40,19 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Forward => "forward",
+            Self::CommittedVersion => "committed version",
+            Self::List => "list",
+            Self::Goodbye => "goodbye",
+            Self::Space => "space",
+        }
+    }
+
     /// The operation with this number.
     ///
     /// # Errors
