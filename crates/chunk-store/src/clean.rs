@@ -249,14 +249,14 @@ fn copy_record(
     large: &mut BTreeSet<Key>,
 ) {
     match record {
-        Record::Put { key, head, .. } => {
+        Record::Put { key, head, flags } => {
             if let Some(retry) = head.retry {
                 copy_retry(state, position, key, retry, head.version, copies);
             }
             if head.stored().next().is_some() {
                 large.insert(key);
             } else {
-                copy_put(core, state, position, key, head, copies);
+                copy_put(core, state, position, key, head, flags.committed, copies);
             }
         }
         Record::Part { key, .. } => {
@@ -273,12 +273,16 @@ fn copy_record(
     }
 }
 
+/// `settled`: the record says itself that it is committed, so that no older version can lie behind it. An
+/// older one may lie behind a record that was pending when it was written: a tombstone that a later record
+/// committed is copied once more before it may go.
 fn copy_put(
     core: &Core,
     state: &mut State,
     position: Position,
     key: Key,
     head: Head,
+    settled: bool,
     copies: &mut Copies,
 ) {
     let Some(target) = state.targets.get_mut(&key.target) else { return };
@@ -289,7 +293,7 @@ fn copy_put(
     }
     let age = core.env.wall().0.saturating_sub(head.time.0);
     let retention = i64::try_from(core.options.tombstone_retention.as_nanos()).unwrap_or(i64::MAX);
-    if committed && head.removed && pending.is_none() && age > retention {
+    if committed && settled && head.removed && pending.is_none() && age > retention {
         target.index.remove(&key.chunk);
         target.live -= position.cost();
         return;

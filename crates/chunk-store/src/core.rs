@@ -55,7 +55,7 @@ impl Shape {
     /// Zones are 1 MiB on disks from 64 MiB up; smaller on smaller ones, so that a log fits.
     pub(crate) fn for_disk(bytes: u64) -> Self {
         let blocks = bytes / BLOCK;
-        let zone = (blocks / 64).next_power_of_two().clamp(64, 256);
+        let zone = (blocks / 64).next_power_of_two().clamp(32, 256);
         Self { blocks, zone_blocks: zone as u32 }
     }
 

@@ -1,92 +1,19 @@
 //! Single scenarios, each said in one test.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use kiln_chunk_store::{Change, Identity, Options, Store, Update, Which};
-use kiln_disk::{Disk, SimulatedDisk};
-use kiln_env::{Env, Executor};
-use kiln_memory::{Bytes, Pool};
-use kiln_types::{
-    ChainId, ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, ClusterId, Code, DiskId,
-    InodeId, RetryKey, Sequence, TargetId, TreeId, TruncateEpoch, crc32c,
+mod common;
+
+use common::{
+    EPOCH, MIB, TARGET, checksums, chunk, content, identity, open, scenario, update, version,
+    write_at,
 };
+use kiln_chunk_store::{Change, Options, Store, Update, Which};
+use kiln_disk::{Disk, SimulatedDisk};
+use kiln_env::Executor;
+use kiln_memory::{Bytes, Pool};
+use kiln_types::{ChainId, ChannelId, ClientId, Code, RetryKey, Sequence, TruncateEpoch};
 use std::sync::Arc;
 use std::time::Duration;
-
-const TARGET: TargetId = TargetId(7);
-const MIB: u32 = 1 << 20;
-const EPOCH: TruncateEpoch = TruncateEpoch(0);
-
-fn identity() -> Identity {
-    Identity { disk: DiskId(11), cluster: ClusterId(22) }
-}
-
-fn version(counter: u64) -> ChunkVersion {
-    ChunkVersion { chain: ChainVersion(1), counter }
-}
-
-fn chunk(index: u64) -> ChunkId {
-    ChunkId::file(TreeId(1), InodeId(5), index)
-}
-
-fn checksums(offset: u32, bytes: &[u8]) -> Vec<u32> {
-    let first = (4096 - offset as usize % 4096).min(bytes.len());
-    let (head, rest) = bytes.split_at(first);
-    [head].into_iter().filter(|h| !h.is_empty()).chain(rest.chunks(4096)).map(crc32c).collect()
-}
-
-fn write_at(offset: u32, bytes: &[u8]) -> Change {
-    let checksums = checksums(offset, bytes);
-    Change::Write { offset, bytes: Bytes::copy_of(bytes), checksums }
-}
-
-fn update(index: u64, number: u64, previous: u64, change: Change) -> Update {
-    let previous = if previous == 0 { ChunkVersion::NONE } else { version(previous) };
-    Update {
-        chunk: chunk(index),
-        version: version(number),
-        previous,
-        epoch: EPOCH,
-        floor: EPOCH,
-        chunk_bytes: MIB,
-        change,
-        retry: None,
-        commit: true,
-    }
-}
-
-async fn open(disk: &Arc<SimulatedDisk>, env: &Env) -> Arc<Store> {
-    let disk: Arc<dyn Disk> = Arc::clone(disk) as _;
-    Store::open(disk, env.clone(), Pool::new(8 << 20), Options::default()).await.unwrap()
-}
-
-/// Runs a scenario on a fresh store with one target.
-fn scenario<F: Future<Output = ()> + Send + 'static>(
-    seed: u64,
-    mib: u64,
-    body: impl FnOnce(Env, Arc<SimulatedDisk>, Arc<Store>) -> F + Send + 'static,
-) {
-    let executor = Executor::new(seed);
-    let env = executor.env();
-    executor.run(async move {
-        let disk = SimulatedDisk::new(env.clone(), mib << 20);
-        let device: Arc<dyn Disk> = Arc::clone(&disk) as _;
-        assert_eq!(Store::identify(&device).await.unwrap(), None);
-        Store::format(&device, identity()).await.unwrap();
-        assert_eq!(Store::identify(&device).await.unwrap(), Some(identity()));
-        let again = Store::format(&device, identity()).await.map_err(|e| e.code());
-        assert_eq!(again, Err(Code::Exists));
-        let store = open(&disk, &env).await;
-        store.create_target(TARGET, ChainId(3), vec![1]).await.unwrap();
-        body(env, disk, store).await;
-    });
-}
-
-async fn content(store: &Store, index: u64) -> Vec<u8> {
-    let read =
-        store.read(TARGET, chunk(index), Which::Committed, 0, u32::MAX, EPOCH).await.unwrap();
-    assert_eq!(read.checksums, checksums(0, &read.bytes));
-    read.bytes.to_vec()
-}
 
 #[test]
 fn writes_merge_grow_and_leave_holes() {

@@ -29,7 +29,7 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// All `blocks` free; `zone_blocks` is a multiple of 64.
+    /// All `blocks` free.
     pub(crate) fn new(blocks: u64, zone_blocks: u32) -> Self {
         let zone_blocks = u64::from(zone_blocks);
         let zones = blocks.div_ceil(zone_blocks);

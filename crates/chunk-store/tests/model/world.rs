@@ -85,10 +85,12 @@ impl Life {
     pub(crate) fn draw(env: &Env, planted: Planted) -> Self {
         let one_of = |n| env.random_below(n) == 0;
         let disk_bytes = (4 + env.random_below(7)) << 20;
+        // Some lives are long and small: the log is cleaned again and again.
+        let churn = one_of(4);
         let chunk_bytes = if one_of(8) { 4 << 20 } else { 64 << 10 << env.random_below(5) };
         let options = Options {
             cache_bytes: if one_of(2) { 1 << 20 } else { 3000 },
-            log_slack_bytes: env.random_below(3) * (200 << 10),
+            log_slack_bytes: if churn { 0 } else { env.random_below(3) * (200 << 10) },
             tombstone_retention: Duration::from_millis(if one_of(2) { 20 } else { 1 << 40 }),
             reserve_bytes: 128 << 10,
             discard: !one_of(3),
@@ -97,10 +99,10 @@ impl Life {
         Self {
             disk_bytes,
             room_bytes: one_of(4).then(|| disk_bytes * 3 / 4),
-            chunks: 2 + env.random_below(14),
+            chunks: 2 + env.random_below(if churn { 4 } else { 14 }),
             chunk_bytes,
-            small_writes: !one_of(3),
-            rounds: 10 + env.random_below(50) as u32,
+            small_writes: churn || !one_of(3),
+            rounds: 10 + env.random_below(if churn { 300 } else { 50 }) as u32,
             faults: one_of(2),
             expiry: options.tombstone_retention < Duration::from_secs(1),
             options,
