@@ -52,7 +52,10 @@ pub(crate) async fn audit(remote: &Remote) -> Result<Audit> {
                 }
             }
             audit.chunks += page.replicas.first().map_or(0, |(_, chunks)| chunks.len() as u64);
-            suspects.extend(different(&page).map(|_| page));
+            let differences = different(&page);
+            if !differences.is_empty() {
+                suspects.push((page, differences));
+            }
         }
     }
     for inode in known_inodes(remote).await? {
@@ -125,10 +128,10 @@ fn behind(chunk: ChunkId) -> Option<ChunkId> {
     index.checked_add(1).map(|index| ChunkId::file(tree, inode, index))
 }
 
-/// The first chunk of which the replicas do not have the same, and what each has.
-fn different(page: &Page) -> Option<(ChunkId, String)> {
+/// The chunks of which the replicas do not have the same, and what each has.
+fn different(page: &Page) -> BTreeMap<ChunkId, String> {
     let all: BTreeSet<_> = page.replicas.iter().flat_map(|(_, chunks)| chunks.keys()).collect();
-    all.into_iter().find_map(|chunk| {
+    let differs = |chunk: &ChunkId| {
         let has = |chunks: &BTreeMap<ChunkId, Listed>| chunks.get(chunk).copied();
         let found: Vec<_> = page.replicas.iter().map(|(t, chunks)| (*t, has(chunks))).collect();
         let settled = found.iter().all(|(_, listed)| listed.is_some_and(|l| !l.pending));
@@ -143,15 +146,23 @@ fn different(page: &Page) -> Option<(ChunkId, String)> {
             }
         };
         Some((*chunk, found.into_iter().map(say).collect::<Vec<_>>().join(", ")))
-    })
+    };
+    all.into_iter().filter_map(differs).collect()
 }
 
-async fn look_again(remote: &Remote, suspects: Vec<Page>, audit: &mut Audit) -> Result<()> {
-    for page in suspects {
+/// Tells of chunks that differ as they did before: what is under way has moved on.
+async fn look_again(
+    remote: &Remote,
+    suspects: Vec<(Page, BTreeMap<ChunkId, String>)>,
+    audit: &mut Audit,
+) -> Result<()> {
+    for (page, before) in suspects {
         let targets = page.replicas.iter().map(|(target, _)| *target).collect();
         let fresh = read_range(remote, page.chain, targets, page.range).await?;
-        if let Some((chunk, why)) = different(&fresh) {
-            audit.tell(format!("chunk {chunk} of chain {}", page.chain), why);
+        for (chunk, why) in different(&fresh) {
+            if before.get(&chunk) == Some(&why) {
+                audit.tell(format!("chunk {chunk} of chain {}", page.chain), why);
+            }
         }
     }
     Ok(())
