@@ -22,10 +22,11 @@ pub struct Options {
     pub cache_bytes: usize,
     /// How much the log may hold beyond twice what is live before it is cleaned, in bytes.
     pub log_slack_bytes: u64,
-    /// How long a removed chunk's version is remembered, so that a replica that was away learns of it.
+    /// How long a removed chunk's version is remembered, so that a replica that was away learns of
+    /// it.
     pub tombstone_retention: Duration,
-    /// Space that only removes, commits, discards and cleaning may use, in bytes; at most a sixteenth
-    /// of the disk is kept.
+    /// Space that only removes, commits, discards and cleaning may use, in bytes; at most a
+    /// sixteenth of the disk is kept.
     pub reserve_bytes: u64,
     /// A planted defect, for the test that must find it: acknowledge without syncing the disk.
     #[doc(hidden)]
@@ -83,8 +84,8 @@ pub struct Update {
     pub commit: bool,
 }
 
-/// How a version differs from the one before. Checksums: one CRC32C for each 4 KiB of the chunk that the
-/// bytes touch; the first and the last may cover less.
+/// How a version differs from the one before. Checksums: one CRC32C for each 4 KiB of the chunk
+/// that the bytes touch; the first and the last may cover less.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// Bytes at an offset; a gap before them reads as zeros.

@@ -1,6 +1,7 @@
 //! Batches: what one group commit appends to the log.
 //!
-//! A batch is whole blocks: a header of 96 bytes, then records (see `record`). Numbers are little-endian:
+//! A batch is whole blocks: a header of 96 bytes, then records (see `record`). Numbers are
+//! little-endian:
 //!
 //! | bytes | content |
 //! | --- | --- |
@@ -11,7 +12,7 @@
 //! | 16..32 | the disk id, so that another store's remains are not taken for ours |
 //! | 32..40 | sequence number |
 //! | 40..48 | every batch up to this sequence number, and all data before it, is durable |
-//! | 48..52 | CRC of the batch before: remains of a tail that recovery cut off never fit behind a new batch |
+//! | 48..52 | CRC of the batch before: what recovery cut off never fits behind a new batch |
 //! | 52..56 | 0 |
 //! | 56..64, 64..68 | the segment that follows this one: first block, blocks |
 //! | 68..96 | 0 |

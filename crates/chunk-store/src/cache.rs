@@ -1,8 +1,9 @@
 //! Chunk descriptors that were read lately, bounded in bytes.
 //!
-//! An entry counts only for the log position that it was read from. A position is used again only when no
-//! reader that saw it before is left (see `space`), and whoever writes a record of a key there replaces
-//! or forgets the key's entry: so an entry with the right position has the right content.
+//! An entry counts only for the log position that it was read from. A position is used again only
+//! when no reader that saw it before is left (see `space`), and whoever writes a record of a key
+//! there replaces or forgets the key's entry: so an entry with the right position has the right
+//! content.
 
 use crate::extent::Position;
 use crate::group::Group;

@@ -1,13 +1,14 @@
 //! Maintenance: cleaning the log, keeping spare segments ready, giving free space back to the disk.
 //!
-//! Cleaning takes the oldest segment, copies forward what is still needed, makes the superblock name the
-//! next segment as the oldest, and frees it. Commits, discards and removals of targets need no copy: what
-//! they speak about lies before them, so it is gone or was copied with its present state.
+//! Cleaning takes the oldest segment, copies forward what is still needed, makes the superblock
+//! name the next segment as the oldest, and frees it. Commits, discards and removals of targets
+//! need no copy: what they speak about lies before them, so it is gone or was copied with its
+//! present state.
 //!
-//! A copy must not land behind a record that supersedes the original. What is decided and queued at once
-//! cannot be overtaken. New versions and discards are queued first and decided when they are durable:
-//! chunks with one of those on its way are copied under their lock, after it. Records of targets are
-//! copied under the lock that changes of targets take.
+//! A copy must not land behind a record that supersedes the original. What is decided and queued at
+//! once cannot be overtaken. New versions and discards are queued first and decided when they are
+//! durable: chunks with one of those on its way are copied under their lock, after it. Records of
+//! targets are copied under the lock that changes of targets take.
 
 use crate::core::Core;
 use crate::extent::{Extent, Position};
@@ -273,9 +274,9 @@ fn copy_record(
     }
 }
 
-/// `settled`: the record says itself that it is committed, so that no older version can lie behind it. An
-/// older one may lie behind a record that was pending when it was written: a tombstone that a later record
-/// committed is copied once more before it may go.
+/// `settled`: the record says itself that it is committed, so that no older version can lie behind
+/// it. An older one may lie behind a record that was pending when it was written: a tombstone that
+/// a later record committed is copied once more before it may go.
 fn copy_put(
     core: &Core,
     state: &mut State,
@@ -316,8 +317,8 @@ fn copy_retry(
     }
 }
 
-/// Copies the parts of one version of a chunk (first the committed one's, then the pending one's) that lie
-/// in the segment, and all records that name them. Whether there may be more to do.
+/// Copies the parts of one version of a chunk (first the committed one's, then the pending one's)
+/// that lie in the segment, and all records that name them. Whether there may be more to do.
 async fn copy_large(core: &Core, key: Key, segment: Extent) -> Result<bool> {
     let inside = |position: Position| (segment.start..segment.end()).contains(&position.block());
     let _chunk = core.chunks.lock(key).await;
@@ -375,8 +376,8 @@ async fn copy_large(core: &Core, key: Key, segment: Extent) -> Result<bool> {
     core.durable(receiver).await.map(|()| true)
 }
 
-/// Copies the targets' records that lie in the segment, and writes those whose highest version the segment
-/// may have been the only one to show.
+/// Copies the targets' records that lie in the segment, and writes those whose highest version the
+/// segment may have been the only one to show.
 async fn copy_targets(core: &Core, segment: Extent) -> Result<()> {
     let inside = |position: Position| (segment.start..segment.end()).contains(&position.block());
     let receiver = {

@@ -1,8 +1,9 @@
 //! Group commit: one task appends to the log, syncs, applies and answers.
 //!
-//! Callers write data blocks first and queue records then. A cycle writes one or a few batches, syncs
-//! once, which covers the batches and all data before them, applies what the records mean, and answers.
-//! Records without a waiter (commits) ride along; after a short idle time they are written anyway.
+//! Callers write data blocks first and queue records then. A cycle writes one or a few batches,
+//! syncs once, which covers the batches and all data before them, applies what the records mean,
+//! and answers. Records without a waiter (commits) ride along; after a short idle time they are
+//! written anyway.
 
 use crate::batch::{BatchBuilder, BatchHeader};
 use crate::core::Core;
@@ -142,8 +143,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes submissions from the queue into one batch, on a new segment if need be; `None` when the log
-    /// cannot grow.
+    /// Takes submissions from the queue into one batch, on a new segment if need be; `None` when
+    /// the log cannot grow.
     fn fill(&mut self, core: &Core) -> Option<(Flight, (Bytes, u32))> {
         loop {
             let room = (self.segment.count - self.at) as usize * BLOCK_BYTES;
@@ -204,8 +205,8 @@ fn take_one(core: &Core) -> Option<Submission> {
     Some(taken)
 }
 
-/// Moves submissions into the batch while they fit. What would not fit into a `whole` empty batch never
-/// will.
+/// Moves submissions into the batch while they fit. What would not fit into a `whole` empty batch
+/// never will.
 fn take_fitting(
     core: &Core,
     builder: &mut BatchBuilder,

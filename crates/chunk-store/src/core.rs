@@ -32,8 +32,8 @@ pub(crate) struct Core {
     pub(crate) chunks: KeyedLocks<Key>,
     /// Changes hold it shared; what needs the store to stand still takes it alone.
     pub(crate) gate: RwLock<()>,
-    /// Changes of targets, one at a time; cleaning copies their records and is one of them. Taken before
-    /// the gate.
+    /// Changes of targets, one at a time; cleaning copies their records and is one of them. Taken
+    /// before the gate.
     pub(crate) target_changes: tokio::sync::Mutex<()>,
     /// Wakes the committer.
     pub(crate) committer: Notify,
@@ -171,8 +171,8 @@ impl Core {
         }
     }
 
-    /// How `new` changes the use of the disk when it follows `old`. `written`: maps of parts of `new` that
-    /// have no record yet.
+    /// How `new` changes the use of the disk when it follows `old`. `written`: maps of parts of
+    /// `new` that have no record yet.
     pub(crate) async fn footprint(
         &self,
         key: Key,

@@ -64,7 +64,8 @@ pub(crate) fn blocks_of(extents: &[Extent]) -> u64 {
 /// Records begin at multiples of this, so that a place and a length fit in one word.
 pub(crate) const RECORD_ALIGN: usize = 32;
 
-/// Where a record lies: its byte address, and its length in units of [`RECORD_ALIGN`]; 0 is nowhere.
+/// Where a record lies: its byte address, and its length in units of [`RECORD_ALIGN`]; 0 is
+/// nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct Position(u64);
 

@@ -8,8 +8,8 @@ pub(crate) const GROUP_BLOCKS: u32 = 256;
 /// Bytes of chunk that a group covers.
 pub(crate) const GROUP_BYTES: u32 = GROUP_BLOCKS * BLOCK_BYTES as u32;
 
-/// A part of a chunk version. Blocks on disk are always whole, with zeros behind the chunk's end, and a
-/// checksum covers the whole block. What is not mapped is zeros.
+/// A part of a chunk version. Blocks on disk are always whole, with zeros behind the chunk's end,
+/// and a checksum covers the whole block. What is not mapped is zeros.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Group {
     extents: Vec<Extent>,
@@ -60,7 +60,8 @@ impl Group {
         blocks
     }
 
-    /// The runs that cover the blocks `from..to`: (first block in the group, extent), holes included.
+    /// The runs that cover the blocks `from..to`: (first block in the group, extent), holes
+    /// included.
     pub(crate) fn runs(&self, from: u32, to: u32) -> Vec<(u32, Extent)> {
         let mut runs = Vec::new();
         let mut at = 0;
@@ -90,8 +91,8 @@ impl Group {
         }
     }
 
-    /// The blocks that `self` uses and `other` does not. A block that both use is at the same place in
-    /// both, because blocks are shared between versions of one chunk only.
+    /// The blocks that `self` uses and `other` does not. A block that both use is at the same place
+    /// in both, because blocks are shared between versions of one chunk only.
     pub(crate) fn blocks_not_in(&self, other: &Self, out: &mut Vec<Extent>) {
         let mut others = other.blocks().map(|mapped| mapped.block);
         for mapped in self.blocks() {
@@ -154,7 +155,8 @@ pub(crate) mod tests {
             for (start, extent) in group.runs(from, to) {
                 prop_assert_eq!(start, at);
                 for block in 0..extent.count {
-                    let expected = if extent.is_hole() { 0 } else { extent.start + u64::from(block) };
+                    let at_disk = extent.start + u64::from(block);
+                    let expected = if extent.is_hole() { 0 } else { at_disk };
                     prop_assert_eq!(expanded[at as usize].block, expected);
                     prop_assert_eq!(group.get(at), expanded[at as usize]);
                     at += 1;

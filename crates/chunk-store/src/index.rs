@@ -1,7 +1,8 @@
 //! Where each chunk's record is: an ordered map that takes about 45 bytes a chunk.
 //!
-//! The chunks are in sorted leaves of up to 256 entries, found through a tree of the leaves' first keys.
-//! The standard tree alone would take up to 90 bytes a chunk when ids arrive in order, as files' do.
+//! The chunks are in sorted leaves of up to 256 entries, found through a tree of the leaves' first
+//! keys. The standard tree alone would take up to 90 bytes a chunk when ids arrive in order, as
+//! files' do.
 
 use crate::extent::Position;
 use kiln_types::ChunkId;

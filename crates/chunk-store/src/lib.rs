@@ -2,32 +2,36 @@
 //!
 //! One [`Store`] per disk. A disk is blocks of 4 KiB:
 //!
-//! - Blocks 0 and 1: two copies of the superblock, which names the oldest segment of the log (`superblock`).
-//! - The log: segments of up to 1 MiB anywhere on the disk. Each batch names the segment that follows its
-//!   own. It holds all metadata as records: versions of chunks, commits, discards, retry records, targets
-//!   (`record`, `batch`).
-//! - Data: each version of a chunk is a map of extents with one CRC32C for each block. Versions of a chunk
-//!   share the blocks that a write left alone; holes take no space (`group`, `write`).
-//! - Nothing else: which blocks are free is in memory only, and worked out at open (`space`, `open`).
+//! - Blocks 0 and 1: two copies of the superblock, which names the oldest segment of the log
+//!   (`superblock`).
+//! - The log: segments of up to 1 MiB anywhere on the disk. Each batch names the segment that
+//!   follows its own. It holds all metadata as records: versions of chunks, commits, discards,
+//!   retry records, targets (`record`, `batch`).
+//! - Data: each version of a chunk is a map of extents with one CRC32C for each block. Versions of
+//!   a chunk share the blocks that a write left alone; holes take no space (`group`, `write`).
+//! - Nothing else: which blocks are free is in memory only, and worked out at open (`space`,
+//!   `open`).
 //!
-//! A log rather than a tree, because a change then costs one small sequential write that many callers share,
-//! and one sync covers it and its data (`committer`); and because what is lost in a crash can only be its
-//! end (`replay`). Cleaning copies what is still needed from its oldest segment to its end (`clean`).
+//! A log rather than a tree, because a change then costs one small sequential write that many
+//! callers share, and one sync covers it and its data (`committer`); and because what is lost in a
+//! crash can only be its end (`replay`). Cleaning copies what is still needed from its oldest
+//! segment to its end (`clean`).
 //!
-//! Memory: about 45 bytes a chunk for the index, 32 MiB for each TiB of disk for the allocator, and a cache
-//! of descriptors of fixed size. A read of any size costs at most one more block of I/O when its descriptor
-//! is not cached (two for chunks above 1 MiB).
+//! Memory: about 45 bytes a chunk for the index, 32 MiB for each TiB of disk for the allocator, and
+//! a cache of descriptors of fixed size. A read of any size costs at most one more block of I/O
+//! when its descriptor is not cached (two for chunks above 1 MiB).
 //!
 //! Invariants:
 //! - What was acknowledged is in a synced batch, and so is all data that it names.
-//! - A block is handed out only when the record that dropped it is durable and no reader that began before
-//!   is left; so neither a crash nor a reader meets a block with someone else's data.
+//! - A block is handed out only when the record that dropped it is durable and no reader that began
+//!   before is left; so neither a crash nor a reader meets a block with someone else's data.
 //! - The order of the log is the order of decisions; a copy never lies behind what supersedes it.
 //! - Every block is verified when it is read, also when it is merged into a new one.
 //! - After an error of the log's writes or syncs the store answers nothing but `DiskFailed`.
 //!
-//! Known limit: rot that strikes data of the very last batch, within 50 ms before a crash, looks like a write
-//! that was torn; the batch is dropped then. Resync brings it back from another replica.
+//! Known limit: rot that strikes data of the very last batch, within 50 ms before a crash, looks
+//! like a write that was torn; the batch is dropped then. Resync brings it back from another
+//! replica.
 #![forbid(unsafe_code)]
 
 mod api;

@@ -1,4 +1,5 @@
-//! Formatting a disk, and opening it: after the replay of the log, the use of every block is worked out.
+//! Formatting a disk, and opening it: after the replay of the log, the use of every block is worked
+//! out.
 
 use crate::api::{Identity, Options};
 use crate::batch::{BatchBuilder, BatchHeader, for_each_record};
@@ -79,7 +80,8 @@ pub(crate) async fn open(
         return Err(Error::corrupt("the disk is smaller than when it was formatted"));
     }
     let replayed = replay(&disk, &pool, &superblock).await?;
-    // What was read may still be only in the disk's cache: from here on the log says that it is durable.
+    // What was read may still be only in the disk's cache: from here on the log says that it is
+    // durable.
     disk.sync().await?;
     let Replayed { state, last, batches } = replayed;
     let core = Arc::new(core(disk, env, pool, options, &superblock, state));

@@ -1,8 +1,8 @@
 //! The records of the log.
 //!
-//! A record is: CRC32C u32 (of all that follows), type u8, version u8, length u16 (of all of it, without
-//! padding), body. It never straddles a block, so that one block of I/O brings it, and begins at a multiple
-//! of 32 bytes. All numbers are little-endian. Type 0 ends a block.
+//! A record is: CRC32C u32 (of all that follows), type u8, version u8, length u16 (of all of it,
+//! without padding), body. It never straddles a block, so that one block of I/O brings it, and
+//! begins at a multiple of 32 bytes. All numbers are little-endian. Type 0 ends a block.
 
 use crate::api::VersionStat;
 use crate::extent::{Position, RECORD_ALIGN};
@@ -53,11 +53,11 @@ pub(crate) enum Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Flags {
     pub(crate) committed: bool,
-    /// The record establishes the retry record of its key. A copy made by cleaning does not: the retry
-    /// record may be dropped long before the chunk.
+    /// The record establishes the retry record of its key. A copy made by cleaning does not: the
+    /// retry record may be dropped long before the chunk.
     pub(crate) remembers: bool,
-    /// The blocks of the chunk that were written together with the record: first and count. Recovery
-    /// verifies them where no later batch proves that they reached the disk.
+    /// The blocks of the chunk that were written together with the record: first and count.
+    /// Recovery verifies them where no later batch proves that they reached the disk.
     pub(crate) fresh: (u16, u16),
 }
 
@@ -356,8 +356,8 @@ impl Record {
     }
 }
 
-/// Reads the record at the beginning of `bytes` (the rest of its block), with its padded length; `None`
-/// where the block's records end.
+/// Reads the record at the beginning of `bytes` (the rest of its block), with its padded length;
+/// `None` where the block's records end.
 ///
 /// # Errors
 /// `Corrupt` when it is damaged; `ProtocolMismatch` when a newer program wrote it.

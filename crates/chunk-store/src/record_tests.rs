@@ -100,7 +100,11 @@ proptest! {
     }
 
     #[test]
-    fn damage_is_noticed(record in any_record(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn damage_is_noticed(
+        record in any_record(),
+        at in any::<prop::sample::Index>(),
+        bit in 0u8..8,
+    ) {
         let bytes = record.encode();
         let length = usize::from(u16::from_le_bytes([bytes[6], bytes[7]]));
         let cut = at.index(length);

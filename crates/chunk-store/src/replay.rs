@@ -1,19 +1,19 @@
 //! Opening: the log is read from its oldest segment on, then the use of the disk is worked out.
 //!
-//! A device may lose or tear anything that was written after the last sync. A batch is acknowledged after
-//! a sync that followed its write, and the next batch is written after that sync and says so. So every
-//! batch that a later one declares durable is whole, with all data before it. Of the others (the last
-//! cycle's) each is checked: its own checksum, and the checksums of all blocks that were written for its
-//! records. The first that fails was never acknowledged, because its sync would have covered its data,
-//! and neither was anything after it: the log ends there. No durable record names a block that such a
-//! cut-off change had written, because a block is handed out only after the record that dropped it is
-//! durable.
+//! A device may lose or tear anything that was written after the last sync. A batch is acknowledged
+//! after a sync that followed its write, and the next batch is written after that sync and says so.
+//! So every batch that a later one declares durable is whole, with all data before it. Of the
+//! others (the last cycle's) each is checked: its own checksum, and the checksums of all blocks
+//! that were written for its records. The first that fails was never acknowledged, because its sync
+//! would have covered its data, and neither was anything after it: the log ends there. No durable
+//! record names a block that such a cut-off change had written, because a block is handed out only
+//! after the record that dropped it is durable.
 //!
-//! If something behind the end proves that the batch at the end was durable, that is no crash but damage:
-//! the store refuses to open rather than forget acknowledged data.
+//! If something behind the end proves that the batch at the end was durable, that is no crash but
+//! damage: the store refuses to open rather than forget acknowledged data.
 //!
-//! The index needs no more than the order of the log: each record was queued in the order of decisions,
-//! and copies that cleaning makes say what was true when they were queued.
+//! The index needs no more than the order of the log: each record was queued in the order of
+//! decisions, and copies that cleaning makes say what was true when they were queued.
 
 use crate::api::Identity;
 use crate::batch::{BatchFound, for_each_record, read_batch};

@@ -1,8 +1,8 @@
 //! What the store knows, in memory, and how each durable record changes it.
 //!
-//! Everything is decided and queued for the log under one short lock, so that the order of the log is the
-//! order of the decisions. What waits for the disk is applied by the committer, in the order of the log,
-//! after the sync that made it durable.
+//! Everything is decided and queued for the log under one short lock, so that the order of the log
+//! is the order of the decisions. What waits for the disk is applied by the committer, in the order
+//! of the log, after the sync that made it durable.
 
 use crate::cache::{Cache, Cached, Piece};
 use crate::extent::{Extent, Position, blocks_of};
@@ -23,8 +23,8 @@ pub(crate) struct State {
     pub(crate) failed: Option<Error>,
     pub(crate) targets: BTreeMap<TargetId, Target>,
     pub(crate) retries: HashMap<RetrySlot, Remembered>,
-    /// Chunks with a new version or a discard in the queue or on its way, not applied yet. Cleaning must
-    /// not copy what is about to be superseded behind what supersedes it.
+    /// Chunks with a new version or a discard in the queue or on its way, not applied yet. Cleaning
+    /// must not copy what is about to be superseded behind what supersedes it.
     pub(crate) busy: HashSet<Key>,
     /// What the committer writes next.
     pub(crate) queue: VecDeque<Submission>,

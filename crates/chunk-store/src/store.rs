@@ -23,8 +23,8 @@ use std::sync::Arc;
 
 /// The chunks of one disk.
 ///
-/// Dropping it without [`Store::close`] is like a crash: what was acknowledged is safe, commits of the
-/// last moments are pending again at the next [`Store::open`].
+/// Dropping it without [`Store::close`] is like a crash: what was acknowledged is safe, commits of
+/// the last moments are pending again at the next [`Store::open`].
 pub struct Store {
     pub(crate) core: Arc<Core>,
     _tasks: [Task<()>; 2],
@@ -34,8 +34,8 @@ impl Store {
     /// Makes an empty store on a blank disk.
     ///
     /// # Errors
-    /// `Exists` when it holds a store; `Corrupt` when it holds something else; `Invalid` when it is too
-    /// small; `DiskFailed`, `NoSpace`.
+    /// `Exists` when it holds a store; `Corrupt` when it holds something else; `Invalid` when it is
+    /// too small; `DiskFailed`, `NoSpace`.
     pub async fn format(disk: &Arc<dyn Disk>, identity: Identity) -> Result<()> {
         open::format(disk, identity).await
     }
@@ -52,8 +52,8 @@ impl Store {
     /// Opens the store of a disk; nobody else may have it open.
     ///
     /// # Errors
-    /// `NotFound` on a blank disk; `Corrupt` when what it acknowledged is damaged; `ProtocolMismatch`;
-    /// `DiskFailed`.
+    /// `NotFound` on a blank disk; `Corrupt` when what it acknowledged is damaged;
+    /// `ProtocolMismatch`; `DiskFailed`.
     pub async fn open(
         disk: Arc<dyn Disk>,
         env: Env,
@@ -106,7 +106,8 @@ impl Store {
     /// Replaces what the owner keeps with a target, durably.
     ///
     /// # Errors
-    /// `WrongTarget` when it is not here; `Invalid` when the state is too long; `NoSpace`, `DiskFailed`.
+    /// `WrongTarget` when it is not here; `Invalid` when the state is too long; `NoSpace`,
+    /// `DiskFailed`.
     pub async fn set_target_state(&self, target: TargetId, state: Vec<u8>) -> Result<()> {
         check_state(&state)?;
         let work = targets::set_state(Arc::clone(&self.core), target, state);
@@ -122,24 +123,24 @@ impl Store {
         self.run("target remove", work).await
     }
 
-    /// Stores a new version of a chunk. When it returns, data, descriptor and retry record are durable;
-    /// with `update.commit` the version is the committed one, else it is pending. A version that is here
-    /// already is no error.
+    /// Stores a new version of a chunk. When it returns, data, descriptor and retry record are
+    /// durable; with `update.commit` the version is the committed one, else it is pending. A
+    /// version that is here already is no error.
     ///
     /// # Errors
-    /// - `VersionMismatch`: another version is pending, `update.previous` is not the committed version
-    ///   (`NONE` for a chunk without content), or `update.version` is not the highest.
+    /// - `VersionMismatch`: another version is pending, `update.previous` is not the committed
+    ///   version (`NONE` for a chunk without content), or `update.version` is not the highest.
     /// - `StaleEpoch`: the chunk carries a newer epoch.
-    /// - `Invalid`: limits. `ChecksumMismatch`: the bytes do not match their checksums, or a block that
-    ///   is to be merged has decayed.
+    /// - `Invalid`: limits. `ChecksumMismatch`: the bytes do not match their checksums, or a block
+    ///   that is to be merged has decayed.
     /// - `NoSpace`, `WrongTarget`, `DiskFailed`.
     pub async fn prepare(&self, target: TargetId, update: Update) -> Result<()> {
         let work = write::prepare(Arc::clone(&self.core), target, update);
         self.run("chunk prepare", work).await
     }
 
-    /// Runs a change as a task of its own: it goes on to its end when its caller goes away, since the disk
-    /// does too, and since locks say what is on its way.
+    /// Runs a change as a task of its own: it goes on to its end when its caller goes away, since
+    /// the disk does too, and since locks say what is on its way.
     async fn run(
         &self,
         name: &'static str,
@@ -153,9 +154,9 @@ impl Store {
         receiver.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Makes a pending version the committed one: for readers when this returns, on disk with a later
-    /// batch. After a crash before that, it is pending again. Nothing happens when the committed version
-    /// is that one or a newer one.
+    /// Makes a pending version the committed one: for readers when this returns, on disk with a
+    /// later batch. After a crash before that, it is pending again. Nothing happens when the
+    /// committed version is that one or a newer one.
     ///
     /// # Errors
     /// `VersionMismatch` when it is not pending; `WrongTarget`, `DiskFailed`.
@@ -175,8 +176,8 @@ impl Store {
         Err(error)
     }
 
-    /// Drops a pending version and the retry record that came with it, durably. Nothing happens when the
-    /// version is not here.
+    /// Drops a pending version and the retry record that came with it, durably. Nothing happens
+    /// when the version is not here.
     ///
     /// # Errors
     /// `VersionMismatch` when it is committed; `WrongTarget`, `NoSpace`, `DiskFailed`.
@@ -193,8 +194,9 @@ impl Store {
     /// Reads a byte range of a version; shorter at the chunk's end. Every block is verified.
     ///
     /// # Errors
-    /// `ChunkNotFound` when there is no such version, it is a tombstone, or its epoch is below `floor`;
-    /// `ChecksumMismatch` when a block has decayed; `WrongTarget`, `Corrupt`, `DiskFailed`.
+    /// `ChunkNotFound` when there is no such version, it is a tombstone, or its epoch is below
+    /// `floor`; `ChecksumMismatch` when a block has decayed; `WrongTarget`, `Corrupt`,
+    /// `DiskFailed`.
     pub async fn read(
         &self,
         target: TargetId,
@@ -271,8 +273,8 @@ impl Store {
         let receiver = {
             let mut state = self.core.state.lock();
             state.check()?;
-            // At once, so that cleaning does not copy them behind the record; and again when the record is
-            // durable, for writes that were on their way.
+            // At once, so that cleaning does not copy them behind the record; and again when the
+            // record is durable, for writes that were on their way.
             state.forget_client(client);
             let records = vec![Record::Forget { client }];
             let effect = Effect::Forgotten { client };
@@ -303,8 +305,8 @@ impl Store {
         }
     }
 
-    /// Checks the store against itself: each block has exactly the owners that the descriptors say, and
-    /// all counts are right. Changes wait meanwhile; data is not read.
+    /// Checks the store against itself: each block has exactly the owners that the descriptors say,
+    /// and all counts are right. Changes wait meanwhile; data is not read.
     ///
     /// # Errors
     /// `Busy` when readers do not pause; `Corrupt`, `DiskFailed`.

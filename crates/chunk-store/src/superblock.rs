@@ -1,8 +1,9 @@
 //! The superblock: whose store this is, and where its log begins.
 //!
-//! Two copies, in blocks 0 and 1; the one with the higher sequence number counts. A change is written to
-//! one copy and made durable, then to the other: a crash damages at most one, and so may decay. A copy
-//! fits in one sector of 512 bytes, the rest of its block is zeros. Numbers are little-endian:
+//! Two copies, in blocks 0 and 1; the one with the higher sequence number counts. A change is
+//! written to one copy and made durable, then to the other: a crash damages at most one, and so may
+//! decay. A copy fits in one sector of 512 bytes, the rest of its block is zeros. Numbers are
+//! little-endian:
 //!
 //! | bytes | content |
 //! | --- | --- |
@@ -60,8 +61,8 @@ impl Superblock {
     }
 
     /// # Errors
-    /// `Corrupt` when these are not the bytes of a superblock; `ProtocolMismatch` when a newer program
-    /// wrote them.
+    /// `Corrupt` when these are not the bytes of a superblock; `ProtocolMismatch` when a newer
+    /// program wrote them.
     fn decode(block: &[u8]) -> Result<Self> {
         let mut from = Decoder::new("superblock", &block[..BODY_AT + BODY_BYTES]);
         if from.array::<8>()? != MAGIC {

@@ -37,8 +37,8 @@ pub(crate) async fn set_state(core: Arc<Core>, target: TargetId, state: Vec<u8>)
     core.durable(receiver).await
 }
 
-/// Marks the target first, so that nothing new is taken; then finds its blocks, which takes a while and
-/// stops nobody else; then removes it.
+/// Marks the target first, so that nothing new is taken; then finds its blocks, which takes a while
+/// and stops nobody else; then removes it.
 pub(crate) async fn remove(core: Arc<Core>, target: TargetId) -> Result<()> {
     let _changes = core.target_changes.lock().await;
     {

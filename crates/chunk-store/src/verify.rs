@@ -1,4 +1,5 @@
-//! Checks a store against itself: every block has the owners that the descriptors say, and no others.
+//! Checks a store against itself: every block has the owners that the descriptors say, and no
+//! others.
 
 use crate::api::Verification;
 use crate::core::Core;

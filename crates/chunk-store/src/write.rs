@@ -1,8 +1,9 @@
 //! Preparing a new version: merge, write the data blocks, queue the record.
 //!
-//! Only touched blocks are written, to new places; the others are shared with the version before. What is
-//! left of a block that is touched in part is read and verified first, so that decay is never signed
-//! anew. The future runs as a task of its own: a caller that goes away does not stop it half-way.
+//! Only touched blocks are written, to new places; the others are shared with the version before.
+//! What is left of a block that is touched in part is read and verified first, so that decay is
+//! never signed anew. The future runs as a task of its own: a caller that goes away does not stop
+//! it half-way.
 
 use crate::api::{Change, Update};
 use crate::core::{Core, Standing, mismatch};
@@ -17,7 +18,8 @@ use kiln_types::{BLOCK_BYTES, ChunkVersion, Code, Error, Result, TargetId, crc32
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Writes up to this size are copied into one piece; larger ones are written from the caller's memory.
+/// Writes up to this size are copied into one piece; larger ones are written from the caller's
+/// memory.
 const COPY_MAX: usize = 64 << 10;
 
 pub(crate) async fn prepare(core: Arc<Core>, target: TargetId, update: Update) -> Result<()> {

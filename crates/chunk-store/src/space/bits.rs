@@ -121,7 +121,7 @@ mod tests {
             }
             let mut other = Bits::new(300);
             (0..300).step_by(7).for_each(|at| other.put(at, true));
-            let both = |at: &u64| at % 7 == 0 && model[*at as usize];
+            let both = |at: &u64| at.is_multiple_of(7) && model[*at as usize];
             let expected = (from..300).find(both).or_else(|| (0..from).find(both));
             prop_assert_eq!(bits.next_round_in_both(&other, from), expected);
             prop_assert!((0..300).all(|at| bits.contains(at) == model[at as usize]));

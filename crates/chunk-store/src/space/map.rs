@@ -1,7 +1,7 @@
 //! Which blocks are in use, and the search for free ones.
 //!
-//! The disk is cut into zones of the size of a log segment. Small requests fill zones that are in use
-//! already, so that whole free zones are left for large chunks, log segments and discards.
+//! The disk is cut into zones of the size of a log segment. Small requests fill zones that are in
+//! use already, so that whole free zones are left for large chunks, log segments and discards.
 
 use super::bits::Bits;
 use crate::extent::Extent;
@@ -114,8 +114,8 @@ impl Map {
         }
     }
 
-    /// Takes `count` blocks in as few runs as a short search finds, best right at `hint`; `None` when
-    /// fewer than `keep` blocks would be left.
+    /// Takes `count` blocks in as few runs as a short search finds, best right at `hint`; `None`
+    /// when fewer than `keep` blocks would be left.
     pub(crate) fn take(&mut self, count: u32, hint: Option<u64>, keep: u64) -> Option<Vec<Extent>> {
         let mut left = u64::from(count);
         if self.free < left + keep {
@@ -216,8 +216,8 @@ impl Map {
         Some(found)
     }
 
-    /// Marks the empty zones that were in use, so that those that still are empty at a later time can be
-    /// given back to the disk.
+    /// Marks the empty zones that were in use, so that those that still are empty at a later time
+    /// can be given back to the disk.
     pub(crate) fn age(&mut self) {
         self.aged.become_both(&self.stale, &self.empty);
     }

@@ -1,7 +1,7 @@
 //! The disk's space: who may use which block, and when a dropped block may be used again.
 //!
-//! A reader works without a lock, on blocks that may be dropped meanwhile. It holds a [`Lease`]; what is
-//! dropped later is free again only when every reader that began before is gone.
+//! A reader works without a lock, on blocks that may be dropped meanwhile. It holds a [`Lease`];
+//! what is dropped later is free again only when every reader that began before is gone.
 
 mod bits;
 mod map;
@@ -45,8 +45,8 @@ struct Inner {
     spares: Vec<Extent>,
     /// The last attempt to get a spare segment failed.
     starved: bool,
-    /// What is neither data nor free, by start: segments of the log, spares, zones that are being given
-    /// back.
+    /// What is neither data nor free, by start: segments of the log, spares, zones that are being
+    /// given back.
     owned: BTreeMap<u64, Extent>,
     /// Dropped blocks that a reader may still look at.
     retired: u64,
@@ -58,8 +58,8 @@ pub(crate) struct Lease {
     _node: Arc<Node>,
 }
 
-/// A link in the chain of readers' generations: what was dropped at its end waits for the readers that
-/// hold it, and for all links before it, which hold it too.
+/// A link in the chain of readers' generations: what was dropped at its end waits for the readers
+/// that hold it, and for all links before it, which hold it too.
 struct Node {
     space: OnceLock<(Weak<Mutex<Inner>>, Arc<Notify>)>,
     dropped: OnceLock<Dropped>,
@@ -221,7 +221,8 @@ impl Space {
         self.free_blocks().saturating_sub(self.reserve_blocks)
     }
 
-    /// Which blocks are in use, and which of them are not data; `None` while readers hold dropped ones.
+    /// Which blocks are in use, and which of them are not data; `None` while readers hold dropped
+    /// ones.
     pub(crate) fn snapshot(&self) -> Option<(Bits, Vec<Extent>)> {
         let inner = self.inner.lock();
         let owned = inner.owned.values().copied().collect();

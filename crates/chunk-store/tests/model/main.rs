@@ -1,7 +1,8 @@
-//! The store against a reference model: random operations, several at once, with faults and crashes.
+//! The store against a reference model: random operations, several at once, with faults and
+//! crashes.
 //!
-//! A failing seed is printed; `KILN_SEED=n cargo test -p kiln-chunk-store --test model` reruns it alone,
-//! `KILN_SEEDS=n` sets how many are run.
+//! A failing seed is printed; `KILN_SEED=n cargo test -p kiln-chunk-store --test model` reruns it
+//! alone, `KILN_SEEDS=n` sets how many are run.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 macro_rules! ensure {
@@ -39,10 +40,10 @@ fn live(seed: u64, planted: Planted) -> (Result<(u64, u64), String>, u64) {
 
 #[test]
 fn nothing_acknowledged_is_ever_lost() {
-    let seeds = match number("KILN_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("KILN_SEEDS").unwrap_or(200),
-    };
+    let first = number("KILN_SEED");
+    let count = number("KILN_SEEDS").unwrap_or(if first.is_some() { 1 } else { 200 });
+    let first = first.unwrap_or(0);
+    let seeds = first..first + count;
     let (mut reboots, mut refusals) = (0, 0);
     for seed in seeds {
         match live(seed, Planted::Nothing).0 {

@@ -1,4 +1,5 @@
-//! One simulated life of a store: random operations, faults and reboots, each compared with the reference.
+//! One simulated life of a store: random operations, faults and reboots, each compared with the
+//! reference.
 
 use crate::reference::{Alternative, Channel, Key, Op, Reference, RetryChange};
 use kiln_chunk_store::{Change, Identity, Options, Store, Update};
@@ -166,7 +167,7 @@ impl World {
 
     /// Tells what happens when a single seed is run.
     pub(crate) fn trace(&self, words: impl FnOnce() -> String) {
-        if std::env::var("KILN_SEED").is_ok() {
+        if std::env::var("KILN_SEED").is_ok() && std::env::var("KILN_SEEDS").is_err() {
             println!("{:?} {}", self.env.now(), words());
         }
     }
