@@ -17,9 +17,7 @@ mod time;
 mod version;
 
 pub use attr::{Attr, Caller, FileKind, MODE_PERMISSIONS};
-pub use checksum::{
-    BLOCK_BYTES, block_checksums, crc32c, crc32c_combine, crc32c_of_parts, grid_checksums,
-};
+pub use checksum::{BLOCK_BYTES, block_checksums, crc32c, grid_checksums};
 pub use chunk::{ChunkId, ChunkKind};
 pub use codec::{Decoder, Encoder};
 pub use error::{Action, Code, Context, Error, Result};
