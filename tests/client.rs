@@ -96,7 +96,7 @@ fn what_a_truncation_cut_off_never_comes_back() {
         let file = client.open(&Caller::root(), attr.inode, OpenMode::READ).await.unwrap();
         assert!(read(&file, 0, checked.model.len()).await == checked.model);
     });
-    cluster.ok(&["admin", "check"]);
+    cluster.check();
 }
 
 #[test]
@@ -127,11 +127,11 @@ fn an_open_file_outlives_its_name_and_then_its_chunks_go() {
         file.close().await.unwrap();
     });
     for _ in 0..100 {
-        let checked = cluster.ok(&["admin", "check"]);
+        let checked = cluster.check();
         if checked.contains(" 0 chunks") {
             return;
         }
         cluster.sleep(std::time::Duration::from_millis(100));
     }
-    panic!("the chunks stay: {}", cluster.ok(&["admin", "check"]));
+    panic!("the chunks stay: {}", cluster.check());
 }

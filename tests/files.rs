@@ -16,7 +16,7 @@ fn a_tree_comes_back_as_it_went_in_through_a_restart() {
     cluster.up();
     cluster.ok(&["cp", "-r", "kiln:/source", back.to_str().unwrap()]);
     tree::assert_same(&source, &back);
-    let checked = cluster.ok(&["admin", "check"]);
+    let checked = cluster.check();
     assert!(checked.contains("no problems"), "{checked}");
 }
 

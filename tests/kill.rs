@@ -93,7 +93,7 @@ fn kill_9_of_every_server_at_once_loses_nothing_that_was_reported() {
     cluster.ok(&["rm", "-r", "kiln:/source"]);
     cluster.ok(&["cp", "-r", source.to_str().unwrap(), "kiln:/"]);
     // Replicas agree, and no chunk is without a file.
-    cluster.ok(&["admin", "check"]);
+    cluster.check();
 }
 
 #[test]
@@ -136,5 +136,5 @@ fn a_quick_restart_of_each_server_in_turn_is_a_pause() {
     tree::assert_same(&source, &back);
     let chains = cluster.ok(&["admin", "chains", "--json"]);
     assert_eq!(chains.matches("\"serving\"").count(), 18, "every replica serves: {chains}");
-    cluster.ok(&["admin", "check"]);
+    cluster.check();
 }

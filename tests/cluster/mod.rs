@@ -150,6 +150,18 @@ impl TestCluster {
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
+    /// Waits until `kiln admin check` finds nothing wrong, and returns what it says then.
+    pub(crate) fn check(&self) -> String {
+        for _ in 0..40 {
+            let output = self.run(&["admin", "check"]);
+            if output.status.success() {
+                return String::from_utf8(output.stdout).expect("UTF-8");
+            }
+            self.sleep(Duration::from_millis(500));
+        }
+        self.ok(&["admin", "check"])
+    }
+
     /// The ends of all logs, for a failed test's message.
     pub(crate) fn logs(&self) -> String {
         let Ok(entries) = std::fs::read_dir(self.path.join("logs")) else { return String::new() };
