@@ -4,7 +4,7 @@ use crate::client::Client;
 use crate::file::File;
 use kiln_rpc::convert::required;
 use kiln_rpc::v1;
-use kiln_types::{Attr, Caller, FileKind, InodeId, Result, Timestamp};
+use kiln_types::{Attr, Caller, InodeId, Result, Timestamp};
 
 /// Entries in one page of a directory.
 const PAGE: u32 = 1024;
@@ -281,10 +281,5 @@ impl Client {
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
-    }
-
-    /// Whether an attribute set is of a directory.
-    pub fn is_directory(attr: &Attr) -> bool {
-        attr.kind == FileKind::Directory
     }
 }

@@ -48,13 +48,6 @@ impl NewFileConfig {
         u32::try_from(self.chunk).unwrap_or(CHUNK_BYTES_MAX)
     }
 
-    /// The stripe in a table of `chains` chains.
-    pub fn stripe_of(&self, chains: usize) -> u32 {
-        let chains = u32::try_from(chains).unwrap_or(u32::MAX).max(1);
-        let wish = if self.stripe == 0 { Self::STRIPE_MAX } else { self.stripe };
-        wish.min(chains)
-    }
-
     fn validate(&self) -> Result<()> {
         let allowed = u64::from(CHUNK_BYTES_MIN)..=u64::from(CHUNK_BYTES_MAX);
         if !self.chunk.is_power_of_two() || !allowed.contains(&self.chunk) {

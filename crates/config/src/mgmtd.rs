@@ -119,12 +119,6 @@ impl Default for LeaseConfig {
 }
 
 impl LeaseConfig {
-    /// How long after it *sent* the last answered heartbeat a server may still serve: four fifths of the
-    /// lease, so that it has stopped before anyone may declare it dead.
-    pub fn fence_after(&self) -> Duration {
-        self.duration * 4 / 5
-    }
-
     fn validate(&self) -> Result<()> {
         let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(600));
         if !(shortest..=longest).contains(&self.duration) {

@@ -1,6 +1,6 @@
 //! How many servers, disks and copies a local cluster has: chosen at its first start, then fixed.
 
-use kiln_config::{format_size, parse_size};
+use kiln_config::format_size;
 use kiln_types::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -92,14 +92,6 @@ impl Wishes {
             .with_hint(
                 "leave the option out to start it as it is, or name another directory with --dir",
             ))
-    }
-
-    /// Reads the value of `--capacity`.
-    ///
-    /// # Errors
-    /// `Invalid` when it is not a size.
-    pub fn parse_capacity(text: &str) -> Result<u64> {
-        parse_size(text)
     }
 }
 
