@@ -111,7 +111,11 @@ async fn lose_power(
     let acknowledged = directory.join("acknowledged");
     let mut root = directory.join("disk");
     std::fs::create_dir(&root).unwrap();
-    let (rounds, least) = if mode == "bulk" { (2, 110) } else { (10, 0) };
+    // Without a sync each round must have something to lose, and must lose all that it may.
+    let (rounds, least) = match (mode, swallow) {
+        ("bulk", _) | (_, Some(_)) => (2, 110),
+        _ => (10, 0),
+    };
     for round in 0..rounds {
         let shadow = directory.join(format!("shadow {round}"));
         std::fs::create_dir(&shadow).unwrap();
@@ -119,7 +123,8 @@ async fn lose_power(
         let child = Child { root: &root, acknowledged: &acknowledged, shim, swallow };
         let time = Duration::from_millis(random.u64(..[60, 500][round % 2]));
         child.run_and_kill(&env, mode, time, least * (round + 1)).await;
-        let left = if random.bool() { Left::OnlySynced } else { Left::Mixed };
+        let all = swallow.is_some() || random.bool();
+        let left = if all { Left::OnlySynced } else { Left::Mixed };
         let next = directory.join(format!("disk {round}"));
         power::reconstruct(&shadow, &root, &next, left, &mut random);
         let outcome = verify(&next.join("kv"), &Acknowledged::read(&acknowledged)).await;
