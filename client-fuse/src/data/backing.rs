@@ -1,0 +1,17 @@
+//! Where the bytes of an open file are kept.
+
+use async_trait::async_trait;
+use kiln_memory::{Buffer, Bytes};
+use kiln_types::Result;
+
+/// The cluster's side of one open file: [`kiln_client::File`], or a test's model.
+#[async_trait]
+pub(crate) trait Backing: Send + Sync + 'static {
+    /// Bytes from `offset` on, all of `buffer`: zeros where nothing was ever written, whatever the length
+    /// of the file is.
+    async fn read(&self, offset: u64, buffer: Buffer) -> Result<Buffer>;
+
+    /// Writes; durable on every replica when it returns. Writes of one chunk that overlap must not be
+    /// under way at a time: which comes last is not defined.
+    async fn write(&self, offset: u64, bytes: Bytes) -> Result<()>;
+}

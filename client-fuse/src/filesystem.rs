@@ -1,0 +1,281 @@
+//! What a mounted file system can do: the one interface between its logic and a kernel (or a test that
+//! drives it without one).
+
+use async_trait::async_trait;
+use kiln_memory::Bytes;
+use kiln_types::{Attr, Caller, InodeId, Result, Timestamp};
+use std::time::Duration;
+
+/// An open file or directory of one mount; never reused while the mount lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle(pub u64);
+
+/// Attributes, and how long the kernel may go by them without asking.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The attributes; those of the mount's root have [`InodeId::ROOT`], whatever the root is.
+    pub attr: Attr,
+    /// How long they may be kept.
+    pub attr_for: Duration,
+    /// How long the name that led there may be kept; zero where none did.
+    pub name_for: Duration,
+}
+
+/// What a name leads to.
+#[derive(Clone, Debug)]
+pub enum Looked {
+    /// An inode. Counts as one lookup, for [`FileSystem::forget`].
+    Up(Known),
+    /// Nothing; and how long the kernel may go by that.
+    Nothing(Duration),
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct OpenFlags {
+    /// For reading.
+    pub read: bool,
+    /// For writing.
+    pub write: bool,
+    /// Cut to length 0 (O_TRUNC).
+    pub truncate: bool,
+    /// Past the page cache (O_DIRECT).
+    pub direct: bool,
+    /// Each write is durable when it returns (O_SYNC, O_DSYNC).
+    pub sync: bool,
+}
+
+/// What is to be created.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFile<'a> {
+    /// The directory.
+    pub parent: InodeId,
+    /// The name in it.
+    pub name: &'a [u8],
+    /// Permission bits, after the umask.
+    pub mode: u32,
+    /// Fail when the name is taken (O_EXCL).
+    pub exclusive: bool,
+    /// How it is opened.
+    pub flags: OpenFlags,
+}
+
+/// An opened file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: Handle,
+    /// Whether the kernel may go on using what it has cached of the content.
+    pub keep_cache: bool,
+    /// Whether the kernel is to pass every read and write on (O_DIRECT).
+    pub direct: bool,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// This one.
+    At(Timestamp),
+}
+
+/// Attributes to change; `None` stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub length: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of the content.
+    pub mtime: Option<SetTime>,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    /// The name; `.` and `..` come first.
+    pub name: Vec<u8>,
+    /// Where to go on behind it.
+    pub cookie: u64,
+    /// What it leads to. Entries that a kernel takes in as lookups must be counted with
+    /// [`FileSystem::looked_up`].
+    pub known: Known,
+}
+
+/// Space and inodes of the file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that files can have in all, copies counted.
+    pub total_bytes: u64,
+    /// Bytes that are free.
+    pub free_bytes: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+}
+
+/// How an extended attribute is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetXattr {
+    /// Whether it exists or not.
+    Any,
+    /// It must not exist.
+    Create,
+    /// It must exist.
+    Replace,
+}
+
+/// A mounted file system. Calls come in any number at a time; each is answered within the mount's I/O
+/// timeout. Errors carry the errno that a program is to see ([`kiln_types::Code::errno`]).
+///
+/// Inode numbers are the cluster's, but for the mount's root, which is [`InodeId::ROOT`].
+#[async_trait]
+pub trait FileSystem: Send + Sync + 'static {
+    /// The inode that a directory has under a name.
+    async fn lookup(&self, caller: &Caller, parent: InodeId, name: &[u8]) -> Result<Looked>;
+
+    /// The kernel took in an entry of [`Self::read_dir`] as a lookup.
+    fn looked_up(&self, inode: InodeId);
+
+    /// The kernel forgets `count` lookups of an inode.
+    fn forget(&self, inode: InodeId, count: u64);
+
+    /// An inode's attributes, local writes that nobody else knows of included.
+    async fn get_attr(&self, caller: &Caller, inode: InodeId) -> Result<Known>;
+
+    /// Changes attributes; through an open file where the caller has one (its rights count then).
+    async fn set_attr(
+        &self,
+        caller: &Caller,
+        inode: InodeId,
+        through: Option<Handle>,
+        change: SetAttr,
+    ) -> Result<Known>;
+
+    /// Where a symlink leads.
+    async fn read_link(&self, caller: &Caller, inode: InodeId) -> Result<Vec<u8>>;
+
+    /// Makes a directory.
+    async fn make_dir(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Known>;
+
+    /// Makes a symlink.
+    async fn symlink(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Known>;
+
+    /// Gives a file another name.
+    async fn link(
+        &self,
+        caller: &Caller,
+        inode: InodeId,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<Known>;
+
+    /// Removes a name of what is no directory.
+    async fn unlink(&self, caller: &Caller, parent: InodeId, name: &[u8]) -> Result<()>;
+
+    /// Removes an empty directory.
+    async fn remove_dir(&self, caller: &Caller, parent: InodeId, name: &[u8]) -> Result<()>;
+
+    /// Moves a name: `flags` as in renameat2(2), 1 RENAME_NOREPLACE, 2 RENAME_EXCHANGE.
+    async fn rename(
+        &self,
+        caller: &Caller,
+        from: (InodeId, &[u8]),
+        to: (InodeId, &[u8]),
+        flags: u32,
+    ) -> Result<()>;
+
+    /// Opens a file.
+    async fn open(&self, caller: &Caller, inode: InodeId, flags: OpenFlags) -> Result<Opened>;
+
+    /// Makes a file, unless it is there, and opens it.
+    async fn create(&self, caller: &Caller, new: NewFile<'_>) -> Result<(Known, Opened)>;
+
+    /// Makes a file without opening it (mknod of a regular file).
+    async fn make_file(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+    ) -> Result<Known>;
+
+    /// Reads; shorter than `length` at the end of the file only.
+    async fn read(&self, handle: Handle, offset: u64, length: usize) -> Result<Bytes>;
+
+    /// Writes all of `bytes`. Durable when [`Self::fsync`] has returned, or at once for a handle that was
+    /// opened with `sync`.
+    async fn write(&self, handle: Handle, offset: u64, bytes: Bytes) -> Result<()>;
+
+    /// A descriptor of the handle is closed: what was written becomes visible to others, and an error of
+    /// writing it is told here, once.
+    async fn flush(&self, handle: Handle) -> Result<()>;
+
+    /// What was written becomes durable; an error of writing it is told here, once.
+    async fn fsync(&self, handle: Handle) -> Result<()>;
+
+    /// The handle's last descriptor is gone.
+    async fn release(&self, handle: Handle);
+
+    /// Opens a directory for reading.
+    async fn open_dir(&self, caller: &Caller, inode: InodeId) -> Result<Handle>;
+
+    /// Entries behind the cookie `after` (0: from the start), at least one unless there is none, at most
+    /// about `limit`.
+    async fn read_dir(&self, handle: Handle, after: u64, limit: usize) -> Result<Vec<DirEntry>>;
+
+    /// Ends the reading of a directory.
+    fn release_dir(&self, handle: Handle);
+
+    /// Space and inodes.
+    async fn stat_fs(&self) -> Result<Space>;
+
+    /// An extended attribute's value.
+    async fn get_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<Vec<u8>>;
+
+    /// Sets an extended attribute.
+    async fn set_xattr(
+        &self,
+        caller: &Caller,
+        inode: InodeId,
+        name: &[u8],
+        value: &[u8],
+        how: SetXattr,
+    ) -> Result<()>;
+
+    /// The names of the extended attributes.
+    async fn list_xattrs(&self, caller: &Caller, inode: InodeId) -> Result<Vec<Vec<u8>>>;
+
+    /// Removes an extended attribute.
+    async fn remove_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<()>;
+
+    /// The mount ends: everything written is brought to the cluster, and the client says goodbye.
+    async fn shut_down(&self);
+}
+
+/// What a kernel is told when another client changed something: it drops what it has cached. Calls may
+/// come from any task; they return soon and never wait for a request that is under way.
+pub trait KernelCache: Send + Sync + 'static {
+    /// The attributes of an inode, and with `content` its pages.
+    fn drop_inode(&self, inode: InodeId, content: bool);
+    /// What a name leads to.
+    fn drop_name(&self, parent: InodeId, name: &[u8]);
+}
