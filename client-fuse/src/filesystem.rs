@@ -104,8 +104,8 @@ pub struct DirEntry {
     pub name: Vec<u8>,
     /// Where to go on behind it.
     pub cookie: u64,
-    /// What it leads to. Entries that a kernel takes in as lookups must be counted with
-    /// [`FileSystem::looked_up`].
+    /// What it leads to. Entries that a kernel takes in as lookups (all but `.` and `..`) must be counted
+    /// with [`FileSystem::looked_up`].
     pub known: Known,
 }
 
@@ -274,8 +274,10 @@ pub trait FileSystem: Send + Sync + 'static {
 /// What a kernel is told when another client changed something: it drops what it has cached. Calls may
 /// come from any task; they return soon and never wait for a request that is under way.
 pub trait KernelCache: Send + Sync + 'static {
-    /// The attributes of an inode, and with `content` its pages.
-    fn drop_inode(&self, inode: InodeId, content: bool);
-    /// What a name leads to.
+    /// The attributes of an inode; they are dropped when this returns (an open relies on it).
+    fn drop_attributes(&self, inode: InodeId);
+    /// The attributes and pages of an inode; the pages are dropped soon after.
+    fn drop_content(&self, inode: InodeId);
+    /// What a name leads to; dropped soon after.
     fn drop_name(&self, parent: InodeId, name: &[u8]);
 }
