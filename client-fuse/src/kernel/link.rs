@@ -1,0 +1,184 @@
+//! Tells the kernel what other clients changed.
+//!
+//! Dropping pages or a name waits in the kernel for requests that hold the page or the directory, so it
+//! never happens in a request's own task: what is to be dropped is queued, once, for a few threads.
+
+use super::notify::Notifier;
+use crate::filesystem::KernelCache;
+use kiln_env::Env;
+use kiln_types::{Context, InodeId, Result};
+use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+use std::collections::{HashSet, VecDeque};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock};
+
+/// One thread may wait behind a request that a lost server holds up; the others go on.
+const THREADS: usize = 4;
+/// With more names than these to be dropped, all are.
+const NAMES_MAX: usize = 1 << 16;
+
+/// The way to the kernel. The file system has it before it is mounted; until then the kernel has nothing
+/// to drop.
+#[derive(Default)]
+pub struct KernelLink {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    notifier: OnceLock<Notifier>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Drop {
+    Content(InodeId),
+    Name(InodeId, Vec<u8>),
+    AllNames,
+}
+
+/// What is to be dropped, each once. Inodes are bounded by what the kernel holds; names by [`NAMES_MAX`].
+#[derive(Default)]
+struct Queue {
+    order: VecDeque<Drop>,
+    known: HashSet<Drop>,
+    names: usize,
+    ended: bool,
+}
+
+impl Queue {
+    fn push(&mut self, what: Drop) {
+        let is_name = matches!(what, Drop::Name(..));
+        if self.known.contains(&what) || (is_name && self.known.contains(&Drop::AllNames)) {
+            return;
+        }
+        if is_name && self.names == NAMES_MAX {
+            self.order.retain(|what| !matches!(what, Drop::Name(..)));
+            self.known.retain(|what| !matches!(what, Drop::Name(..)));
+            self.names = 0;
+            return self.push(Drop::AllNames);
+        }
+        self.names += usize::from(is_name);
+        self.known.insert(what.clone());
+        self.order.push_back(what);
+    }
+
+    /// From here on the same may be queued again: it may have changed again.
+    fn pop(&mut self) -> Option<Drop> {
+        let what = self.order.pop_front()?;
+        self.known.remove(&what);
+        self.names -= usize::from(matches!(what, Drop::Name(..)));
+        Some(what)
+    }
+}
+
+impl KernelLink {
+    /// A link that leads nowhere yet.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Connects it to the kernel's device of a mount; once.
+    pub(super) fn connect(&self, device: BorrowedFd<'_>, env: &Env) -> Result<()> {
+        let notifier = Notifier::new(device).context("device of the mount")?;
+        if self.shared.notifier.set(notifier).is_err() {
+            return Err(kiln_types::Error::internal("a kernel link is connected twice"));
+        }
+        for _ in 0..THREADS {
+            let shared = Arc::clone(&self.shared);
+            env.spawn_thread("kernel-cache", move || shared.work())?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is mounted any more.
+    pub(super) fn end(&self) {
+        self.shared.queue.lock().ended = true;
+        self.shared.changed.notify_all();
+    }
+
+    fn queue(&self, what: Drop) {
+        if self.shared.notifier.get().is_some() {
+            self.shared.queue.lock().push(what);
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl KernelCache for KernelLink {
+    fn drop_attributes(&self, inode: InodeId) {
+        if let Some(notifier) = self.shared.notifier.get() {
+            report(notifier.drop_attributes(inode));
+        }
+    }
+
+    fn drop_content(&self, inode: InodeId) {
+        self.drop_attributes(inode);
+        self.queue(Drop::Content(inode));
+    }
+
+    fn drop_name(&self, parent: InodeId, name: &[u8]) {
+        self.queue(Drop::Name(parent, name.to_vec()));
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let Some(notifier) = self.notifier.get() else { return };
+        while let Some(what) = self.next() {
+            report(match &what {
+                Drop::Content(inode) => notifier.drop_content(*inode),
+                Drop::Name(parent, name) => notifier.drop_name(*parent, name),
+                Drop::AllNames => notifier.drop_all_names(),
+            });
+        }
+    }
+
+    /// Waits for something to drop; `None` when nothing is mounted any more.
+    fn next(&self) -> Option<Drop> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.ended {
+                return None;
+            }
+            if let Some(what) = queue.pop() {
+                return Some(what);
+            }
+            self.changed.wait(&mut queue);
+        }
+    }
+}
+
+fn report(told: Result<(), Errno>) {
+    match told {
+        // The mount is gone, and with it all that the kernel had.
+        Ok(()) | Err(Errno::NODEV | Errno::NOTCONN) => {}
+        Err(error) => tracing::warn!(%error, "the kernel may show what it knew for a while"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_queued_once_and_too_many_names_become_all() {
+        let mut queue = Queue::default();
+        let name = |number: usize| Drop::Name(InodeId(1), number.to_string().into_bytes());
+        queue.push(Drop::Content(InodeId(7)));
+        for _ in 0..2 {
+            (0..NAMES_MAX).for_each(|number| queue.push(name(number)));
+        }
+        assert_eq!((queue.order.len(), queue.names), (NAMES_MAX + 1, NAMES_MAX));
+        queue.push(name(NAMES_MAX));
+        queue.push(name(3));
+        assert_eq!(queue.pop(), Some(Drop::Content(InodeId(7))));
+        assert_eq!(queue.pop(), Some(Drop::AllNames));
+        assert_eq!(queue.pop(), None);
+        queue.push(name(3));
+        assert_eq!(queue.pop(), Some(name(3)));
+        assert_eq!((queue.known.len(), queue.names), (0, 0));
+    }
+}

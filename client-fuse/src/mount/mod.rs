@@ -1,0 +1,3 @@
+//! Mount points: what is there, taking over what a dead daemon left, unmounting.
+
+pub mod table;
