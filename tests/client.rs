@@ -5,7 +5,7 @@
 mod cluster;
 
 use cluster::TestCluster;
-use kiln_client::{Client, File, OpenMode, Options};
+use kiln_client::{Client, File, NewFile, OpenMode, Options};
 use kiln_env::Env;
 use kiln_launch::ClusterDir;
 use kiln_memory::{Buffer, Bytes};
@@ -31,7 +31,14 @@ fn with_client(body: impl AsyncFnOnce(&Client)) -> TestCluster {
 }
 
 async fn create(client: &Client, name: &str) -> File {
-    client.create(&Caller::root(), InodeId::ROOT, name.as_bytes(), 0o644).await.unwrap()
+    let new = NewFile {
+        parent: InodeId::ROOT,
+        name: name.as_bytes(),
+        mode: 0o644,
+        exclusive: true,
+        open: OpenMode::EDIT,
+    };
+    client.create(&Caller::root(), &new).await.unwrap()
 }
 
 async fn read(file: &File, offset: u64, length: usize) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! The workloads, through the client library.
 
 use crate::{Options, RANDOM_BYTES, SEQUENTIAL_BYTES, rate};
-use kiln_client::{Client, File};
+use kiln_client::{Client, File, NewFile, OpenMode};
 use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
 use kiln_types::{Caller, Error, InodeId, Result};
@@ -17,10 +17,7 @@ pub(crate) struct TestFile {
 impl TestFile {
     pub(crate) async fn remove(self, client: &Client, caller: &Caller) -> Result<()> {
         client.remove(caller, InodeId::ROOT, self.name.as_bytes(), false).await?;
-        match Arc::try_unwrap(self.file) {
-            Ok(file) => file.close().await.map(drop),
-            Err(_) => Ok(()),
-        }
+        self.file.close().await.map(drop)
     }
 }
 
@@ -31,8 +28,14 @@ pub(crate) async fn write(
     options: &Options,
 ) -> Result<(TestFile, f64)> {
     let name = format!(".kiln-bench-{:016x}", env.random_u64());
-    let file = client.create(caller, InodeId::ROOT, name.as_bytes(), 0o600).await?;
-    let file = Arc::new(file);
+    let new = NewFile {
+        parent: InodeId::ROOT,
+        name: name.as_bytes(),
+        mode: 0o600,
+        exclusive: true,
+        open: OpenMode::EDIT,
+    };
+    let file = Arc::new(client.create(caller, &new).await?);
     let mut block = Buffer::zeroed(SEQUENTIAL_BYTES);
     env.fill_random(&mut block);
     let block = block.freeze();

@@ -287,7 +287,7 @@ impl ChunkClient {
     async fn call(&self, target: TargetId, call: Call) -> Result<Answer> {
         let routing = self.routing();
         let node = routing.node_of(target).ok_or_else(|| {
-            Error::new(Code::UnknownMember, format!("no server has target {target}"))
+            Error::new(Code::NotServing, format!("no server has target {target} yet"))
         })?;
         self.connections.call(&node.address, call).await
     }

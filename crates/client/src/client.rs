@@ -3,13 +3,16 @@
 use crate::chunks::ChunkClient;
 use crate::file::File;
 use crate::meta::Meta;
+use crate::open::OpenMode;
 use crate::session::Session;
 use kiln_env::{Env, Task};
 use kiln_manager_link::RoutingWatch;
 use kiln_net::{ConnectionPool, Identity, PoolOptions, TcpTransport, Transport};
 use kiln_rpc::convert::id_bytes;
 use kiln_rpc::v1;
-use kiln_types::{Caller, ClientId, Credential, Monotonic, Result, RoutingInfo};
+use kiln_types::{
+    Caller, ClientId, Code, Credential, Deadline, Error, Monotonic, Result, RoutingInfo,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -21,13 +24,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client that ends waits for servers to hear it.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// "For ever", as a deadline.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// What can be set.
+///
+/// While servers are lost, restart, or have too few replicas for writes, a call is tried again and again,
+/// with growing pauses of up to half a second, until its time is over; the error then says what the last
+/// attempt met. Errors that trying again does not change (`NotFound`, `NoSpace`, `ClientEvicted`, ...) are
+/// returned at once. A changing call that ran out of time may or may not have taken effect.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long a read or write of a chunk is tried.
-    pub io_timeout: Duration,
-    /// How long a metadata call is tried.
-    pub meta_timeout: Duration,
+    /// How long a read or write of a chunk is tried; `None`: until it is answered.
+    pub io_timeout: Option<Duration>,
+    /// How long a metadata call is tried; `None`: until it is answered.
+    pub meta_timeout: Option<Duration>,
     /// Chunk requests that may be under way.
     pub pieces: usize,
     /// Data connections to each server.
@@ -37,12 +48,17 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            io_timeout: Duration::from_secs(120),
-            meta_timeout: Duration::from_secs(60),
+            io_timeout: Some(Duration::from_secs(120)),
+            meta_timeout: Some(Duration::from_secs(60)),
             pieces: 32,
             connections: 2,
         }
     }
+}
+
+/// The deadline of what is tried for `timeout`.
+pub(crate) fn deadline(env: &Env, timeout: Option<Duration>) -> Deadline {
+    env.deadline_after(timeout.unwrap_or(FOREVER))
 }
 
 /// What a client is made of; the simulator gives simulated ones.
@@ -136,14 +152,19 @@ impl Client {
         self.chunks.routing()
     }
 
+    /// The file that `open` or `create`, sent at `sent`, answered.
     pub(crate) fn file(
         &self,
         caller: &Caller,
+        mode: OpenMode,
         reply: v1::OpenReply,
         sent: Monotonic,
     ) -> Result<File> {
+        if reply.session.is_empty() {
+            return Err(Error::new(Code::IsDirectory, "a directory has no content to open"));
+        }
         let (env, meta) = (self.env.clone(), Arc::clone(&self.meta));
-        let session = Session::new(env, meta, self.id, caller.clone(), reply, sent)?;
+        let session = Session::new(env, meta, self.id, caller.clone(), mode, reply, sent)?;
         File::open(
             self.env.clone(),
             Arc::clone(&self.meta),

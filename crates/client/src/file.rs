@@ -1,19 +1,23 @@
 //! An open file: reads and writes spread over its chunks' chains.
 
+use crate::attributes::SetAttr;
 use crate::chunks::{ChunkClient, Place};
+use crate::client::deadline;
 use crate::meta::Meta;
+use crate::open::OpenMode;
 use crate::session::Session;
 use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
 use kiln_rpc::convert::required;
 use kiln_rpc::v1;
 use kiln_types::{
-    Attr, ChainId, ChunkId, Code, Error, Layout, Result, Timestamp, TreeId, TruncateEpoch,
+    Attr, Caller, ChainId, ChunkId, Code, Error, InodeId, Layout, Result, Timestamp, TreeId,
+    TruncateEpoch,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 /// An open file. Any number of reads and writes may be under way; each write is durable on every serving
 /// replica when it returns, and the file's length when [`File::sync`] or [`File::close`] does.
@@ -28,18 +32,22 @@ pub(crate) struct Shared {
     pub(crate) chunks: Arc<ChunkClient>,
     pub(crate) session: Session,
     pub(crate) pieces: Arc<Semaphore>,
-    pub(crate) timeout: Duration,
+    pub(crate) timeout: Option<Duration>,
     layout: Layout,
     stripe: Vec<ChainId>,
     written: Mutex<Written>,
+    closed: OnceCell<()>,
 }
 
-/// What was written and not reported yet; it counts under its epoch only.
+/// What was written; it counts under its epoch only.
 #[derive(Clone, Copy, Default)]
 struct Written {
     end: u64,
     epoch: TruncateEpoch,
     mtime: Option<Timestamp>,
+    /// How often something was noted here, and how much of that the metadata service has answered.
+    noted: u64,
+    reported: u64,
 }
 
 impl File {
@@ -49,17 +57,36 @@ impl File {
         chunks: Arc<ChunkClient>,
         session: Session,
         pieces: Arc<Semaphore>,
-        timeout: Duration,
+        timeout: Option<Duration>,
     ) -> Result<Self> {
         let layout = session
             .attr()
             .layout
             .ok_or_else(|| Error::corrupt(format!("file {} has no layout", session.inode())))?;
         let stripe = chunks.routing().stripe(&layout)?;
-        let written = Mutex::default();
-        let shared =
-            Shared { env, meta, chunks, session, pieces, timeout, layout, stripe, written };
+        let shared = Shared {
+            env,
+            meta,
+            chunks,
+            session,
+            pieces,
+            timeout,
+            layout,
+            stripe,
+            written: Mutex::default(),
+            closed: OnceCell::new(),
+        };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The inode.
+    pub fn inode(&self) -> InodeId {
+        self.shared.session.inode()
+    }
+
+    /// For what it was opened.
+    pub fn mode(&self) -> OpenMode {
+        self.shared.session.mode()
     }
 
     /// The attributes as the metadata service last said them.
@@ -67,11 +94,24 @@ impl File {
         self.shared.session.attr()
     }
 
+    /// Learns attributes that a call about the same inode answered, unless newer ones are known: never
+    /// back to an older truncate epoch, nor to an older state of the same epoch.
+    pub fn take_attr(&self, attr: Attr) {
+        debug_assert_eq!(attr.inode, self.inode(), "another file's attributes");
+        self.shared.session.take_attr(attr);
+    }
+
     /// The length as this file knows it: what the metadata service said, and what was written since.
     pub fn length(&self) -> u64 {
-        let attr = self.attr();
+        let (length, epoch) = self.shared.session.length();
         let written = *self.shared.written.lock();
-        if written.epoch == attr.epoch { attr.length.max(written.end) } else { attr.length }
+        if written.epoch == epoch { length.max(written.end) } else { length }
+    }
+
+    /// Whether something was written that no answered [`Self::sync`] has reported: without, neither an
+    /// fsync nor a close has anything to say to the metadata service.
+    pub fn needs_sync(&self) -> bool {
+        self.shared.written.lock().is_unreported()
     }
 
     /// Reads from `offset` on into `buffer`, which comes back cut to what the file has there.
@@ -83,6 +123,16 @@ impl File {
         if there < buffer.len() as u64 {
             buffer.truncate(there as usize);
         }
+        self.read_raw(offset, buffer).await
+    }
+
+    /// Fills `buffer` from `offset` on, whatever the file's length is: zeros where nothing is stored. The
+    /// buffer may come back as other memory.
+    ///
+    /// # Errors
+    /// The first piece's error.
+    pub async fn read_raw(&self, offset: u64, mut buffer: Buffer) -> Result<Buffer> {
+        check_end(offset, buffer.len())?;
         if self.shared.piece(offset, buffer.len()) == buffer.len() {
             return self.shared.read_piece(offset, buffer).await;
         }
@@ -112,10 +162,16 @@ impl File {
     /// Writes `bytes` at `offset`; durable when it returns.
     ///
     /// # Errors
-    /// The first piece's error; the others may or may not have been written.
+    /// The first piece's error; the others may or may not have been written. `BadHandle` when it is not
+    /// open for writing, `FileTooLarge` beyond 2^63 - 1.
     pub async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
-        let end = offset.checked_add(bytes.len() as u64);
-        let end = end.ok_or_else(|| Error::new(Code::FileTooLarge, "write beyond 2^64"))?;
+        let end = check_end(offset, bytes.len())?;
+        if !self.mode().write {
+            return Err(Error::new(Code::BadHandle, "the file is not open for writing"));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
         // Before anything is sent: a write that fails may still have left bytes up to there.
         self.shared.note_written(end);
         if self.shared.piece(offset, bytes.len()) == bytes.len() {
@@ -145,20 +201,25 @@ impl File {
     /// Cuts or extends the file, after reporting what was written.
     ///
     /// # Errors
-    /// The metadata service's.
+    /// As [`Self::set_attr`].
     pub async fn set_length(&self, length: u64) -> Result<Attr> {
+        let change = SetAttr { length: Some(length), ..SetAttr::default() };
+        self.set_attr(self.shared.session.caller(), change).await
+    }
+
+    /// Changes attributes, after reporting what was written. For the length the file's own rights count,
+    /// not `caller`'s.
+    ///
+    /// # Errors
+    /// As [`crate::Client::set_attr`]; `BadHandle` for a length when it is not open for writing.
+    pub async fn set_attr(&self, caller: &Caller, change: SetAttr) -> Result<Attr> {
         let shared = &self.shared;
-        self.sync().await?;
-        let turn = shared.meta.turn(shared.session.caller());
-        let request = v1::SetAttrRequest {
-            origin: turn.origin(),
-            inode: shared.session.inode().0,
-            length: Some(length),
-            session: shared.session.id().to_vec().into(),
-            ..Default::default()
-        };
-        let reply = shared.meta.set_attr(request).await?;
-        shared.take(required(Some(reply), "attr")?)
+        if self.needs_sync() {
+            self.sync().await?;
+        }
+        let turn = shared.meta.turn(caller);
+        let request = change.request(turn.origin(), self.inode(), shared.session.id());
+        shared.take(shared.meta.set_attr(request).await?)
     }
 
     /// Makes the length that was written durable and visible to others.
@@ -168,29 +229,54 @@ impl File {
     pub async fn sync(&self) -> Result<Attr> {
         let shared = &self.shared;
         let turn = shared.meta.turn(shared.session.caller());
+        let written = *shared.written.lock();
         let request = v1::SyncRequest {
             origin: turn.origin(),
-            inode: shared.session.inode().0,
+            inode: self.inode().0,
             session: shared.session.id().to_vec().into(),
-            written: shared.written(),
+            written: written.message(),
         };
-        shared.take(required(Some(shared.meta.sync(request).await?), "attr")?)
+        let reply = shared.meta.sync(request).await?;
+        shared.note_reported(written.noted);
+        shared.take(reply)
     }
 
-    /// Does what [`Self::sync`] does, and ends the session.
+    /// Does what [`Self::sync`] does where that is needed, and ends the session. Reads and writes that are
+    /// under way should have ended; later ones fail. Any further call returns when the first one's work
+    /// is done, and does it again if that failed.
     ///
     /// # Errors
     /// The metadata service's.
-    pub async fn close(self) -> Result<Attr> {
+    pub async fn close(&self) -> Result<Attr> {
+        self.shared.closed.get_or_try_init(|| self.close_once()).await?;
+        Ok(self.attr())
+    }
+
+    async fn close_once(&self) -> Result<()> {
         let shared = &self.shared;
         let turn = shared.meta.turn(shared.session.caller());
+        let written = *shared.written.lock();
         let request = v1::CloseRequest {
             origin: turn.origin(),
-            inode: shared.session.inode().0,
+            inode: self.inode().0,
             session: shared.session.id().to_vec().into(),
-            written: shared.written(),
+            written: written.message(),
         };
-        shared.take(required(Some(shared.meta.close(request).await?), "attr")?)
+        let reply = shared.meta.close(request).await?;
+        shared.note_reported(written.noted);
+        shared.take(reply).map(drop)
+    }
+}
+
+impl Written {
+    fn is_unreported(&self) -> bool {
+        self.noted != self.reported
+    }
+
+    /// What there is to report. Nothing twice: a time that was set since would be lost.
+    fn message(&self) -> Option<v1::Written> {
+        let mtime_ns = self.mtime.map(|time| time.0);
+        self.is_unreported().then_some(v1::Written { end: self.end, epoch: self.epoch.0, mtime_ns })
     }
 }
 
@@ -214,7 +300,7 @@ impl Shared {
         if buffer.is_empty() {
             return Ok(buffer);
         }
-        let deadline = self.env.deadline_after(self.timeout);
+        let deadline = deadline(&self.env, self.timeout);
         let _piece = self.env.until(deadline, "earlier reads", self.pieces.acquire()).await?;
         let (place, offset) = self.place(at);
         let read = self.chunks.read(&self.session, place, offset, buffer, deadline).await?;
@@ -222,7 +308,7 @@ impl Shared {
     }
 
     async fn write_piece(&self, at: u64, bytes: Bytes) -> Result<()> {
-        let deadline = self.env.deadline_after(self.timeout);
+        let deadline = deadline(&self.env, self.timeout);
         let _piece = self.env.until(deadline, "earlier writes", self.pieces.acquire()).await?;
         let (place, offset) = self.place(at);
         self.chunks.write(&self.session, place, offset, bytes, deadline).await?;
@@ -230,21 +316,29 @@ impl Shared {
     }
 
     fn note_written(&self, end: u64) {
-        let epoch = self.session.epoch();
+        let (epoch, mtime) = (self.session.epoch(), Some(self.env.wall()));
         let mut written = self.written.lock();
         let before = if written.epoch == epoch { written.end } else { 0 };
-        *written = Written { end: end.max(before), epoch, mtime: Some(self.env.wall()) };
+        (written.end, written.epoch, written.mtime) = (end.max(before), epoch, mtime);
+        written.noted += 1;
     }
 
-    fn written(&self) -> Option<v1::Written> {
-        let Written { end, epoch, mtime } = *self.written.lock();
-        Some(v1::Written { end, epoch: epoch.0, mtime_ns: mtime.map(|time| time.0) })
+    fn note_reported(&self, noted: u64) {
+        let mut written = self.written.lock();
+        written.reported = written.reported.max(noted);
     }
 
-    fn take(&self, attr: Attr) -> Result<Attr> {
-        self.session.set_attr(attr.clone());
+    fn take(&self, reply: v1::Attr) -> Result<Attr> {
+        let attr: Attr = required(Some(reply), "attr")?;
+        self.session.take_attr(attr.clone());
         Ok(attr)
     }
+}
+
+/// Where `length` bytes at `offset` end.
+fn check_end(offset: u64, length: usize) -> Result<u64> {
+    let end = offset.checked_add(length as u64).filter(|end| i64::try_from(*end).is_ok());
+    end.ok_or_else(|| Error::new(Code::FileTooLarge, "no file goes beyond 2^63 - 1"))
 }
 
 /// Joins two neighbours; copies them where a retry had to take other memory.

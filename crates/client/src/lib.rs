@@ -5,16 +5,20 @@
 //! decisions are [`kiln_chain::Initiator`]'s; an open [`File`] spreads requests over its chunks.
 #![forbid(unsafe_code)]
 
+mod attributes;
 mod channels;
 mod chunks;
 mod client;
 mod file;
 mod meta;
 mod names;
+mod open;
 mod session;
 
+pub use attributes::{SetAttr, SetTime, SetXattr, Space};
 pub use chunks::{ChunkClient, Grant, Granted, Place};
 pub use client::{Client, Options, Parts};
 pub use file::File;
 pub use meta::{Meta, Turn};
-pub use names::{Entry, OpenMode, SetAttr};
+pub use names::{DirEntry, Entry, Rename};
+pub use open::{NewFile, OpenMode};

@@ -1,11 +1,12 @@
 //! Metadata calls: sent to a metadata server, tried again until they are answered or too late.
 
+use crate::client::deadline;
 use kiln_env::Env;
 use kiln_net::{Identity, control_channel};
 use kiln_rpc::v1::{self, meta_client::MetaClient};
 use kiln_rpc::{Origin, error_from_status};
 use kiln_types::{
-    Action, Caller, ClientId, Code, Deadline, Error, NodeId, RequestId, Result, RoutingInfo,
+    Action, Caller, ClientId, Code, Deadline, Error, Node, NodeId, RequestId, Result, RoutingInfo,
     ServiceKind,
 };
 use parking_lot::Mutex;
@@ -25,8 +26,8 @@ pub struct Meta {
     id: ClientId,
     identity: Identity,
     routing: watch::Receiver<Arc<RoutingInfo>>,
-    timeout: Duration,
-    server: Mutex<Option<Server>>,
+    timeout: Option<Duration>,
+    server: Mutex<Kept>,
     slots: Arc<Mutex<Slots>>,
 }
 
@@ -57,10 +58,19 @@ impl Drop for Turn {
     }
 }
 
+/// The server that is asked now, the one that was asked before, and how many there were.
+#[derive(Default)]
+struct Kept {
+    current: Option<Server>,
+    left: Option<NodeId>,
+    count: u64,
+}
+
 #[derive(Clone)]
 struct Server {
+    number: u64,
     node: NodeId,
-    address: String,
+    address: Arc<str>,
     client: MetaClient<Channel>,
 }
 
@@ -136,13 +146,13 @@ calls! {
 }
 
 impl Meta {
-    /// Calls as client `id`, each tried for at most `timeout`.
+    /// Calls as client `id`, each tried for `timeout`; `None`: until it is answered.
     pub fn new(
         env: Env,
         id: ClientId,
         identity: Identity,
         routing: watch::Receiver<Arc<RoutingInfo>>,
-        timeout: Duration,
+        timeout: Option<Duration>,
     ) -> Self {
         Self {
             env,
@@ -150,7 +160,7 @@ impl Meta {
             identity,
             routing,
             timeout,
-            server: Mutex::new(None),
+            server: Mutex::default(),
             slots: Arc::default(),
         }
     }
@@ -177,26 +187,53 @@ impl Meta {
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        let deadline = self.env.deadline_after(self.timeout);
+        let deadline = deadline(&self.env, self.timeout);
         let mut pause = PAUSE_MIN;
         loop {
             let error = match self.server() {
-                Ok(server) => match self.attempt(what, deadline, send(server.client)).await {
-                    Ok(reply) => return Ok(reply),
-                    Err(error) => error,
-                },
+                Ok(server) => {
+                    let sent = send(server.client.clone());
+                    match self.attempt(what, deadline, sent).await {
+                        Ok(reply) => return Ok(reply),
+                        Err(error) => {
+                            self.judge(&server, &error);
+                            error
+                        }
+                    }
+                }
                 Err(error) => error,
             };
             if matches!(error.action(), Action::GiveUp | Action::Operator) {
                 return Err(error);
             }
             tracing::debug!(what, %error, "metadata call failed");
-            *self.server.lock() = None;
             if deadline.left(self.env.now()) <= pause {
                 return Err(error.while_doing(format_args!("metadata call '{what}'")));
             }
-            self.env.sleep(self.env.jittered(pause)).await;
+            self.pause(self.env.jittered(pause)).await;
             pause = PAUSE_MAX.min(pause * 2);
+        }
+    }
+
+    /// Waits; news of who is up end that early.
+    async fn pause(&self, pause: Duration) {
+        let mut routing = self.routing.clone();
+        routing.mark_unchanged();
+        if let Ok(Err(_)) = self.env.timeout(pause, "routing", routing.changed()).await {
+            self.env.sleep(pause).await;
+        }
+    }
+
+    /// Leaves a server that did not answer for another one, if there is one. Calls side by side may find
+    /// that out one after the other: only the first leaves it.
+    fn judge(&self, server: &Server, error: &Error) {
+        let answered = !matches!(
+            error.code(),
+            Code::Unreachable | Code::ConnectionLost | Code::DeadlineExceeded | Code::Cancelled
+        );
+        let mut kept = self.server.lock();
+        if !answered && kept.current.as_ref().is_some_and(|kept| kept.number == server.number) {
+            *kept = Kept { current: None, left: Some(server.node), count: kept.count };
         }
     }
 
@@ -213,30 +250,33 @@ impl Meta {
         }
     }
 
-    /// The server that was used last, or any that lives.
+    /// The server that was used last, or any that lives; the one that was left last if it is the only one.
     fn server(&self) -> Result<Server> {
-        let routing = Arc::clone(&self.routing.borrow());
+        let routing = self.routing.borrow();
         let alive = |server: &Server| {
             let node = routing.nodes.get(&server.node);
-            node.is_some_and(|node| node.alive && node.address == server.address)
+            node.is_some_and(|node| node.alive && *node.address == *server.address)
         };
         let mut kept = self.server.lock();
-        if let Some(server) = kept.as_ref().filter(|server| alive(server)) {
+        if let Some(server) = kept.current.as_ref().filter(|server| alive(server)) {
             return Ok(server.clone());
         }
-        let meta: Vec<_> = routing
-            .nodes
-            .values()
-            .filter(|node| node.kind == ServiceKind::Meta && node.alive)
-            .collect();
+        let is_up = |node: &&Node| node.kind == ServiceKind::Meta && node.alive;
+        let mut meta: Vec<_> = routing.nodes.values().filter(is_up).collect();
+        if meta.len() > 1 {
+            meta.retain(|node| Some(node.id) != kept.left);
+        }
         if meta.is_empty() {
             return Err(Error::new(Code::NotReady, "no metadata server is up"));
         }
         let node = meta[self.env.random_below(meta.len() as u64) as usize];
         let channel = control_channel(&node.address, self.identity.clone(), self.env.clone())?;
         let client = MetaClient::new(channel);
-        let server = Server { node: node.id, address: node.address.clone(), client };
-        *kept = Some(server.clone());
+        kept.count += 1;
+        let number = kept.count;
+        let server =
+            Server { number, node: node.id, address: node.address.as_str().into(), client };
+        kept.current = Some(server.clone());
         Ok(server)
     }
 }

@@ -1,15 +1,14 @@
 //! The tree of names: what `ls`, `mkdir` and `mv` need.
 
 use crate::client::Client;
-use crate::file::File;
-use kiln_rpc::convert::required;
+use kiln_rpc::convert::{file_kind, required};
 use kiln_rpc::v1;
-use kiln_types::{Attr, Caller, InodeId, Result, Timestamp};
+use kiln_types::{Attr, Caller, Code, Error, FileKind, InodeId, Result};
 
 /// Entries in one page of a directory.
 const PAGE: u32 = 1024;
 
-/// A name in a directory.
+/// A name in a directory and all about what it leads to.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The name, without any '/'.
@@ -18,39 +17,31 @@ pub struct Entry {
     pub attr: Attr,
 }
 
-/// For what a file is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpenMode {
-    /// Reading.
-    pub read: bool,
-    /// Writing.
-    pub write: bool,
-    /// Whether the content is dropped.
-    pub truncate: bool,
+/// An entry of a directory, as it is read page by page.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    /// The name.
+    pub name: Vec<u8>,
+    /// What it leads to.
+    pub inode: InodeId,
+    /// What that is.
+    pub kind: FileKind,
+    /// The listing goes on behind this: from 256 up to 2^63 - 1, and the same as long as the entry exists.
+    pub cookie: u64,
+    /// The attributes, if they were asked for and the caller may search the directory.
+    pub attr: Option<Attr>,
 }
 
-impl OpenMode {
-    /// Reading only.
-    pub const READ: Self = Self { read: true, write: false, truncate: false };
-    /// Writing a new content.
-    pub const REPLACE: Self = Self { read: false, write: true, truncate: true };
-}
-
-/// Attributes to change; `None` stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SetAttr {
-    /// Permission bits.
-    pub mode: Option<u32>,
-    /// Owner.
-    pub uid: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
-    /// Length in bytes.
-    pub length: Option<u64>,
-    /// Last access.
-    pub atime: Option<Timestamp>,
-    /// Last change.
-    pub mtime: Option<Timestamp>,
+/// What a rename does with what has the new name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Rename {
+    /// It goes: a file for a file, an empty directory for a directory.
+    #[default]
+    Replace,
+    /// There must be nothing (RENAME_NOREPLACE).
+    NoReplace,
+    /// It gets the old name (RENAME_EXCHANGE).
+    Exchange,
 }
 
 impl Client {
@@ -79,49 +70,6 @@ impl Client {
             name: name.to_vec().into(),
         };
         required(self.meta.lookup(request).await?.attr, "attr")
-    }
-
-    /// Opens a file.
-    ///
-    /// # Errors
-    /// `NotFound`, `IsDirectory`, `PermissionDenied`.
-    pub async fn open(&self, caller: &Caller, inode: InodeId, mode: OpenMode) -> Result<File> {
-        let sent = self.env.now();
-        let turn = self.meta.turn(caller);
-        let request = v1::OpenRequest {
-            origin: turn.origin(),
-            inode: inode.0,
-            read: mode.read,
-            write: mode.write,
-            truncate: mode.truncate,
-        };
-        self.file(caller, self.meta.open(request).await?, sent)
-    }
-
-    /// Makes the file `name`, which must not exist, and opens it for reading and writing.
-    ///
-    /// # Errors
-    /// `Exists`, `PermissionDenied`, `NotReady` while the cluster has no chains yet.
-    pub async fn create(
-        &self,
-        caller: &Caller,
-        parent: InodeId,
-        name: &[u8],
-        mode: u32,
-    ) -> Result<File> {
-        let sent = self.env.now();
-        let turn = self.meta.turn(caller);
-        let request = v1::CreateRequest {
-            origin: turn.origin(),
-            parent: parent.0,
-            name: name.to_vec().into(),
-            mode,
-            exclusive: true,
-            read: true,
-            write: true,
-            ..Default::default()
-        };
-        self.file(caller, self.meta.create(request).await?, sent)
     }
 
     /// Makes a directory.
@@ -199,15 +147,38 @@ impl Client {
         .map(drop)
     }
 
-    /// Moves a name, over what has the new name (a file, or an empty directory for a directory).
+    /// Gives a file or symlink another name.
     ///
     /// # Errors
-    /// As rename(2).
+    /// `Exists`, `NotPermitted` for a directory, `NotFound` when its last name is gone, `TooManyLinks`,
+    /// `PermissionDenied`, `StaleHandle`.
+    pub async fn link(
+        &self,
+        caller: &Caller,
+        inode: InodeId,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<Attr> {
+        let turn = self.meta.turn(caller);
+        let request = v1::LinkRequest {
+            origin: turn.origin(),
+            inode: inode.0,
+            parent: parent.0,
+            name: name.to_vec().into(),
+        };
+        required(self.meta.link(request).await?.attr, "attr")
+    }
+
+    /// Moves a name.
+    ///
+    /// # Errors
+    /// As renameat2(2).
     pub async fn rename(
         &self,
         caller: &Caller,
         (parent, name): (InodeId, &[u8]),
         (new_parent, new_name): (InodeId, &[u8]),
+        how: Rename,
     ) -> Result<()> {
         let turn = self.meta.turn(caller);
         let request = v1::RenameRequest {
@@ -216,68 +187,57 @@ impl Client {
             name: name.to_vec().into(),
             new_parent: new_parent.0,
             new_name: new_name.to_vec().into(),
-            no_replace: false,
-            exchange: false,
+            no_replace: how == Rename::NoReplace,
+            exchange: how == Rename::Exchange,
         };
         self.meta.rename(request).await.map(drop)
     }
 
-    /// Changes attributes.
+    /// At most `limit` entries of a directory behind the cookie `after` (0: from the start), in the order
+    /// of cookies, and whether there are no more. What is there all the time appears once, whatever
+    /// changes meanwhile. Neither `.` nor `..` is among them.
     ///
     /// # Errors
-    /// `NotPermitted`, `PermissionDenied`, `NotFound`.
-    pub async fn set_attr(&self, caller: &Caller, inode: InodeId, change: SetAttr) -> Result<Attr> {
-        let turn = self.meta.turn(caller);
-        let request = v1::SetAttrRequest {
-            origin: turn.origin(),
-            inode: inode.0,
-            mode: change.mode,
-            uid: change.uid,
-            gid: change.gid,
-            length: change.length,
-            atime_ns: change.atime.map(|time| time.0),
-            mtime_ns: change.mtime.map(|time| time.0),
-            ..Default::default()
-        };
-        required(Some(self.meta.set_attr(request).await?), "attr")
-    }
-
-    /// The entries of a directory behind the cookie `after` (0: from the start), with attributes, and the
-    /// cookie for the next page (`None`: that was the last).
-    ///
-    /// # Errors
-    /// `NotDirectory`, `PermissionDenied`.
+    /// `NotDirectory`, `PermissionDenied`, `StaleHandle`.
     pub async fn read_dir(
         &self,
         caller: &Caller,
         inode: InodeId,
         after: u64,
-    ) -> Result<(Vec<Entry>, Option<u64>)> {
-        let request = v1::ReadDirRequest {
-            caller: Some(caller.into()),
-            inode: inode.0,
-            after,
-            limit: PAGE,
-            with_attrs: true,
-        };
+        limit: u32,
+        with_attrs: bool,
+    ) -> Result<(Vec<DirEntry>, bool)> {
+        let caller = Some(caller.into());
+        let request = v1::ReadDirRequest { caller, inode: inode.0, after, limit, with_attrs };
         let reply = self.meta.read_dir(request).await?;
-        let next = reply.entries.last().map(|entry| entry.cookie).filter(|_| !reply.end);
         let entry = |entry: v1::DirEntry| {
-            Ok(Entry { name: entry.name.to_vec(), attr: required(entry.attr, "attr")? })
+            Ok(DirEntry {
+                name: entry.name.to_vec(),
+                inode: InodeId(entry.inode),
+                kind: file_kind(entry.kind)?,
+                cookie: entry.cookie,
+                attr: entry.attr.map(Attr::try_from).transpose()?,
+            })
         };
-        Ok((reply.entries.into_iter().map(entry).collect::<Result<_>>()?, next))
+        Ok((reply.entries.into_iter().map(entry).collect::<Result<_>>()?, reply.end))
     }
 
-    /// All entries of a directory, sorted by name.
+    /// All entries of a directory with their attributes, sorted by name.
     ///
     /// # Errors
-    /// As [`Self::read_dir`].
+    /// As [`Self::read_dir`], and `PermissionDenied` when the caller may read the names only.
     pub async fn list_dir(&self, caller: &Caller, inode: InodeId) -> Result<Vec<Entry>> {
-        let (mut all, mut next) = (Vec::new(), Some(0));
-        while let Some(after) = next {
-            let (entries, behind) = self.read_dir(caller, inode, after).await?;
-            all.extend(entries);
-            next = behind;
+        let (mut all, mut after, mut end) = (Vec::new(), 0, false);
+        while !end {
+            let (entries, is_last) = self.read_dir(caller, inode, after, PAGE, true).await?;
+            (after, end) = (entries.last().map_or(after, |entry| entry.cookie), is_last);
+            for DirEntry { name, attr, .. } in entries {
+                let attr = attr.ok_or_else(|| {
+                    let text = format!("directory {inode} may be read, not searched");
+                    Error::new(Code::PermissionDenied, text)
+                })?;
+                all.push(Entry { name, attr });
+            }
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)

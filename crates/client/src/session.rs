@@ -2,6 +2,7 @@
 
 use crate::chunks::{Grant, Granted};
 use crate::meta::Meta;
+use crate::open::OpenMode;
 use async_trait::async_trait;
 use kiln_env::Env;
 use kiln_rpc::convert::{id_bytes, required};
@@ -17,6 +18,7 @@ pub(crate) struct Session {
     meta: Arc<Meta>,
     client: ClientId,
     caller: Caller,
+    mode: OpenMode,
     inode: InodeId,
     session: Vec<u8>,
     state: Mutex<State>,
@@ -36,6 +38,7 @@ impl Session {
         meta: Arc<Meta>,
         client: ClientId,
         caller: Caller,
+        mode: OpenMode,
         reply: v1::OpenReply,
         sent: Monotonic,
     ) -> Result<Self> {
@@ -43,7 +46,7 @@ impl Session {
         let state = State::of(reply, sent)?;
         let inode = state.attr.inode;
         let (state, renewing) = (Mutex::new(state), tokio::sync::Mutex::default());
-        Ok(Self { env, meta, client, caller, inode, session, state, renewing })
+        Ok(Self { env, meta, client, caller, mode, inode, session, state, renewing })
     }
 
     pub(crate) fn inode(&self) -> InodeId {
@@ -58,13 +61,23 @@ impl Session {
         &self.caller
     }
 
+    pub(crate) fn mode(&self) -> OpenMode {
+        self.mode
+    }
+
     pub(crate) fn attr(&self) -> Attr {
         self.state.lock().attr.clone()
     }
 
-    /// Takes attributes that another call answered.
-    pub(crate) fn set_attr(&self, attr: Attr) {
-        self.state.lock().attr = attr;
+    /// Length and epoch.
+    pub(crate) fn length(&self) -> (u64, TruncateEpoch) {
+        let state = self.state.lock();
+        (state.attr.length, state.attr.epoch)
+    }
+
+    /// Takes attributes that a call answered, unless newer ones are known.
+    pub(crate) fn take_attr(&self, attr: Attr) {
+        self.state.lock().take(attr);
     }
 
     pub(crate) fn epoch(&self) -> TruncateEpoch {
@@ -105,7 +118,9 @@ impl Grant for Session {
             session: self.session.clone().into(),
         });
         let fresh = State::of(reply.await?, sent)?;
-        *self.state.lock() = fresh;
+        let mut state = self.state.lock();
+        (state.capability, state.renew_at) = (fresh.capability, fresh.renew_at);
+        state.take(fresh.attr);
         Ok(())
     }
 }
@@ -120,5 +135,12 @@ impl State {
             capability: reply.capability.to_vec().into(),
             renew_at: sent.plus(lifetime),
         })
+    }
+
+    /// Answers overtake each other: neither an older epoch counts nor an older state of the same one.
+    fn take(&mut self, attr: Attr) {
+        if (attr.epoch, attr.ctime) >= (self.attr.epoch, self.attr.ctime) {
+            self.attr = attr;
+        }
     }
 }

@@ -205,7 +205,7 @@ impl TryFrom<v1::Attr> for Attr {
         }
         Ok(Self {
             inode: InodeId(message.inode),
-            kind: enumerated(message.kind, "file kind", FileKind::from_number)?,
+            kind: file_kind(message.kind)?,
             mode: message.mode,
             uid: message.uid,
             gid: message.gid,
@@ -248,6 +248,14 @@ impl TryFrom<v1::NodeInfo> for Node {
             tags: message.tags.into_iter().collect(),
         })
     }
+}
+
+/// Reads a file kind from a message's field.
+///
+/// # Errors
+/// `Invalid` for a number that is none.
+pub fn file_kind(number: u32) -> Result<FileKind> {
+    enumerated(number, "file kind", FileKind::from_number)
 }
 
 /// Reads a service kind from a message's field.

@@ -4,7 +4,7 @@ use super::tree::{Info, Kind, Node, Reader, Tree, Writer};
 use crate::path::KilnPath;
 use crate::remote::Remote;
 use async_trait::async_trait;
-use kiln_client::{File, OpenMode, SetAttr};
+use kiln_client::{File, NewFile, OpenMode, Rename, SetAttr, SetTime};
 use kiln_memory::{Buffer, Bytes};
 use kiln_types::{Attr, Code, Context, Error, FileKind, InodeId, Result};
 use std::collections::BTreeSet;
@@ -61,8 +61,8 @@ fn change(remote: &Remote, info: &Info) -> SetAttr {
         uid: owner.then_some(info.uid),
         gid: owner.then_some(info.gid),
         length: None,
-        atime: Some(info.atime),
-        mtime: Some(info.mtime),
+        atime: Some(SetTime::At(info.atime)),
+        mtime: Some(SetTime::At(info.mtime)),
     }
 }
 
@@ -108,7 +108,7 @@ impl Tree for RemoteTree {
     async fn open(&self, file: &Node) -> Result<Arc<dyn Reader>> {
         let (client, caller) = (&self.remote.client, &self.remote.caller);
         let opened = client.open(caller, file.inode, OpenMode::READ).await;
-        Ok(Arc::new(OpenFile::new(opened.context(file.shown())?)))
+        Ok(Arc::new(opened.context(file.shown())?))
     }
 
     async fn make_dir(&self, parent: &Node, name: &[u8]) -> Result<Node> {
@@ -150,7 +150,7 @@ impl Tree for RemoteTree {
         let attr = client.symlink(caller, parent.inode, &temporary, target).await?;
         set_info(&self.remote, attr.inode, info).await?;
         let from = (parent.inode, temporary.as_slice());
-        client.rename(caller, from, (parent.inode, name)).await?;
+        client.rename(caller, from, (parent.inode, name), Rename::Replace).await?;
         begun(&self.begun).remove(&(parent.inode, temporary));
         Ok(())
     }
@@ -158,11 +158,18 @@ impl Tree for RemoteTree {
     async fn create(&self, parent: &Node, name: &[u8]) -> Result<Arc<dyn Writer>> {
         let (client, caller) = (&self.remote.client, &self.remote.caller);
         let temporary = self.begin(parent);
-        let file = client.create(caller, parent.inode, &temporary, 0o600).await?;
+        let new = NewFile {
+            parent: parent.inode,
+            name: &temporary,
+            mode: 0o600,
+            exclusive: true,
+            open: OpenMode::EDIT,
+        };
+        let file = client.create(caller, &new).await?;
         Ok(Arc::new(RemoteWriter {
             remote: Arc::clone(&self.remote),
             begun: Arc::clone(&self.begun),
-            file: OpenFile::new(file),
+            file,
             parent: parent.inode,
             temporary,
             name: name.to_vec(),
@@ -182,45 +189,22 @@ impl Tree for RemoteTree {
     }
 }
 
-/// A file that several blocks use side by side, and that is closed when they are done.
-struct OpenFile(Mutex<Option<Arc<File>>>);
-
-impl OpenFile {
-    fn new(file: File) -> Self {
-        Self(Mutex::new(Some(Arc::new(file))))
-    }
-
-    fn get(&self) -> Result<Arc<File>> {
-        let file = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        file.ok_or_else(|| Error::internal("the file is closed"))
-    }
-
-    /// Closes it: what was written is durable then.
-    async fn close(&self) -> Result<Attr> {
-        let file = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match file.and_then(Arc::into_inner) {
-            Some(file) => file.close().await,
-            None => Err(Error::internal("the file is closed or in use")),
-        }
-    }
-}
-
 #[async_trait]
-impl Reader for OpenFile {
+impl Reader for File {
     async fn read_at(&self, offset: u64, buffer: Buffer) -> Result<Buffer> {
-        self.get()?.read_at(offset, buffer).await
+        File::read_at(self, offset, buffer).await
     }
 
     async fn close(&self) {
         // Nothing was written: the session ends with the client at the latest.
-        let _ = OpenFile::close(self).await;
+        let _ = File::close(self).await;
     }
 }
 
 struct RemoteWriter {
     remote: Arc<Remote>,
     begun: Arc<Begun>,
-    file: OpenFile,
+    file: File,
     parent: InodeId,
     temporary: Vec<u8>,
     name: Vec<u8>,
@@ -229,21 +213,22 @@ struct RemoteWriter {
 #[async_trait]
 impl Writer for RemoteWriter {
     async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
-        self.file.get()?.write_at(offset, bytes).await
+        self.file.write_at(offset, bytes).await
     }
 
     async fn finish(&self, info: &Info) -> Result<()> {
         let remote = &self.remote;
-        let attr = OpenFile::close(&self.file).await?;
+        let attr = self.file.close().await?;
         set_info(remote, attr.inode, info).await?;
         let from = (self.parent, self.temporary.as_slice());
-        remote.client.rename(&remote.caller, from, (self.parent, &self.name)).await?;
+        let to = (self.parent, self.name.as_slice());
+        remote.client.rename(&remote.caller, from, to, Rename::Replace).await?;
         begun(&self.begun).remove(&(self.parent, self.temporary.clone()));
         Ok(())
     }
 
     async fn abandon(&self) {
         // The name stays on the list of what is removed at the end.
-        let _ = OpenFile::close(&self.file).await;
+        let _ = self.file.close().await;
     }
 }

@@ -53,8 +53,5 @@ async fn print(remote: &Remote, inode: kiln_types::InodeId) -> Result<()> {
             remote.env.blocking(move || output::print_bytes(&block)).await??;
         }
     }
-    match Arc::into_inner(file) {
-        Some(file) => file.close().await.map(drop),
-        None => Ok(()),
-    }
+    file.close().await.map(drop)
 }

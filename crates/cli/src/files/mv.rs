@@ -4,6 +4,7 @@ use crate::failure::Outcome;
 use crate::path::{AnyPath, KilnPath};
 use crate::place::Place;
 use crate::remote::{self, Remote};
+use kiln_client::Rename;
 use kiln_types::{Code, Context, Error, FileKind, InodeId, Result};
 use std::ffi::OsString;
 
@@ -74,6 +75,6 @@ async fn one(
             (remote.look(&parent, true).await?.inode, new_name)
         }
     };
-    let moved = remote.client.rename(&remote.caller, (from, name), to).await;
+    let moved = remote.client.rename(&remote.caller, (from, name), to, Rename::Replace).await;
     moved.context(format_args!("{source} to {destination}"))
 }
