@@ -11,12 +11,11 @@ use kiln_net::{Peer, peer_of};
 use kiln_rpc::convert::{id_from, required};
 use kiln_rpc::v1::{self, meta_server::Meta};
 use kiln_rpc::{Origin, status_from_error};
-use kiln_types::{Attr, Caller, Code, Error, InodeId, RequestId, Result, Timestamp, TruncateEpoch};
+use kiln_telemetry::REQUESTS;
+use kiln_types::{Attr, Caller, Code, Error, InodeId, Result, Timestamp, TruncateEpoch};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tonic::{Request, Response, Status};
-use tracing::Instrument;
 
 /// The metadata service.
 pub struct Service {
@@ -30,10 +29,7 @@ type Reply<T> = std::result::Result<Response<T>, Status>;
 /// client asks again, and gets the recorded answer if it has.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Numbers requests, for their log lines.
-static REQUESTS: AtomicU64 = AtomicU64::new(1);
-
-/// Runs one request in a span of its own, and turns its error into a status.
+/// Measures a request, and turns its error into a status.
 async fn answer<T, R>(
     store: &Store,
     operation: &'static str,
@@ -41,14 +37,13 @@ async fn answer<T, R>(
     handle: impl AsyncFnOnce(&Peer, R) -> Result<T>,
 ) -> Reply<T> {
     let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
-    let id = RequestId(u128::from(REQUESTS.fetch_add(1, Ordering::Relaxed)));
-    let span = kiln_telemetry::request_span(operation, id, &peer.address);
-    let work = handle(&peer, request.into_inner()).instrument(span);
-    let result = store.env().timeout(REQUEST_TIME_MAX, operation, work).await;
-    result.and_then(|result| result).map(Response::new).map_err(|error| {
-        tracing::debug!(operation, %peer, %error, "refused");
-        status_from_error(&error)
-    })
+    let work = async {
+        let work = handle(&peer, request.into_inner());
+        let result = store.env().timeout(REQUEST_TIME_MAX, operation, work).await;
+        result.flatten().inspect_err(|error| tracing::debug!(%error, "refused"))
+    };
+    let result = REQUESTS.measure(store.env(), operation, &peer.address, work).await;
+    result.map(Response::new).map_err(|error| status_from_error(&error))
 }
 
 /// As whom a peer's request is made, within what its credential allows.

@@ -5,7 +5,7 @@ use crate::state::State;
 use crate::store::Store;
 use kiln_env::Env;
 use kiln_net::KeyRing;
-use kiln_telemetry::metrics;
+use kiln_telemetry::{Phase, Trace, metrics};
 use kiln_types::{Code, Context, Error, Result, RoutingInfo};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,7 @@ type Told = Result<(Answer, Arc<RoutingInfo>)>;
 struct Command {
     event: Event,
     told: oneshot::Sender<Told>,
+    trace: Trace,
 }
 
 /// The way to the owner; clones share it.
@@ -33,13 +34,16 @@ struct Command {
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     published: watch::Receiver<Arc<RoutingInfo>>,
+    env: Env,
 }
 
 impl Handle {
     /// Sends an event and waits until its consequences are durable and published.
     pub(crate) async fn apply(&self, event: Event) -> Told {
         let (told, answer) = oneshot::channel();
-        self.commands.try_send(Command { event, told }).map_err(|error| match error {
+        let trace = Trace::current();
+        trace.enter(&self.env, Phase::Queue);
+        self.commands.try_send(Command { event, told, trace }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
                 Error::new(Code::Overloaded, "too many requests wait for the manager")
             }
@@ -81,9 +85,10 @@ impl Owner {
     ) -> Result<(Self, Handle)> {
         let (sender, commands) = mpsc::channel(QUEUE);
         let (publish, published) = watch::channel(Arc::default());
+        let handle = Handle { commands: sender, published, env: env.clone() };
         let mut owner = Self { manager, store, durable: before, ring, commands, publish, env };
         owner.commit().await?;
-        Ok((owner, Handle { commands: sender, published }))
+        Ok((owner, handle))
     }
 
     /// Works until all handles are gone.
@@ -99,7 +104,10 @@ impl Owner {
             let rest = std::iter::from_fn(|| self.commands.try_recv().ok());
             let batch: Vec<_> = first.into_iter().chain(rest.take(BATCH)).collect();
             let mut answers = Vec::with_capacity(batch.len());
-            for Command { event, told } in batch {
+            for Command { event, told, trace } in batch {
+                trace.leave(&self.env, Phase::Queue);
+                // Until it is answered.
+                trace.enter(&self.env, Phase::KvCommit);
                 answers.push((told, self.manager.apply(event, self.env.now())));
             }
             if self.env.now() >= next_tick {
@@ -132,8 +140,21 @@ impl Owner {
         self.durable = state.clone();
         let routing = Arc::new(state.routing.clone());
         self.ring.set_credentials(&routing.credentials);
-        metrics::MGMTD_ROUTING_VERSION.set(i64::try_from(routing.version.0).unwrap_or(i64::MAX));
+        show(&routing);
         self.publish.send_replace(routing);
         Ok(())
     }
+}
+
+/// What operators watch.
+fn show(routing: &RoutingInfo) {
+    let chains = || routing.chains.values();
+    let degraded = chains().filter(|chain| chain.serving().count() < chain.members.len());
+    let read_only = chains().filter(|chain| chain.serving().count() < chain.min_serving as usize);
+    metrics::MGMTD_ROUTING_VERSION.set_amount(routing.version.0);
+    metrics::MGMTD_DEAD
+        .set_amount(routing.nodes.values().filter(|node| !node.alive).count() as u64);
+    metrics::MGMTD_CHAINS.set_amount(chains().count() as u64);
+    metrics::MGMTD_CHAINS_DEGRADED.set_amount(degraded.count() as u64);
+    metrics::MGMTD_CHAINS_READ_ONLY.set_amount(read_only.count() as u64);
 }

@@ -48,7 +48,7 @@ pub async fn run(
     let manager = Manager::new(options, state.clone(), env.now());
     let (owner, handle) = Owner::start(manager, store, state, ring, env.clone()).await?;
     let config_text = kiln_config::to_toml(&config)?;
-    let service = Service { handle, key, lease, config: config_text };
+    let service = Service { handle, env: env.clone(), key, lease, config: config_text };
     let serving = server.serve(None, Some(routes(service)))?;
     let owner = env.spawn("manager", owner.run());
     tracing::info!(%address, node = %config.node.id, "the manager answers");

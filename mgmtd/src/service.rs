@@ -3,10 +3,11 @@
 use crate::manager::{Answer, Event};
 use crate::owner::Handle;
 use kiln_chain::lease::LeaseTimes;
+use kiln_env::Env;
 use kiln_net::{Peer, peer_of};
 use kiln_rpc::v1::mgmtd_server::Mgmtd;
 use kiln_rpc::{Heartbeat, Registration, convert, status_from_error, v1};
-use kiln_telemetry::metrics;
+use kiln_telemetry::{REQUESTS, metrics};
 use kiln_types::{Code, Error, NodeId, Result, RoutingInfo, RoutingVersion, ServerKey};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tonic::{Request, Response, Status};
 /// What tonic serves.
 pub(crate) struct Service {
     pub(crate) handle: Handle,
+    pub(crate) env: Env,
     pub(crate) key: ServerKey,
     pub(crate) lease: LeaseTimes,
     /// The effective configuration, as TOML.
@@ -25,17 +27,6 @@ pub(crate) struct Service {
 
 type Reply<T> = Result<Response<T>, Status>;
 type Updates = Pin<Box<dyn Stream<Item = Result<v1::RoutingInfo, Status>> + Send>>;
-
-fn reply<T>(result: Result<T>) -> Reply<T> {
-    match result {
-        Ok(message) => Ok(Response::new(message)),
-        Err(error) => {
-            metrics::CONTROL_FAILED.add(1);
-            tracing::debug!("a request failed: {error}");
-            Err(status_from_error(&error))
-        }
-    }
-}
 
 /// What `peer` may see: credentials are the servers' business.
 fn routing_for(peer: &Peer, routing: &RoutingInfo) -> v1::RoutingInfo {
@@ -62,6 +53,20 @@ fn milliseconds(duration: std::time::Duration) -> u64 {
 }
 
 impl Service {
+    /// Measures a request, and turns its error into a status.
+    async fn answer<R, T>(
+        &self,
+        operation: &'static str,
+        request: Request<R>,
+        handle: impl AsyncFnOnce(Request<R>) -> Result<T>,
+    ) -> Reply<T> {
+        let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
+        let work =
+            async { handle(request).await.inspect_err(|error| tracing::debug!(%error, "refused")) };
+        let result = REQUESTS.measure(&self.env, operation, &peer.address, work).await;
+        result.map(Response::new).map_err(|error| status_from_error(&error))
+    }
+
     async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<v1::RegisterReply> {
         let peer = peer_of(&request)?;
         let registration = Registration::try_from(request.into_inner())?;
@@ -147,37 +152,40 @@ impl Mgmtd for Service {
     type WatchRoutingStream = Updates;
 
     async fn register(&self, request: Request<v1::RegisterRequest>) -> Reply<v1::RegisterReply> {
-        reply(Service::register(self, request).await)
+        self.answer("register", request, async |ask| Service::register(self, ask).await).await
     }
 
     async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Reply<v1::HeartbeatReply> {
-        reply(Service::heartbeat(self, request).await)
+        self.answer("heartbeat", request, async |ask| Service::heartbeat(self, ask).await).await
     }
 
     async fn watch_routing(&self, request: Request<v1::WatchRoutingRequest>) -> Reply<Updates> {
-        reply(self.watch(&request))
+        self.answer("watch routing", request, async |ask| self.watch(&ask)).await
     }
 
     async fn create_credential(
         &self,
         request: Request<v1::CreateCredentialRequest>,
     ) -> Reply<v1::CredentialSecret> {
-        reply(Service::create_credential(self, request).await)
+        let create = async |ask| Service::create_credential(self, ask).await;
+        self.answer("create credential", request, create).await
     }
 
     async fn revoke_credential(
         &self,
         request: Request<v1::RevokeCredentialRequest>,
     ) -> Reply<v1::Empty> {
-        reply(Service::revoke_credential(self, request).await)
+        let revoke = async |ask| Service::revoke_credential(self, ask).await;
+        self.answer("revoke credential", request, revoke).await
     }
 
     async fn list_credentials(&self, request: Request<v1::Empty>) -> Reply<v1::CredentialList> {
-        reply(Service::list_credentials(self, &request))
+        let list = async |ask| Service::list_credentials(self, &ask);
+        self.answer("list credentials", request, list).await
     }
 
     async fn get_config(&self, request: Request<v1::Empty>) -> Reply<v1::ConfigText> {
-        reply(self.config(&request))
+        self.answer("get config", request, async |ask| self.config(&ask)).await
     }
 }
 

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use kiln_chunk_store::{ChunkStat, Store};
 use kiln_env::Env;
 use kiln_net::{Handler, Peer, Request, Response};
-use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, RequestId, Result};
+use kiln_telemetry::REQUESTS;
+use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, Result};
 use kiln_wire::{
     Body, DiskSpace, Forward, Goodbye, LIST_LIMIT_MAX, List, Listed, Listing, Name, Operation,
     Read, ReadDone, Space, Write, WriteDone,
@@ -14,8 +15,6 @@ use kiln_wire::{
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tracing::Instrument;
 
 /// Whether this server's lease holds: without it nothing is answered.
 pub type Lease = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -27,15 +26,12 @@ pub struct ChunkService {
     targets: RwLock<BTreeMap<ChainId, Arc<Target>>>,
     rights: Rights,
     lease: Lease,
-    /// Numbers requests, for their log lines.
-    requests: AtomicU64,
 }
 
 impl ChunkService {
     /// A service over `stores`; targets are added as they are opened.
     pub fn new(env: Env, stores: Vec<Arc<Store>>, rights: Rights, lease: Lease) -> Arc<Self> {
-        let (targets, requests) = (RwLock::default(), AtomicU64::new(1));
-        Arc::new(Self { env, stores, targets, rights, lease, requests })
+        Arc::new(Self { env, stores, targets: RwLock::default(), rights, lease })
     }
 
     /// The disks' stores.
@@ -167,8 +163,6 @@ fn listed((chunk, stat): (ChunkId, ChunkStat)) -> Option<Listed> {
 impl Handler for ChunkService {
     async fn handle(&self, peer: &Arc<Peer>, request: Request) -> Result<Response> {
         let operation = Operation::from_number(request.operation)?;
-        let id = RequestId(u128::from(self.requests.fetch_add(1, Ordering::Relaxed)));
-        let span = kiln_telemetry::request_span(operation.name(), id, &peer.address);
         let answered = async {
             self.require_lease()?;
             match operation {
@@ -182,6 +176,6 @@ impl Handler for ChunkService {
             }
             .inspect_err(|error| tracing::debug!(%error, "refused"))
         };
-        answered.instrument(span).await
+        REQUESTS.measure(&self.env, operation.name(), &peer.address, answered).await
     }
 }

@@ -12,6 +12,7 @@ mod completions;
 mod config;
 mod copy;
 mod down;
+mod exporter;
 mod failure;
 mod files;
 mod output;

@@ -1,5 +1,6 @@
 //! `kiln mgmtd`, `kiln meta`, `kiln storage`: one server in this process.
 
+use crate::exporter::{self, Exporter};
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use kiln_config::{
@@ -9,7 +10,7 @@ use kiln_config::{
 use kiln_env::Env;
 use kiln_kv_embedded::EmbeddedKv;
 use kiln_launch::Supervised;
-use kiln_telemetry::{Level, LogOptions};
+use kiln_telemetry::{Identity, Level, LogOptions};
 use kiln_types::Result;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -136,23 +137,38 @@ where
     F: Future<Output = Result<()>>,
 {
     let supervised = Supervised::follow()?;
-    let config: C = kiln_config::load(Some(&args.config), std::env::vars(), &settings)?;
+    let mut config: C = kiln_config::load(Some(&args.config), std::env::vars(), &settings)?;
     kiln_telemetry::init(&log_options(config.log()))?;
     raise_file_limit();
     let service = C::SERVICE;
     let node = config.node().id;
     tracing::info!(%service, %node, version = env!("CARGO_PKG_VERSION"), "server starts");
     runtime::many()?.block_on(async {
+        let env = Env::real();
+        let _exporter = export(&mut config, &env).await?;
         let mut stop = supervised.stop()?;
         let shutdown = Box::pin(async move { stop.requested().await });
         let ready = Box::new(move |address| {
             tracing::info!(%service, %node, %address, "server is ready");
             Supervised::announce(address);
         });
-        serve(config, Env::real(), ready, shutdown).await
+        serve(config, env, ready, shutdown).await
     })?;
     tracing::info!(%service, %node, "server has stopped");
     Ok(())
+}
+
+/// The key of the tag under which a server registers where its metrics are.
+pub(crate) const METRICS_TAG: &str = "metrics";
+
+/// Shows the metrics where the configuration says so, and lets the server register the address.
+async fn export<C: ServiceConfig>(config: &mut C, env: &Env) -> Result<Option<Exporter>> {
+    let Some(listen) = config.metrics().listen else { return Ok(None) };
+    let identity = Identity::server(C::SERVICE, config.node().id, env.wall());
+    let exporter = exporter::export(listen, identity, env).await?;
+    let address = config.node().reachable(exporter.address());
+    config.node_mut().tags.insert(METRICS_TAG.into(), address);
+    Ok(Some(exporter))
 }
 
 fn log_options(config: &LogConfig) -> LogOptions {
@@ -169,6 +185,7 @@ fn log_options(config: &LogConfig) -> LogOptions {
             LogFormat::Json => kiln_telemetry::LogFormat::Json,
         },
         file: Some(config.file.clone()).filter(|file| !file.as_os_str().is_empty()),
+        slow: config.slow,
     }
 }
 

@@ -1,6 +1,7 @@
-//! Sizes and durations as people write them: "10GiB", "500ms".
+//! Sizes, durations and addresses as people write them: "10GiB", "500ms", "127.0.0.1:7411".
 
 use kiln_types::{Error, Result};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 const SIZES: [(&str, u64); 9] = [
@@ -65,6 +66,19 @@ pub fn format_duration(duration: Duration) -> String {
         Some((name, unit)) => format!("{}{name}", nanos / unit),
         None => "0s".into(),
     }
+}
+
+fn parse_address(text: &str) -> Result<Option<SocketAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        Error::invalid(format!("'{text}' is not an address and a port, such as 127.0.0.1:0"))
+    })
+}
+
+fn format_address(address: Option<SocketAddr>) -> String {
+    address.map(|address| address.to_string()).unwrap_or_default()
 }
 
 /// Digits, perhaps with a fraction, then a unit; `bare` is the unit of a number without one.
@@ -139,6 +153,13 @@ serde_as_text!(
     crate::human::format_duration,
     crate::human::parse_duration,
     "a duration in quotes, such as \"500ms\""
+);
+serde_as_text!(
+    address,
+    Option<std::net::SocketAddr>,
+    crate::human::format_address,
+    crate::human::parse_address,
+    "an address and a port in quotes, such as \"127.0.0.1:0\", or \"\""
 );
 
 #[cfg(test)]

@@ -15,11 +15,15 @@ mod secrets;
 mod storage;
 
 pub use files::{create_file, write_file};
-pub use human::{duration, format_duration, format_size, parse_duration, parse_size, size};
+pub use human::{
+    address, duration, format_duration, format_size, parse_duration, parse_size, size,
+};
 pub use layers::{Setting, load, parse_file, to_toml};
 pub use meta::{ClientLeaseConfig, MetaConfig, NewFileConfig};
 pub use mgmtd::{BootstrapConfig, LeaseConfig, MgmtdConfig};
-pub use node::{ClusterConfig, KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, NodeConfig};
+pub use node::{
+    ClusterConfig, KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, MetricsConfig, NodeConfig,
+};
 pub use secrets::{create_credential, create_server_key, read_credential, read_server_key};
 pub use storage::{DiskConfig, IoConfig, IoEngine, StorageConfig};
 
@@ -39,8 +43,14 @@ pub trait ServiceConfig: serde::Serialize + serde::de::DeserializeOwned + Defaul
     /// The part that every server has.
     fn node(&self) -> &NodeConfig;
 
+    /// The same, for what only the running server knows.
+    fn node_mut(&mut self) -> &mut NodeConfig;
+
     /// Where and how it logs.
     fn log(&self) -> &LogConfig;
+
+    /// Where its metrics are.
+    fn metrics(&self) -> &MetricsConfig;
 
     /// Its paths; relative ones in a file count from the directory of that file.
     fn paths(&mut self) -> Vec<&mut std::path::PathBuf>;

@@ -1,7 +1,7 @@
 //! The metadata server's configuration.
 
 use crate::node::check_count;
-use crate::{ClusterConfig, KvConfig, LogConfig, NodeConfig, ServiceConfig, human};
+use crate::{ClusterConfig, KvConfig, LogConfig, MetricsConfig, NodeConfig, ServiceConfig, human};
 use kiln_types::{
     CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Error, Result, ServiceKind,
 };
@@ -19,6 +19,8 @@ pub struct MetaConfig {
     pub cluster: ClusterConfig,
     /// Its log.
     pub log: LogConfig,
+    /// Where its metrics are.
+    pub metrics: MetricsConfig,
     /// The engine that keeps the metadata.
     pub kv: KvConfig,
     /// How files are laid out where no directory says otherwise.
@@ -110,6 +112,7 @@ impl Default for MetaConfig {
             node: NodeConfig::of(ServiceKind::Meta),
             cluster: ClusterConfig::default(),
             log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
             kv: KvConfig::default(),
             new_file: NewFileConfig::default(),
             client: ClientLeaseConfig::default(),
@@ -132,8 +135,16 @@ impl ServiceConfig for MetaConfig {
         &self.node
     }
 
+    fn node_mut(&mut self) -> &mut NodeConfig {
+        &mut self.node
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn metrics(&self) -> &MetricsConfig {
+        &self.metrics
     }
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {

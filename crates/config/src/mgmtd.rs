@@ -1,7 +1,7 @@
 //! The manager's configuration.
 
 use crate::node::check_count;
-use crate::{KvConfig, LogConfig, NodeConfig, ServiceConfig, human};
+use crate::{KvConfig, LogConfig, MetricsConfig, NodeConfig, ServiceConfig, human};
 use kiln_types::{Error, Result, ServiceKind};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -15,6 +15,8 @@ pub struct MgmtdConfig {
     pub node: NodeConfig,
     /// Its log.
     pub log: LogConfig,
+    /// Where its metrics are.
+    pub metrics: MetricsConfig,
     /// The engine that keeps its state.
     pub kv: KvConfig,
     /// How the first chain table is made.
@@ -56,6 +58,7 @@ impl Default for MgmtdConfig {
         Self {
             node: NodeConfig::of(ServiceKind::Mgmtd),
             log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
             kv: KvConfig::default(),
             bootstrap: BootstrapConfig::default(),
             lease: LeaseConfig::default(),
@@ -152,8 +155,16 @@ impl ServiceConfig for MgmtdConfig {
         &self.node
     }
 
+    fn node_mut(&mut self) -> &mut NodeConfig {
+        &mut self.node
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn metrics(&self) -> &MetricsConfig {
+        &self.metrics
     }
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// `[node]`: who this server is, where it listens and where it keeps its things.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,15 @@ impl NodeConfig {
         if self.advertise.is_empty() { bound.to_string() } else { self.advertise.clone() }
     }
 
+    /// Where others reach what this server bound to `bound`: on the host that it advertises, where it
+    /// listens on every address.
+    pub fn reachable(&self, bound: SocketAddr) -> String {
+        match self.advertise.rsplit_once(':') {
+            Some((host, _)) if bound.ip().is_unspecified() => format!("{host}:{}", bound.port()),
+            _ => bound.to_string(),
+        }
+    }
+
     pub(crate) fn paths(&mut self) -> [&mut PathBuf; 2] {
         [&mut self.data_dir, &mut self.server_key]
     }
@@ -107,8 +117,24 @@ impl ClusterConfig {
     }
 }
 
+/// `[metrics]`: where the metrics of this process can be read, without a credential.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where it listens; loopback unless the operator says otherwise. Port 0: any free one; `None`
+    /// (empty): nowhere.
+    #[serde(with = "human::address")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { listen: Some(loopback()) }
+    }
+}
+
 /// `[log]`: what is logged, how and where to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// The least level that is logged.
@@ -117,6 +143,20 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// The file that is appended to; empty: standard error.
     pub file: PathBuf,
+    /// A request that takes so long or longer is logged with where its time went; zero: none is.
+    #[serde(with = "human::duration")]
+    pub slow: Duration,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            level: LogLevel::default(),
+            format: LogFormat::default(),
+            file: PathBuf::new(),
+            slow: Duration::from_secs(1),
+        }
+    }
 }
 
 /// A level of the log.

@@ -1,7 +1,7 @@
 //! The storage server's configuration.
 
 use crate::node::{check_path, check_size};
-use crate::{ClusterConfig, LogConfig, NodeConfig, ServiceConfig, human};
+use crate::{ClusterConfig, LogConfig, MetricsConfig, NodeConfig, ServiceConfig, human};
 use kiln_types::{Error, Result, ServiceKind};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -16,6 +16,8 @@ pub struct StorageConfig {
     pub cluster: ClusterConfig,
     /// Its log.
     pub log: LogConfig,
+    /// Where its metrics are.
+    pub metrics: MetricsConfig,
     /// How it reads and writes its disks.
     pub io: IoConfig,
     /// Its disks; at least one.
@@ -69,6 +71,7 @@ impl Default for StorageConfig {
             node: NodeConfig::of(ServiceKind::Storage),
             cluster: ClusterConfig::default(),
             log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
             io: IoConfig::default(),
             disks: Vec::new(),
         }
@@ -104,8 +107,16 @@ impl ServiceConfig for StorageConfig {
         &self.node
     }
 
+    fn node_mut(&mut self) -> &mut NodeConfig {
+        &mut self.node
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
+    }
+
+    fn metrics(&self) -> &MetricsConfig {
+        &self.metrics
     }
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {

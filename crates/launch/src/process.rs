@@ -22,8 +22,14 @@ const LOG_BYTES_MAX: u64 = 64 << 20;
 const TAIL_BYTES: u64 = 4096;
 
 /// Variables that name one server: the supervisor's own environment must not name all of them alike.
-const ONE_SERVERS_VARIABLES: [&str; 5] =
-    ["KILN_NODE_", "KILN_CLUSTER_", "KILN_DISKS", "KILN_BOOTSTRAP_", "KILN_LOG_FILE"];
+const ONE_SERVERS_VARIABLES: [&str; 6] = [
+    "KILN_NODE_",
+    "KILN_CLUSTER_",
+    "KILN_DISKS",
+    "KILN_BOOTSTRAP_",
+    "KILN_LOG_FILE",
+    "KILN_METRICS_LISTEN",
+];
 
 /// How a process ended, and what it said last.
 #[derive(Clone, Debug, PartialEq, Eq)]

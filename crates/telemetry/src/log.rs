@@ -1,9 +1,11 @@
 //! Structured logs: one line an event, one span a request.
 
+use crate::slow;
 use kiln_types::{Code, Context, Error, RequestId, Result};
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::{Level, Span};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
@@ -30,11 +32,13 @@ pub struct LogOptions {
     pub format: LogFormat,
     /// The file that is appended to; `None`: standard error.
     pub file: Option<PathBuf>,
+    /// Requests that take so long or longer are logged; zero: none.
+    pub slow: Duration,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { level: Level::INFO, format: LogFormat::Text, file: None }
+        Self { level: Level::INFO, format: LogFormat::Text, file: None, slow: Duration::ZERO }
     }
 }
 
@@ -65,11 +69,13 @@ pub fn init(options: &LogOptions) -> Result<()> {
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .try_init()
-        .map_err(|error| Error::new(Code::Internal, format!("start of the log: {error}")))
+        .map_err(|error| Error::new(Code::Internal, format!("start of the log: {error}")))?;
+    slow::set_threshold(options.slow);
+    Ok(())
 }
 
 /// The span of one request: everything logged inside carries its id, its operation and who asked.
-/// `operation` is a fixed name (`meta.create`), `peer` the authenticated caller.
-pub fn request_span(operation: &'static str, request: RequestId, peer: &str) -> Span {
+/// `operation` is a fixed name (`create`), `peer` the authenticated caller.
+pub(crate) fn request_span(operation: &'static str, request: RequestId, peer: &str) -> Span {
     tracing::debug_span!("request", operation, %request, peer)
 }
