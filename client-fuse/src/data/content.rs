@@ -1,50 +1,80 @@
-//! The content of one open file.
+//! The content of one open file: what its handles share. [`super::writing`] and [`super::reading`] move
+//! the bytes.
 
+use super::ahead::Ahead;
+use super::dirty::{Dirty, Usage};
 use super::errors::{ErrorMark, Errors};
+use super::pool::Listed;
 use super::{Backing, DataPool};
-use kiln_memory::{Buffer, Bytes};
-use kiln_types::{Code, Error, Result};
+use kiln_types::Error;
 use parking_lot::Mutex;
-use std::future::Future;
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// The content of an inode that is open on this mount, shared by all its handles.
+///
+/// As long as anything in it is dirty it lives, whoever lets go of it.
 pub(crate) struct Content {
-    _pool: Arc<DataPool>,
-    state: Mutex<State>,
+    pub(super) pool: Arc<DataPool>,
+    pub(super) state: Mutex<State>,
+    /// Flights landed, or the content is thawed.
+    pub(super) landed: Notify,
+    /// Pieces that were read ahead have come.
+    pub(super) arrived: Notify,
 }
 
-struct State {
-    backing: Arc<dyn Backing>,
-    length: u64,
+/// Everything about the content that changes.
+pub(super) struct State {
+    pub(super) backing: Arc<dyn Backing>,
+    pub(super) length: u64,
+    pub(super) dirty: Dirty,
+    pub(super) ahead: Ahead,
+    pub(super) errors: Errors,
+    /// Whether the last write to the backing failed.
+    pub(super) failing: bool,
+    /// Where the file stands among the dirty ones.
+    pub(super) listed: Option<Listed>,
+    /// Readers so far, for their numbers.
+    pub(super) readers: u64,
+    /// Counts writes, and writes that became durable.
     written: u64,
     reported: u64,
-    errors: Errors,
 }
 
-/// One reader of a file: what tells sequential reading from random reading. Each handle has its own.
-pub(crate) struct Stream {}
-
-/// What was written when [`Content::unreported`] was asked.
+/// How far a file was written when the metadata service was about to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Unreported(u64);
+pub(crate) struct Report(u64);
+
+impl State {
+    /// Something was written up to `end`, or has become durable.
+    pub(super) fn wrote(&mut self, end: u64) {
+        self.written += 1;
+        self.length = self.length.max(end);
+    }
+}
 
 impl Content {
     /// The content of an inode of `length` bytes, cut into chunks of `chunk_bytes`.
     pub(crate) fn new(
         pool: Arc<DataPool>,
-        _chunk_bytes: u32,
+        chunk_bytes: u32,
         length: u64,
         backing: Arc<dyn Backing>,
     ) -> Arc<Self> {
-        let errors = Errors::default();
-        let state = State { backing, length, written: 0, reported: 0, errors };
-        Arc::new(Self { _pool: pool, state: Mutex::new(state) })
-    }
-
-    /// A new reader.
-    pub(crate) fn stream(self: &Arc<Self>) -> Stream {
-        Stream {}
+        let state = State {
+            backing,
+            length,
+            dirty: Dirty::new(chunk_bytes),
+            ahead: Ahead::default(),
+            errors: Errors::default(),
+            failing: false,
+            listed: None,
+            readers: 0,
+            written: 0,
+            reported: 0,
+        };
+        let state = Mutex::new(state);
+        Arc::new(Self { pool, state, landed: Notify::new(), arrived: Notify::new() })
     }
 
     /// From now on reads and writes go through `backing`.
@@ -61,86 +91,35 @@ impl Content {
     /// here, it can only lengthen the file.
     pub(crate) fn learn_length(&self, length: u64) {
         let mut state = self.state.lock();
-        let news = state.written == state.reported || length > state.length;
-        if news {
+        if length < state.length && state.written == state.reported {
+            state.ahead.forget(&(length..u64::MAX));
             state.length = length;
         }
+        state.length = state.length.max(length);
     }
 
-    /// Whether anything was written that the metadata service was not told of; ask before
-    /// [`Self::flush`], and give the answer to [`Self::reported`] once the service knows.
-    pub(crate) fn unreported(&self) -> Option<Unreported> {
+    /// Whether anything was written, or became durable, that the metadata service was not told of.
+    pub(crate) fn unreported(&self) -> bool {
         let state = self.state.lock();
-        (state.written > state.reported).then_some(Unreported(state.written))
+        state.written > state.reported
     }
 
-    /// The metadata service knows what was written until then.
-    pub(crate) fn reported(&self, what: Unreported) {
+    /// The metadata service is about to be told; what is written from now on stays unreported.
+    pub(crate) fn report(&self) -> Report {
+        Report(self.state.lock().written)
+    }
+
+    /// The metadata service was told.
+    pub(crate) fn reported(&self, what: Report) {
         let mut state = self.state.lock();
         state.reported = state.reported.max(what.0);
     }
 
-    /// Reads; shorter than `length` at the end of the file only.
-    ///
-    /// # Errors
-    /// The backing's.
-    pub(crate) async fn read(
-        self: &Arc<Self>,
-        _stream: &Stream,
-        offset: u64,
-        length: usize,
-    ) -> Result<Bytes> {
-        let (backing, there) = {
-            let state = self.state.lock();
-            (Arc::clone(&state.backing), state.length.saturating_sub(offset))
-        };
-        let length = length.min(usize::try_from(there).unwrap_or(usize::MAX));
-        Ok(backing.read(offset, Buffer::zeroed(length)).await?.freeze())
-    }
-
-    /// Writes all of `bytes`. They are durable after a later [`Self::flush`].
-    ///
-    /// # Errors
-    /// `DeadlineExceeded` when there is no room for longer than a writer may be stalled.
-    pub(crate) async fn write(self: &Arc<Self>, offset: u64, bytes: Bytes) -> Result<()> {
-        self.write_through(offset, bytes).await
-    }
-
-    /// Writes all of `bytes`; durable when it returns.
-    ///
-    /// # Errors
-    /// The backing's.
-    pub(crate) async fn write_through(self: &Arc<Self>, offset: u64, bytes: Bytes) -> Result<()> {
-        let end = offset.checked_add(bytes.len() as u64);
-        let end = end.ok_or_else(|| Error::new(Code::FileTooLarge, "write beyond 2^64"))?;
-        let backing = Arc::clone(&self.state.lock().backing);
-        backing.write(offset, bytes).await?;
-        let mut state = self.state.lock();
-        state.written += 1;
-        state.length = state.length.max(end);
-        Ok(())
-    }
-
-    /// Waits until everything that was written before is durable or has failed; then
-    /// [`Self::error_since`] knows. The length is for the caller to report.
-    pub(crate) async fn flush(self: &Arc<Self>) {}
-
-    /// Cuts or lengthens the file by `cut`, the metadata service's part of it, which must leave
-    /// the backing in the state that reads beyond the cut give zeros.
-    ///
-    /// # Errors
-    /// What `cut` returns; nothing has changed here then.
-    pub(crate) async fn truncate<T, F>(self: &Arc<Self>, length: u64, cut: F) -> Result<T>
-    where
-        F: Future<Output = Result<T>> + Send,
-    {
-        let output = cut.await?;
-        self.state.lock().length = length;
-        Ok(output)
-    }
-
     /// Another client changed the content: what was read ahead is dropped.
-    pub(crate) fn invalidate(&self) {}
+    pub(crate) fn invalidate(&self) {
+        self.state.lock().ahead.forget(&(0..u64::MAX));
+        self.arrived.notify_waiters();
+    }
 
     /// The present end of the write-back errors.
     pub(crate) fn errors(&self) -> ErrorMark {
@@ -150,5 +129,12 @@ impl Content {
     /// A write-back error that struck since `mark`, which moves on: each is told once.
     pub(crate) fn error_since(&self, mark: &mut ErrorMark) -> Option<Error> {
         self.state.lock().errors.since(mark)
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        let usage = self.state.get_mut().dirty.usage();
+        self.pool.account(usage, Usage::default());
     }
 }
