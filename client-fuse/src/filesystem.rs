@@ -280,4 +280,6 @@ pub trait KernelCache: Send + Sync + 'static {
     fn drop_content(&self, inode: InodeId);
     /// What a name leads to; dropped soon after.
     fn drop_name(&self, parent: InodeId, name: &[u8]);
+    /// What any name leads to; dropped soon after.
+    fn drop_all_names(&self);
 }

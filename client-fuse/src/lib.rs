@@ -8,9 +8,11 @@ mod data;
 mod filesystem;
 mod kernel;
 pub mod mount;
+mod tree;
 
 pub use filesystem::{
     DirEntry, FileSystem, Handle, KernelCache, Known, Looked, NewFile, OpenFlags, Opened, SetAttr,
     SetTime, SetXattr, Space,
 };
 pub use kernel::{KernelLink, MountOptions, Session};
+pub use tree::{FsOptions, file_system};

@@ -122,6 +122,10 @@ impl KernelCache for KernelLink {
     fn drop_name(&self, parent: InodeId, name: &[u8]) {
         self.queue(Drop::Name(parent, name.to_vec()));
     }
+
+    fn drop_all_names(&self) {
+        self.queue(Drop::AllNames);
+    }
 }
 
 impl Shared {

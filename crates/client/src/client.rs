@@ -80,6 +80,8 @@ pub struct Client {
     pub(crate) env: Env,
     pub(crate) id: ClientId,
     pub(crate) meta: Arc<Meta>,
+    pub(crate) identity: Identity,
+    pub(crate) routing: watch::Receiver<Arc<RoutingInfo>>,
     chunks: Arc<ChunkClient>,
     pieces: Arc<Semaphore>,
     options: Options,
@@ -114,15 +116,17 @@ impl Client {
         let Parts { env, transport, identity, routing, options } = parts;
         let id = ClientId(env.random_u128());
         let meta_timeout = options.meta_timeout;
-        let meta = Meta::new(env.clone(), id, identity, routing.clone(), meta_timeout);
+        let meta = Meta::new(env.clone(), id, identity.clone(), routing.clone(), meta_timeout);
         let meta = Arc::new(meta);
         let pool = PoolOptions { connections: options.connections, ..PoolOptions::default() };
         let connections = ConnectionPool::new(transport, pool, env.clone());
-        let chunks = Arc::new(ChunkClient::new(env.clone(), id, connections, routing));
+        let chunks = Arc::new(ChunkClient::new(env.clone(), id, connections, routing.clone()));
         let keep_alive = keep_alive(env.clone(), Arc::clone(&meta), id);
         Self {
             id,
             meta,
+            identity,
+            routing,
             chunks,
             pieces: Arc::new(Semaphore::new(options.pieces)),
             _keep_alive: env.spawn("keep alive", keep_alive),
@@ -175,8 +179,14 @@ impl Client {
         )
     }
 
-    /// Ends the incarnation: its sessions are closed, and servers forget what they remember for retries.
+    /// Ends the incarnation; see [`Self::goodbye`].
     pub async fn close(self) {
+        self.goodbye().await;
+    }
+
+    /// The last that is heard of this incarnation: its sessions are closed, and servers forget what they
+    /// remember for retries. Nothing may be called after it.
+    pub async fn goodbye(&self) {
         let goodbye = v1::KeepAliveRequest { client: id_bytes(self.id), goodbye: true };
         let sessions = self.meta.keep_alive(goodbye);
         if let Ok(Err(error)) | Err(error) =

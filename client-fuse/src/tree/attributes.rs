@@ -1,0 +1,80 @@
+//! Changes of attributes.
+
+use crate::filesystem::{Handle, Known, SetAttr, SetTime};
+use crate::tree::Tree;
+use crate::tree::open_inode::OpenInode;
+use kiln_types::{Attr, Caller, InodeId, Result};
+
+/// See [`crate::FileSystem::set_attr`].
+pub(crate) async fn set(
+    tree: &Tree,
+    caller: &Caller,
+    inode: InodeId,
+    through: Option<Handle>,
+    change: SetAttr,
+) -> Result<Known> {
+    let sent = tree.mark();
+    let open = tree.nodes.open(inode);
+    let mut answered = None;
+    if let Some(length) = change.length {
+        let attr = cut(tree, caller, inode, open.as_deref(), through, length).await?;
+        tree.nodes.changed_here(&attr, true);
+        answered = Some(attr);
+    }
+    let rest = SetAttr { length: None, ..change };
+    if rest != SetAttr::default() || answered.is_none() {
+        // What was written earlier would bring its own time later.
+        if let Some(open) = open.filter(|_| change.mtime.is_some()) {
+            if let Some(attr) = open.push().await? {
+                tree.nodes.changed_here(&attr, true);
+            }
+        }
+        let attr = tree.client.set_attr(caller, inode, in_cluster(rest)).await?;
+        tree.nodes.changed_here(&attr, change.mtime.is_some());
+        answered = Some(attr);
+    }
+    let attr = match answered {
+        Some(attr) => attr,
+        None => tree.client.get_attr(caller, inode).await?,
+    };
+    Ok(tree.known(sent, attr))
+}
+
+/// Cuts or extends a file: through the session of an open file, or as the caller.
+async fn cut(
+    tree: &Tree,
+    caller: &Caller,
+    inode: InodeId,
+    open: Option<&OpenInode>,
+    through: Option<Handle>,
+    length: u64,
+) -> Result<Attr> {
+    let by_name = async {
+        let change = kiln_client::SetAttr { length: Some(length), ..Default::default() };
+        tree.client.set_attr(caller, inode, change).await
+    };
+    let Some(open) = open else { return by_name.await };
+    let writer = through.and_then(|handle| tree.handles.file(handle).ok());
+    match writer.filter(|file| file.flags.write) {
+        Some(_) => {
+            let io = open.io();
+            open.truncate(length, async move { io.set_length(length).await }).await
+        }
+        None => open.truncate(length, by_name).await,
+    }
+}
+
+fn in_cluster(change: SetAttr) -> kiln_client::SetAttr {
+    let time = |time| match time {
+        SetTime::Now => kiln_client::SetTime::Now,
+        SetTime::At(at) => kiln_client::SetTime::At(at),
+    };
+    kiln_client::SetAttr {
+        mode: change.mode,
+        uid: change.uid,
+        gid: change.gid,
+        length: change.length,
+        atime: change.atime.map(time),
+        mtime: change.mtime.map(time),
+    }
+}

@@ -1,0 +1,1 @@
+//! What other clients change.

@@ -1,0 +1,106 @@
+//! Reading of directories.
+
+use crate::filesystem::{DirEntry, Handle, Known};
+use crate::tree::Tree;
+use kiln_client::DirEntry as Entry;
+use kiln_types::{Attr, Caller, FileKind, InodeId, Result, Timestamp, TruncateEpoch};
+use std::time::Duration;
+
+/// Where `.` and `..` end; the metadata service's cookies are larger.
+const SELF: u64 = 1;
+const PARENT: u64 = 2;
+/// Entries that are asked for at a time.
+const PAGE: u32 = 512;
+
+/// An open directory: the page that was read last, since the kernel takes it in smaller portions.
+pub(crate) struct OpenDirectory {
+    caller: Caller,
+    inode: InodeId,
+    page: tokio::sync::Mutex<Page>,
+}
+
+#[derive(Default)]
+struct Page {
+    /// The cookie behind which it begins.
+    after: u64,
+    entries: Vec<Entry>,
+    /// Nothing follows.
+    end: bool,
+    sent: Option<crate::tree::fresh::Mark>,
+}
+
+impl OpenDirectory {
+    pub(crate) fn new(caller: Caller, inode: InodeId) -> Self {
+        Self { caller, inode, page: tokio::sync::Mutex::default() }
+    }
+}
+
+impl Page {
+    /// The entries behind `after`, if the page knows what follows there.
+    fn behind(&self, after: u64) -> Option<&[Entry]> {
+        self.sent?;
+        if after == self.after {
+            return Some(&self.entries);
+        }
+        let at = self.entries.iter().position(|entry| entry.cookie == after)?;
+        let rest = &self.entries[at + 1..];
+        (!rest.is_empty() || self.end).then_some(rest)
+    }
+}
+
+/// See [`crate::FileSystem::read_dir`].
+pub(crate) async fn read(
+    tree: &Tree,
+    handle: Handle,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<DirEntry>> {
+    let directory = tree.handles.directory(handle)?;
+    let mut found = Vec::new();
+    for (cookie, name) in [(SELF, "."), (PARENT, "..")] {
+        if after < cookie {
+            let known = bare(tree.shown(directory.inode), FileKind::Directory);
+            found.push(DirEntry { name: name.into(), cookie, known });
+        }
+    }
+    let after = if after <= PARENT { 0 } else { after };
+    let mut page = directory.page.lock().await;
+    // From the start means anew: rewinddir(3) shows what changed.
+    if after == 0 || page.behind(after).is_none() {
+        let sent = tree.mark();
+        let (caller, inode) = (&directory.caller, directory.inode);
+        let (entries, end) = tree.client.read_dir(caller, inode, after, PAGE, true).await?;
+        *page = Page { after, entries, end, sent: Some(sent) };
+    }
+    let Some(sent) = page.sent else { return Ok(found) };
+    for entry in page.behind(after).unwrap_or_default().iter().take(limit.max(1)) {
+        let known = match &entry.attr {
+            Some(attr) => tree.named(sent, directory.inode, attr.clone()),
+            None => bare(entry.inode, entry.kind),
+        };
+        found.push(DirEntry { name: entry.name.clone(), cookie: entry.cookie, known });
+    }
+    Ok(found)
+}
+
+/// What is known without attributes: nothing that may be kept. `.` and `..` are given so, too: the kernel
+/// knows better where they lead.
+fn bare(inode: InodeId, kind: FileKind) -> Known {
+    let attr = Attr {
+        inode,
+        kind,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        links: 1,
+        length: 0,
+        atime: Timestamp(0),
+        mtime: Timestamp(0),
+        ctime: Timestamp(0),
+        btime: Timestamp(0),
+        epoch: TruncateEpoch(0),
+        floors: Vec::new(),
+        layout: None,
+    };
+    Known { attr, attr_for: Duration::ZERO, name_for: Duration::ZERO }
+}

@@ -1,0 +1,150 @@
+//! Open files.
+
+use crate::data::{ErrorMark, Stream};
+use crate::filesystem::{Handle, Known, NewFile, OpenFlags, Opened};
+use crate::tree::Tree;
+use crate::tree::handles::OpenFile;
+use crate::tree::open_inode::{OpenInode, bad_handle};
+use kiln_client::{File, OpenMode};
+use kiln_memory::Bytes;
+use kiln_types::{Caller, InodeId, Result};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+fn mode(flags: OpenFlags) -> OpenMode {
+    OpenMode { read: flags.read, write: flags.write, truncate: flags.truncate }
+}
+
+/// See [`crate::FileSystem::open`].
+pub(crate) async fn open(
+    tree: &Tree,
+    caller: &Caller,
+    inode: InodeId,
+    flags: OpenFlags,
+) -> Result<Opened> {
+    let mut file = None;
+    let opening = async {
+        let opened = Arc::new(tree.client.open(caller, inode, mode(flags)).await?);
+        let attr = opened.attr();
+        file = Some(opened);
+        Ok(attr)
+    };
+    match tree.nodes.open(inode) {
+        Some(open) if flags.truncate => open.truncate(0, opening).await?,
+        _ => opening.await?,
+    };
+    let file = file.ok_or_else(|| bad_handle("anything"))?;
+    Ok(opened(tree, file, flags))
+}
+
+/// See [`crate::FileSystem::create`].
+pub(crate) async fn create(
+    tree: &Tree,
+    caller: &Caller,
+    new: NewFile<'_>,
+) -> Result<(Known, Opened)> {
+    let sent = tree.mark();
+    let args = kiln_client::NewFile {
+        parent: new.parent,
+        name: new.name,
+        mode: new.mode,
+        exclusive: new.exclusive,
+        open: mode(new.flags),
+    };
+    let file = Arc::new(tree.client.create(caller, &args).await?);
+    let attr = file.attr();
+    if let Some(open) = tree.nodes.open(attr.inode).filter(|_| new.flags.truncate) {
+        // It was there after all, open here, and is empty now.
+        let cut = attr.clone();
+        open.truncate(0, async { Ok(cut) }).await?;
+    }
+    let opened = opened(tree, file, new.flags);
+    Ok((tree.looked(sent, new.parent, attr), opened))
+}
+
+/// A handle for what `file` opened.
+fn opened(tree: &Tree, file: Arc<File>, flags: OpenFlags) -> Opened {
+    let attr = file.attr();
+    let open = tree.nodes.join_open(attr.inode, || OpenInode::new(&tree.pool, &file));
+    open.take_session(&file);
+    // Before the open is answered the kernel has to forget what another client made untrue.
+    let (keep_cache, same_attributes) = tree.nodes.opens_same(&attr);
+    if !keep_cache {
+        open.content().invalidate();
+    }
+    if !same_attributes {
+        tree.kernel.drop_attributes(tree.shown(attr.inode));
+    }
+    open.learn(attr);
+    let (fsync_told, close_told) = (open.content().errors(), open.content().errors());
+    let handle = tree.handles.add_file(OpenFile {
+        open,
+        file,
+        flags,
+        stream: Stream::default(),
+        fsync_told: Mutex::new(fsync_told),
+        close_told: Mutex::new(close_told),
+    });
+    Opened { handle, keep_cache, direct: flags.direct }
+}
+
+/// See [`crate::FileSystem::read`].
+pub(crate) async fn read(tree: &Tree, handle: Handle, offset: u64, length: usize) -> Result<Bytes> {
+    let file = tree.handles.file(handle)?;
+    // A page that is written in part is read first, also through a handle that only writes.
+    file.open.content().read(&file.stream, offset, length).await
+}
+
+/// See [`crate::FileSystem::write`].
+pub(crate) async fn write(tree: &Tree, handle: Handle, offset: u64, bytes: Bytes) -> Result<()> {
+    let file = tree.handles.file(handle)?;
+    if !file.flags.write {
+        return Err(bad_handle("writing"));
+    }
+    let content = file.open.content();
+    file.open.wrote(tree.env.wall());
+    if file.flags.sync {
+        content.write_through(offset, bytes).await?;
+        return push(tree, &file, &file.fsync_told).await;
+    }
+    content.write(offset, bytes).await
+}
+
+/// Brings what was written to the cluster; an error of that is told once for each of `told`.
+pub(crate) async fn push(tree: &Tree, file: &OpenFile, told: &Mutex<ErrorMark>) -> Result<()> {
+    if !file.flags.write {
+        return Ok(());
+    }
+    let pushed = file.open.push().await;
+    let kept = file.open.content().error_since(&mut told.lock());
+    if let Ok(Some(attr)) = &pushed {
+        tree.nodes.changed_here(attr, true);
+    }
+    match kept {
+        Some(error) => Err(error),
+        None => pushed.map(drop),
+    }
+}
+
+/// See [`crate::FileSystem::release`].
+pub(crate) async fn release(tree: &Tree, handle: Handle) {
+    let Some(file) = tree.handles.remove_file(handle) else { return };
+    let open = Arc::clone(&file.open);
+    // Mapped pages may have been written after the last close.
+    if let Err(error) = push(tree, &file, &file.close_told).await {
+        tracing::error!(inode = %open.inode(), %error, "written data is lost");
+    }
+    let io = open.io();
+    if tree.nodes.leave_open(open.inode(), &open) {
+        close(&io).await;
+    }
+    if !Arc::ptr_eq(&io, &file.file) {
+        close(&file.file).await;
+    }
+}
+
+async fn close(file: &File) {
+    if let Err(error) = file.close().await {
+        tracing::warn!(inode = %file.attr().inode, %error, "close");
+    }
+}

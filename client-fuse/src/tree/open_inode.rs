@@ -1,0 +1,154 @@
+//! An inode that is open on this mount: one content and one right to its chunks for all of its handles.
+
+use crate::data::{Backing, Content, DataPool};
+use async_trait::async_trait;
+use kiln_client::File;
+use kiln_memory::{Buffer, Bytes};
+use kiln_types::{Attr, Code, Error, InodeId, Result, Timestamp};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// The open state of one inode.
+pub(crate) struct OpenInode {
+    inode: InodeId,
+    content: Arc<Content>,
+    state: Mutex<State>,
+    reporting: tokio::sync::Mutex<()>,
+}
+
+struct State {
+    /// The session that carries all reads and writes: one that may write, if there is one. It lives as
+    /// long as any handle, also when its own is closed.
+    io: Arc<File>,
+    handles: usize,
+    wrote_at: Option<Timestamp>,
+}
+
+struct Session(Arc<File>);
+
+#[async_trait]
+impl Backing for Session {
+    async fn read(&self, offset: u64, buffer: Buffer) -> Result<Buffer> {
+        self.0.read_raw(offset, buffer).await
+    }
+
+    async fn write(&self, offset: u64, bytes: Bytes) -> Result<()> {
+        self.0.write_at(offset, bytes).await
+    }
+}
+
+impl OpenInode {
+    /// The state of what `file` opened, without handles yet.
+    pub(crate) fn new(pool: &Arc<DataPool>, file: &Arc<File>) -> Arc<Self> {
+        let attr = file.attr();
+        let chunk_bytes = attr.layout.as_ref().map_or(1 << 20, |layout| layout.chunk_bytes);
+        let backing = Arc::new(Session(Arc::clone(file)));
+        let content = Content::new(Arc::clone(pool), chunk_bytes, attr.length, backing);
+        let state = State { io: Arc::clone(file), handles: 0, wrote_at: None };
+        let (state, reporting) = (Mutex::new(state), tokio::sync::Mutex::default());
+        Arc::new(Self { inode: attr.inode, content, state, reporting })
+    }
+
+    pub(crate) fn inode(&self) -> InodeId {
+        self.inode
+    }
+
+    pub(crate) fn content(&self) -> &Arc<Content> {
+        &self.content
+    }
+
+    /// One more handle.
+    pub(crate) fn join(&self) {
+        self.state.lock().handles += 1;
+    }
+
+    /// One handle less; how many are left.
+    pub(crate) fn leave(&self) -> usize {
+        let mut state = self.state.lock();
+        state.handles -= 1;
+        state.handles
+    }
+
+    /// `file` is another session of this inode: what it knows counts, and it carries reads and writes
+    /// if it may do more than the one that did.
+    pub(crate) fn take_session(&self, file: &Arc<File>) {
+        let mut state = self.state.lock();
+        if file.mode().write && !state.io.mode().write {
+            file.take_attr(state.io.attr());
+            state.io = Arc::clone(file);
+            self.content.set_backing(Arc::new(Session(Arc::clone(file))));
+        }
+    }
+
+    /// The session that carries reads and writes.
+    pub(crate) fn io(&self) -> Arc<File> {
+        Arc::clone(&self.state.lock().io)
+    }
+
+    /// Notes that a program wrote at that time.
+    pub(crate) fn wrote(&self, at: Timestamp) {
+        self.state.lock().wrote_at = Some(at);
+    }
+
+    /// Takes attributes that a call answered, and gives those that programs here are to see.
+    pub(crate) fn learn(&self, attr: Attr) -> Attr {
+        let (io, wrote_at) = {
+            let state = self.state.lock();
+            (Arc::clone(&state.io), state.wrote_at)
+        };
+        io.take_attr(attr);
+        let mut attr = io.attr();
+        self.content.learn_length(attr.length);
+        attr.length = self.content.length();
+        if let Some(at) = wrote_at.filter(|_| self.content.unreported()) {
+            attr.mtime = attr.mtime.max(at);
+            attr.ctime = attr.ctime.max(at);
+        }
+        attr
+    }
+
+    /// Brings everything that was written to the cluster, and tells the metadata service of it. `None`
+    /// when there was nothing to tell.
+    ///
+    /// # Errors
+    /// What the cluster says; also an error of data that was written in the background since the last
+    /// time, which the content keeps for each handle beside.
+    pub(crate) async fn push(&self) -> Result<Option<Attr>> {
+        self.content.flush().await?;
+        let _one = self.reporting.lock().await;
+        if !self.content.unreported() {
+            return Ok(None);
+        }
+        let told = self.content.report();
+        let attr = self.io().sync().await?;
+        self.content.reported(told);
+        Ok(Some(self.learn(attr)))
+    }
+
+    /// Cuts or extends the content to `length`; `cut` is the metadata call.
+    pub(crate) async fn truncate<F>(&self, length: u64, cut: F) -> Result<Attr>
+    where
+        F: Future<Output = Result<Attr>> + Send,
+    {
+        let io = self.io();
+        let reported = async {
+            // The service cuts what it knows of: it has to know of everything.
+            let _one = self.reporting.lock().await;
+            if self.content.unreported() {
+                let told = self.content.report();
+                io.take_attr(io.sync().await?);
+                self.content.reported(told);
+            }
+            let attr = cut.await?;
+            io.take_attr(attr.clone());
+            Ok(attr)
+        };
+        let attr = self.content.truncate(length, reported).await?;
+        Ok(self.learn(attr))
+    }
+}
+
+/// The error of a handle that may not do this.
+pub(crate) fn bad_handle(what: &str) -> Error {
+    Error::new(Code::BadHandle, format!("the file is not open for {what}"))
+}
