@@ -18,6 +18,9 @@ mod reading;
 mod sequence;
 mod writing;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use backing::Backing;
 pub(crate) use content::{Content, Report};
 pub(crate) use errors::ErrorMark;
