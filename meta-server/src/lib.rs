@@ -28,6 +28,8 @@ mod service;
 mod storage;
 mod store;
 mod tx;
+mod watch;
+mod watching;
 
 pub use chunks::{ChunkFile, ChunkService, ChunkSpace};
 pub use keeper::{Keeper, KeeperOptions};
@@ -41,6 +43,8 @@ pub use store::{
     Change, CreateArgs, InodeChunks, LENGTH_MAX, Listed, OpenArgs, Opened, RenameArgs, SetAttrArgs,
     SetTime, Settings, Store, StoreParts, Who, Written, XattrMode,
 };
+
+pub use watch::{Changes, Watcher};
 
 use std::fmt;
 

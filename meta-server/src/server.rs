@@ -94,6 +94,7 @@ pub async fn run(
     let store = Arc::new(Store::open(parts, settings(&config)).await?);
     let keeper = Keeper::new(Arc::clone(&store), KeeperOptions::default());
     let keeper = env.spawn("keeper", keeper.run());
+    let watched = Arc::clone(&store);
     let service = MetaServer::new(Service { store, chunks });
     let serving = server.serve(None, Some(tonic::service::Routes::new(service)))?;
     tracing::info!(%address, node = %config.node.id, "the metadata server answers");
@@ -102,6 +103,7 @@ pub async fn run(
         () = shutdown => Ok(()),
         error = link.refused() => Err(error),
     };
+    watched.end_watchers();
     serving.shutdown(GRACE).await;
     drop(keeper);
     link.stop(true).await;

@@ -7,6 +7,7 @@ use crate::store::{
     Change, CreateArgs, InodeChunks, Listed, OpenArgs, Opened, RenameArgs, SetAttrArgs, SetTime,
     Store, Who, Written, XattrMode,
 };
+use crate::watching::{Messages, messages};
 use kiln_net::{Peer, peer_of};
 use kiln_rpc::convert::{id_from, required};
 use kiln_rpc::v1::{self, meta_server::Meta};
@@ -366,6 +367,20 @@ impl Meta for Service {
             let change = change(peer, ask.origin)?;
             self.store.remove_xattr(&change, InodeId(ask.inode), &ask.name).await?;
             Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    type WatchStream = Messages;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Messages> {
+        answer(&self.store, "watch", request, async |peer, ask| {
+            let confined = match &peer.kind {
+                kiln_net::PeerKind::Client { limits, .. } => limits.subtree != "/",
+                kiln_net::PeerKind::Server => false,
+            };
+            let watcher = self.store.watch(id_from(&ask.client)?, confined)?;
+            Ok(messages(self.store.env(), watcher))
         })
         .await
     }

@@ -6,6 +6,7 @@ use crate::name::{NUMBERS, NameHash};
 use crate::records::{
     self, Answer, Body, Client, Dentry, File, Garbage, Handle, Inode, REMOVED, Record, Reply, Slot,
 };
+use crate::watch::Changes;
 use kiln_kv::{KeyRange, RangeOptions, Transaction};
 use kiln_types::{
     Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, Redundancy, RequestId,
@@ -23,6 +24,8 @@ pub(crate) struct Tx<'a, 's> {
     pub(crate) names: NameHash,
     /// The server's wall clock at the start of the attempt.
     pub(crate) now: Timestamp,
+    /// What watchers have to be told of it.
+    pub(crate) changes: Changes,
 }
 
 /// A directory entry and where it is stored.
@@ -74,12 +77,18 @@ impl Tx<'_, '_> {
     }
 
     pub(crate) fn put_inode(&mut self, inode: &Inode) {
+        self.changes.attr(inode.id);
+        self.put_unseen(inode);
+    }
+
+    /// Puts an inode of which nothing changed that anybody sees.
+    pub(crate) fn put_unseen(&mut self, inode: &Inode) {
         self.put(&self.keys.inode(inode.id), inode);
     }
 
     /// Puts a new inode.
     pub(crate) fn make_inode(&mut self, inode: &Inode) {
-        self.put_inode(inode);
+        self.put_unseen(inode);
         self.kv.add(&self.keys.inode_count(), 1);
     }
 
@@ -87,6 +96,7 @@ impl Tx<'_, '_> {
     /// collector.
     pub(crate) fn drop_inode(&mut self, inode: &Inode) {
         let keys = self.keys;
+        self.changes.attr(inode.id);
         self.kv.clear(&keys.inode(inode.id));
         self.kv.clear_range(keys.xattr_names(inode.id));
         self.kv.clear_range(keys.xattrs(inode.id));
@@ -157,6 +167,7 @@ impl Tx<'_, '_> {
 
     /// Notes that entries of a directory change now.
     pub(crate) fn touch(&mut self, directory: InodeId) {
+        self.changes.attr(directory);
         self.kv.max(&self.keys.changed(directory), records::time_mark(self.now));
     }
 
@@ -201,6 +212,7 @@ impl Tx<'_, '_> {
 
     /// Puts an entry whose name [`find`](Self::find) did not find.
     pub(crate) async fn insert(&mut self, directory: InodeId, entry: Dentry) -> Result<()> {
+        self.changes.name(directory, &entry.name);
         let first = self.names.cookie(&entry.name);
         let (cookie, more) = match self.slot(directory, first).await? {
             None => (first, false),
@@ -233,6 +245,7 @@ impl Tx<'_, '_> {
 
     /// Gives an entry another inode; its cookie stays.
     pub(crate) fn redirect(&mut self, directory: InodeId, found: &Found, inode: &Inode) {
+        self.changes.name(directory, &found.entry.name);
         let (name, id) = (found.entry.name.clone(), inode.id);
         let entry = Dentry { name, inode: id, kind: inode.kind() };
         let slot = Slot { more: found.more, entry: Some(entry) };
@@ -241,6 +254,7 @@ impl Tx<'_, '_> {
 
     /// Takes an entry away.
     pub(crate) async fn remove(&mut self, directory: InodeId, found: &Found) -> Result<()> {
+        self.changes.name(directory, &found.entry.name);
         let first = self.names.cookie(&found.entry.name);
         if found.cookie == first && !found.more {
             self.kv.clear(&self.keys.slot(directory, first));

@@ -14,6 +14,7 @@ mod meta;
 mod names;
 mod open;
 mod session;
+mod watch;
 
 pub use attributes::{SetAttr, SetTime, SetXattr, Space};
 pub use chunks::{ChunkClient, Grant, Granted, Place};
@@ -22,3 +23,4 @@ pub use file::File;
 pub use meta::{Meta, Turn};
 pub use names::{DirEntry, Entry, Rename};
 pub use open::{NewFile, OpenMode};
+pub use watch::{Change, Changes};

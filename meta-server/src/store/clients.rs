@@ -225,6 +225,7 @@ async fn end_session(
         if end > file.length {
             file.length = end;
             (inode.mtime, inode.ctime) = (now, now);
+            tx.changes.content(inode.id);
             tx.put_inode(&inode);
         }
     }

@@ -41,7 +41,7 @@ impl Store {
                 let file = inode.file_mut()?;
                 if file.epoch == epoch && file.cut.as_ref() == Some(cut) {
                     file.cut = None;
-                    tx.put_inode(&inode);
+                    tx.put_unseen(&inode);
                 }
                 Ok(())
             })
@@ -83,6 +83,7 @@ impl Store {
             self.cut_off(tx, id, file, length, others)?;
         }
         file.length = length;
+        tx.changes.content(id);
         (inode.mode, inode.mtime, inode.ctime) = (mode, tx.now, tx.now);
         Ok(None)
     }

@@ -26,6 +26,7 @@ use crate::name::NameHash;
 use crate::placement::Tables;
 use crate::records::{Answer, Body, Directory, Format, Inode, Record, Wish};
 use crate::tx::Tx;
+use crate::watch::{Changes, Hub, Watcher};
 use ids::Ids;
 use kiln_env::Env;
 use kiln_kv::{Body as Boxed, Kv, Transaction, transact};
@@ -34,6 +35,7 @@ use kiln_types::{
 };
 use kiln_wire::{CLOCK_SKEW_NS, CapabilityKey};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 /// The longest file, in bytes: what `off_t` can say.
@@ -118,6 +120,9 @@ pub struct Store {
     ids: Ids,
     /// Rung when there is work for the keeper.
     pub(crate) bell: tokio::sync::Notify,
+    hub: Arc<Hub>,
+    /// The last time that a change got, see [`Store::now`].
+    clock: AtomicI64,
 }
 
 /// What an operation came to.
@@ -157,6 +162,7 @@ impl Store {
         let keys = Keys { tree: settings.tree };
         let format = open_format(&parts, keys, &settings).await?;
         let StoreParts { kv, env, chunks, tables, key } = parts;
+        let hub = Hub::new(env.clone());
         Ok(Self {
             kv,
             env,
@@ -168,6 +174,8 @@ impl Store {
             names: NameHash::new(format.hash_key),
             ids: Ids::default(),
             bell: tokio::sync::Notify::new(),
+            hub,
+            clock: AtomicI64::default(),
         })
     }
 
@@ -184,7 +192,28 @@ impl Store {
     }
 
     fn tx<'a, 's>(&self, kv: &'a mut (dyn Transaction + 's)) -> Tx<'a, 's> {
-        Tx { kv, keys: self.keys, names: self.names, now: self.env.wall() }
+        let (keys, names, now) = (self.keys, self.names, self.now());
+        Tx { kv, keys, names, now, changes: Changes::default() }
+    }
+
+    /// The wall clock, but never back: of two states of an inode, clients take the one with the later
+    /// time of change for the newer one.
+    fn now(&self) -> Timestamp {
+        let wall = self.env.wall();
+        Timestamp(self.clock.fetch_max(wall.0, Ordering::Relaxed).max(wall.0))
+    }
+
+    /// Tells a client what others change through this server from now on.
+    ///
+    /// # Errors
+    /// `Overloaded` when too many watch already, `Cancelled` when the server stops.
+    pub fn watch(&self, client: ClientId, confined: bool) -> Result<Watcher> {
+        self.hub.watch(client, confined)
+    }
+
+    /// Ends all watchers.
+    pub(crate) fn end_watchers(&self) {
+        self.hub.close();
     }
 
     /// Runs a transaction. The body may run more than once.
@@ -193,13 +222,19 @@ impl Store {
         T: Send,
         F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, T> + Sync,
     {
-        transact(&*self.kv, &self.env, what, |kv| {
+        let telling = self.hub.telling(None);
+        let output = transact(&*self.kv, &self.env, what, |kv| {
+            let telling = Arc::clone(&telling);
             Box::pin(async move {
                 let mut tx = self.tx(kv);
-                body(&mut tx).await
+                let output = body(&mut tx).await?;
+                telling.note(&tx.changes);
+                Ok(output)
             })
         })
-        .await
+        .await?;
+        telling.done();
+        Ok(output)
     }
 
     /// Applies a change once: a retry gets the recorded answer.
@@ -230,7 +265,9 @@ impl Store {
     where
         F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, Outcome> + Sync,
     {
-        transact(&*self.kv, &self.env, what, |kv| {
+        let telling = self.hub.telling(Some(change.client));
+        let outcome = transact(&*self.kv, &self.env, what, |kv| {
+            let telling = Arc::clone(&telling);
             Box::pin(async move {
                 let mut tx = self.tx(kv);
                 tx.admit(change.client, &change.who.credential).await?;
@@ -241,10 +278,13 @@ impl Store {
                 if let Outcome::Done(answer) = &outcome {
                     tx.record(change.client, change.request, answer);
                 }
+                telling.note(&tx.changes);
                 Ok(outcome)
             })
         })
-        .await
+        .await?;
+        telling.done();
+        Ok(outcome)
     }
 
     /// How long after its last legal use a capability might still open chunks somewhere: its

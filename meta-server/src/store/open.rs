@@ -343,6 +343,7 @@ async fn report(
         if let Some(later) = take_written(&mut inode, &change.who, written, tx.now)? {
             return Ok(later);
         }
+        tx.changes.content(inode.id);
         tx.put_inode(&inode);
     }
     let attr = tx.attr(&inode).await?;

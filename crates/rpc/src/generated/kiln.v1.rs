@@ -1341,6 +1341,41 @@ pub struct RemoveXattrRequest {
     #[prost(bytes = "bytes", tag = "3")]
     pub name: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {
+    /// Whose own changes are left out.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub client: ::prost::bytes::Bytes,
+}
+/// What is not any more as it may be cached. A change is told after it was committed, about when it is
+/// answered; an answer that was under way then may be older than the change. Clients that are confined to
+/// a directory get `lost` in place of everything else, since they may not know the names outside of it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Changes {
+    /// Everything may have changed; the rest is empty then.
+    #[prost(bool, tag = "1")]
+    pub lost: bool,
+    #[prost(message, repeated, tag = "2")]
+    pub inodes: ::prost::alloc::vec::Vec<ChangedInode>,
+    /// Made, removed, or leading to something else.
+    #[prost(message, repeated, tag = "3")]
+    pub names: ::prost::alloc::vec::Vec<ChangedName>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangedInode {
+    #[prost(uint64, tag = "1")]
+    pub inode: u64,
+    /// Not only attributes.
+    #[prost(bool, tag = "2")]
+    pub content: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangedName {
+    #[prost(uint64, tag = "1")]
+    pub parent: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub name: ::prost::bytes::Bytes,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListInodesRequest {
     #[prost(uint64, tag = "1")]
@@ -1876,6 +1911,29 @@ pub mod meta_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "RemoveXattr"));
             self.inner.unary(req, path, codec).await
         }
+        /// What other clients change through this server, as long as the stream lasts. The first message says
+        /// `lost`: what was cached before may have changed. A message comes at least every second or so.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Changes>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/Watch");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "Watch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// Operator: pages through all inodes that have chunks, for the comparison with storage.
         pub async fn list_inodes(
             &mut self,
@@ -2009,6 +2067,18 @@ pub mod meta_server {
             &self,
             request: tonic::Request<super::RemoveXattrRequest>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// Server streaming response type for the Watch method.
+        type WatchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Changes, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What other clients change through this server, as long as the stream lasts. The first message says
+        /// `lost`: what was cached before may have changed. A message comes at least every second or so.
+        async fn watch(
+            &self,
+            request: tonic::Request<super::WatchRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
         /// Operator: pages through all inodes that have chunks, for the comparison with storage.
         async fn list_inodes(
             &self,
@@ -3076,6 +3146,52 @@ pub mod meta_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/Watch" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSvc<T: Meta>(pub Arc<T>);
+                    impl<
+                        T: Meta,
+                    > tonic::server::ServerStreamingService<super::WatchRequest>
+                    for WatchSvc<T> {
+                        type Response = super::Changes;
+                        type ResponseStream = T::WatchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::watch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
