@@ -240,7 +240,8 @@ impl Part {
 
     async fn read_run(&mut self) {
         let size = self.random.usize(1000..20_000);
-        for start in (0..PART as usize).step_by(size) {
+        let end = self.random.usize(1..=PART as usize);
+        for start in (0..end).step_by(size) {
             self.read(start..(start + size).min(PART as usize)).await;
         }
     }
@@ -264,11 +265,17 @@ impl Part {
         self.world.content.invalidate();
     }
 
+    /// Shorter, or longer; sometimes one after the other: what was cut away must not come back.
     async fn truncate(&mut self) {
-        let length = self.random.usize(..PART as usize);
+        for _ in 0..self.random.usize(1..3) {
+            let length = self.random.usize(..PART as usize);
+            self.truncate_to(length).await;
+        }
+    }
+
+    async fn truncate_to(&mut self, length: usize) {
         if self.world.failing > 0 {
             self.doubts.push((0, self.bytes.clone()));
-            // Below the old length zeros come; above it may be what failed to be cut away never.
             self.doubts.push((0, vec![0; PART as usize]));
         }
         self.bytes.truncate(length);
