@@ -8,6 +8,7 @@ use kiln_chunk_store::Store;
 use kiln_env::Env;
 use kiln_manager_link::{LeaseView, Orders, Reporter};
 use kiln_rpc::{DiskReport, TargetOrder, TargetReport};
+use kiln_telemetry::metrics;
 use kiln_types::{Result, RoutingInfo};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -96,6 +97,9 @@ impl Reporter for ChunkService {
     fn disks(&self) -> Vec<DiskReport> {
         let disk = |store: &Arc<Store>| {
             let usage = store.usage();
+            let disk = store.identity().disk.to_string();
+            metrics::STORE_USED.of(&disk).set_amount(usage.used_bytes);
+            metrics::STORE_CAPACITY.of(&disk).set_amount(usage.capacity_bytes);
             DiskReport {
                 disk: store.identity().disk,
                 capacity_bytes: usage.capacity_bytes,
@@ -115,6 +119,9 @@ impl Reporter for ChunkService {
             used_bytes: used.get(&target.id()).copied().unwrap_or(0),
             oldest_io: target.oldest_request(),
         };
-        ChunkService::targets(self).into_iter().map(report).collect()
+        let targets = ChunkService::targets(self);
+        let waiting: usize = targets.iter().map(|target| target.waiting()).sum();
+        metrics::STORAGE_WAITING.set_amount(waiting as u64);
+        targets.into_iter().map(report).collect()
     }
 }

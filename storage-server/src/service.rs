@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use kiln_chunk_store::{ChunkStat, Store};
 use kiln_env::Env;
 use kiln_net::{Handler, Peer, Request, Response};
-use kiln_telemetry::REQUESTS;
+use kiln_telemetry::{REQUESTS, Trace, about, metrics};
 use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, Result};
 use kiln_wire::{
     Body, DiskSpace, Forward, Goodbye, LIST_LIMIT_MAX, List, Listed, Listing, Name, Operation,
@@ -66,12 +66,14 @@ impl ChunkService {
 
     async fn read(&self, peer: &Peer, request: Request) -> Result<Response> {
         let read = Read::decode(&request.body)?;
+        note(read.name, u64::from(read.length));
         self.rights.check_read(peer, &read, self.env.wall())?;
         let target = self.target(read.name.chain)?;
         let length = read.length.min(request.receive_capacity);
         let deadline = request.deadline;
         let found = target.read(read.name, read.offset, length, read.floor, deadline).await?;
         self.require_lease()?;
+        metrics::STORAGE_READ.add(found.bytes.len() as u64);
         let done = ReadDone {
             version: found.version,
             chunk_length: found.chunk_length,
@@ -83,17 +85,20 @@ impl ChunkService {
     async fn write(&self, peer: &Peer, mut request: Request) -> Result<Response> {
         let write = Write::decode(&request.body)?;
         let bytes = request.payload.len();
+        note(write.name, bytes as u64);
         self.rights.check_write(peer, &write, bytes, self.env.wall())?;
         let target = self.target(write.name.chain)?;
         let payload = request.payload.take().await?;
-        let incoming = Incoming { update: write.update, payload };
+        let incoming = Incoming { update: write.update, payload, trace: Trace::current() };
         let version = target.write(write.name, incoming, request.deadline).await?;
+        metrics::STORAGE_WRITTEN.add(bytes as u64);
         Ok(Response::new(WriteDone { version }.encode()))
     }
 
     async fn forward(&self, peer: &Peer, mut request: Request) -> Result<Response> {
         peer.require_server()?;
         let forward = Forward::decode(&request.body)?;
+        note(forward.name, request.payload.len() as u64);
         let target = self.target(forward.name.chain)?;
         let payload = request.payload.take().await?;
         let version = target.forward(forward, payload, request.deadline).await?;
@@ -145,6 +150,13 @@ impl ChunkService {
         };
         Ok(Response::new(Space { disks: self.stores.iter().map(disk).collect() }.encode()))
     }
+}
+
+/// Notes what the request is about, for the log.
+fn note(name: Name, bytes: u64) {
+    about(|about| {
+        (about.chunk, about.chain, about.bytes) = (Some(name.chunk), Some(name.chain), Some(bytes));
+    });
 }
 
 /// A chunk as a listing shows it; one that is removed for good is not shown.

@@ -7,6 +7,7 @@ use kiln_chain::replica::{
 use kiln_chunk_store::{self as chunk_store, ChunkRead, ChunkStat, Store, Which};
 use kiln_env::Env;
 use kiln_memory::Bytes;
+use kiln_telemetry::{Phase, Trace, phase};
 use kiln_types::{
     ChainId, ChainVersion, ChunkId, ChunkVersion, Code, Context, Deadline, Error, LocalState,
     Monotonic, PublicState, Result, RetryKey, TargetId, TruncateEpoch,
@@ -57,6 +58,8 @@ pub struct Incoming {
     pub update: Update,
     /// Its bytes.
     pub payload: Bytes,
+    /// Where the time of the request goes.
+    pub trace: Trace,
 }
 
 impl Target {
@@ -126,6 +129,11 @@ impl Target {
         oldest.map_or(Duration::ZERO, |since| self.env.now().since(since))
     }
 
+    /// How many writes wait for an answer.
+    pub fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+
     /// The version of the chain that it acts under.
     pub fn chain_version(&self) -> ChainVersion {
         let view = self.state.lock().replica.view().copied();
@@ -171,7 +179,7 @@ impl Target {
         deadline: Deadline,
     ) -> Result<ChunkVersion> {
         let Forward { name, from, version, previous, update } = forward;
-        let incoming = Incoming { update, payload };
+        let incoming = Incoming { update, payload, trace: Trace::current() };
         self.request(incoming, deadline, |ticket| Event::Forward {
             ticket,
             chain_version: name.chain_version,
@@ -277,7 +285,8 @@ impl Target {
         deadline: Deadline,
     ) -> Result<ChunkVersion> {
         let latest = self.env.deadline_after(NEIGHBOUR_TIMEOUT).min(deadline);
-        self.peers.committed_version(commit_point, name, latest).await
+        let asked = self.peers.committed_version(commit_point, name, latest);
+        phase(&self.env, Phase::CommitPoint, asked).await
     }
 
     async fn request(
@@ -288,6 +297,8 @@ impl Target {
     ) -> Result<ChunkVersion> {
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = oneshot::channel();
+        // Until its turn comes.
+        incoming.trace.enter(&self.env, Phase::Queue);
         let actions = {
             let mut state = self.state.lock();
             state.waiting.insert(ticket, Waiting { sender, since: self.env.now() });
@@ -389,7 +400,9 @@ impl Target {
                 Some(Event::Forwarded { chunk, version, attempt, result })
             }
             Action::Pause { chunk, version, attempt, duration } => {
-                self.env.sleep(self.env.jittered(duration)).await;
+                let trace = self.trace_of(chunk, version);
+                let pause = self.env.sleep(self.env.jittered(duration));
+                trace.scope(phase(&self.env, Phase::Pause, pause)).await;
                 Some(Event::PauseOver { chunk, version, attempt })
             }
             Action::Answer { .. } | Action::Settled { .. } | Action::Joined { .. } => None,
@@ -412,7 +425,8 @@ impl Target {
             state.current.insert(chunk, (version, Arc::clone(&incoming)));
             incoming
         };
-        let Incoming { update, payload } = &*incoming;
+        let Incoming { update, payload, trace } = &*incoming;
+        trace.leave(&self.env, Phase::Queue);
         if matches!(update.change, Change::Truncate { .. } | Change::Remove) {
             let stat = self.notice(self.store.stat(self.id, chunk).await)?;
             refuse_late_cut(update.epoch, stat.committed.as_ref())?;
@@ -440,7 +454,7 @@ impl Target {
                 commit,
             },
         );
-        let result = self.notice(result.await);
+        let result = self.notice(trace.scope(result).await);
         if let Err(error) = &result
             && !refuses(error.code())
         {
@@ -461,10 +475,19 @@ impl Target {
             Some((current, incoming)) if current == version => incoming,
             _ => Arc::new(self.stored(name.chunk, version).await?),
         };
-        let Incoming { update, payload } = &*incoming;
+        let Incoming { update, payload, trace } = &*incoming;
+        trace.about(|about| about.target = Some(to));
         let forward = Forward { name, from: self.id, version, previous, update: update.clone() };
         let deadline = self.env.deadline_after(NEIGHBOUR_TIMEOUT);
-        self.peers.forward(to, forward, payload.clone(), deadline).await
+        let passed = self.peers.forward(to, forward, payload.clone(), deadline);
+        trace.scope(phase(&self.env, Phase::Forward, passed)).await
+    }
+
+    /// The record of the request that brought a version in progress.
+    fn trace_of(&self, chunk: ChunkId, version: ChunkVersion) -> Trace {
+        let state = self.state.lock();
+        let current = state.current.get(&chunk).filter(|(current, _)| *current == version);
+        current.map(|(_, incoming)| incoming.trace.clone()).unwrap_or_default()
     }
 
     /// A pending version as the store has it, in the shape of a request.
@@ -489,7 +512,7 @@ impl Target {
             chunk_bytes: kiln_types::CHUNK_BYTES_MAX,
             retry: pending.retry,
         };
-        Ok(Incoming { update, payload })
+        Ok(Incoming { update, payload, trace: Trace::default() })
     }
 
     /// Takes note when the disk has failed: the target then leaves its chain.

@@ -12,6 +12,7 @@ use crate::state::{Effect, Footprint, State, Submission};
 use kiln_disk::Disk;
 use kiln_env::Env;
 use kiln_memory::{Buffer, Pool};
+use kiln_telemetry::{Phase, phase};
 use kiln_types::{BLOCK_BYTES, ChunkVersion, Code, Context, Error, Result, crc32c};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -95,7 +96,7 @@ impl Core {
     /// Waits for queued records.
     pub(crate) async fn durable(&self, receiver: oneshot::Receiver<Result<()>>) -> Result<()> {
         self.committer.notify_one();
-        receiver.await.unwrap_or_else(|_| Err(closed()))
+        phase(&self.env, Phase::Sync, receiver).await.unwrap_or_else(|_| Err(closed()))
     }
 
     /// Waits for the queued records of a chunk, whose lock the caller holds.
@@ -237,7 +238,8 @@ impl Core {
 
     async fn record(&self, position: Position) -> Result<Record> {
         let offset = position.block() * BLOCK;
-        let block = self.disk.read(offset, self.pool.take(BLOCK_BYTES)).await?;
+        let read = self.disk.read(offset, self.pool.take(BLOCK_BYTES));
+        let block = phase(&self.env, Phase::DiskRead, read).await?;
         let record = read_record(&block[position.within()..])
             .context(format_args!("record at {}", position.address()))?;
         record.map(|(record, _)| record).ok_or_else(|| {
@@ -247,7 +249,7 @@ impl Core {
 
     /// Reads runs of blocks into one buffer, back to back, holes as zeros; all at once.
     pub(crate) async fn read_runs(&self, runs: &[Extent]) -> Result<Buffer> {
-        read_runs(&self.disk, &self.pool, runs).await
+        phase(&self.env, Phase::DiskRead, read_runs(&self.disk, &self.pool, runs)).await
     }
 
     /// Writes pieces of whole blocks at once; returns when all are over.

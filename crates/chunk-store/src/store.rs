@@ -147,8 +147,9 @@ impl Store {
         work: impl Future<Output = Result<()>> + Send + 'static,
     ) -> Result<()> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
+        let trace = kiln_telemetry::Trace::current();
         let task = self.core.env.spawn(name, async move {
-            let _ = sender.send(work.await);
+            let _ = sender.send(trace.scope(work).await);
         });
         task.detach();
         receiver.await.unwrap_or_else(|_| Err(closed()))

@@ -14,6 +14,7 @@ use crate::rules::{Verdict, check, grid, judge};
 use crate::space::Priority;
 use crate::state::Effect;
 use kiln_memory::{Buffer, Bytes};
+use kiln_telemetry::{Phase, phase};
 use kiln_types::{BLOCK_BYTES, ChunkVersion, Code, Error, Result, TargetId, crc32c};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,8 +26,11 @@ const COPY_MAX: usize = 64 << 10;
 pub(crate) async fn prepare(core: Arc<Core>, target: TargetId, update: Update) -> Result<()> {
     check(&update)?;
     let key = Key { target, chunk: update.chunk };
-    let _gate = core.gate.read().await;
-    let _chunk = core.chunks.lock(key).await;
+    let (_gate, _chunk) = phase(&core.env, Phase::Queue, async {
+        let gate = core.gate.read().await;
+        (gate, core.chunks.lock(key).await)
+    })
+    .await;
     let standing = core.standing(key).await?;
     let committed = standing.committed.as_ref().map(|(_, head)| head.as_ref());
     let pending = standing.pending.as_ref().map(|head| head.version);
@@ -207,7 +211,8 @@ impl Draft {
         data: Data,
         space: &[Extent],
     ) -> Result<()> {
-        core.write_all(place(&data.pieces, space)).await?;
+        let pieces = core.write_all(place(&data.pieces, space));
+        phase(&core.env, Phase::DiskWrite, pieces).await?;
         let (mut head, written) = self.head(core, key, standing, update, &data, space).await?;
         let committed = standing.committed.as_ref().map(|(_, head)| head.as_ref());
         let footprint = core.footprint(key, committed, &head, &written, &standing.lease).await?;

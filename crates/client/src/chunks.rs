@@ -6,6 +6,7 @@ use kiln_chain::{Initiator, Intent, Step};
 use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
 use kiln_net::{Answer, Call, ConnectionPool};
+use kiln_telemetry::{CALLS, Phase, about, phase};
 use kiln_types::{
     Chain, ChainId, ChainVersion, ChunkId, ChunkVersion, ClientId, Code, Deadline, Error, Result,
     RetryKey, RoutingInfo, TargetId, TruncateEpoch, grid_checksums,
@@ -105,6 +106,40 @@ impl ChunkClient {
         buffer: Buffer,
         deadline: Deadline,
     ) -> Result<(Buffer, usize)> {
+        let bytes = buffer.len();
+        let work = self.read_until(grant, place, offset, buffer, deadline);
+        self.measure("chunk read", place, bytes, work).await
+    }
+
+    /// Measures a call about one chunk; it is a phase of what it is made for.
+    async fn measure<T>(
+        &self,
+        operation: &'static str,
+        place: Place,
+        bytes: usize,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        // Boxed: each layer around a future holds it twice.
+        let work = Box::pin(work);
+        let work = async {
+            about(|about| {
+                (about.chunk, about.chain) = (Some(place.chunk), Some(place.chain));
+                about.bytes = Some(bytes as u64);
+            });
+            work.await
+        };
+        let measured = CALLS.measure(&self.env, operation, "storage", work);
+        phase(&self.env, Phase::Storage, measured).await
+    }
+
+    async fn read_until(
+        &self,
+        grant: &dyn Grant,
+        place: Place,
+        offset: u32,
+        buffer: Buffer,
+        deadline: Deadline,
+    ) -> Result<(Buffer, usize)> {
         let length = buffer.len();
         let mut buffer = Some(buffer);
         let intent = Intent::Read { spread: self.reads.fetch_add(1, Ordering::Relaxed) };
@@ -183,7 +218,27 @@ impl ChunkClient {
         payload: Option<Bytes>,
         deadline: Deadline,
     ) -> Result<ChunkVersion> {
-        let turn = self.channels.turn(&self.env, place.chain, &place.chunk, deadline).await?;
+        let operation = match &change {
+            Change::Write { .. } => "chunk write",
+            Change::Truncate { .. } => "chunk truncate",
+            Change::Remove => "chunk remove",
+            Change::Replace { .. } => "chunk replace",
+        };
+        let bytes = payload.as_ref().map_or(0, |payload| payload.len());
+        let work = self.change_until(grant, place, change, payload, deadline);
+        self.measure(operation, place, bytes, work).await
+    }
+
+    async fn change_until(
+        &self,
+        grant: &dyn Grant,
+        place: Place,
+        change: Change,
+        payload: Option<Bytes>,
+        deadline: Deadline,
+    ) -> Result<ChunkVersion> {
+        let turn = self.channels.turn(&self.env, place.chain, &place.chunk, deadline);
+        let turn = phase(&self.env, Phase::Queue, turn).await?;
         let writing =
             |error: Error| error.while_doing(format_args!("write of chunk {}", place.chunk));
         let mut attempts = self.attempts(Intent::Write, place.chain, deadline, Some(grant));
@@ -289,7 +344,8 @@ impl ChunkClient {
         let node = routing.node_of(target).ok_or_else(|| {
             Error::new(Code::NotServing, format!("no server has target {target} yet"))
         })?;
-        self.connections.call(&node.address, call).await
+        let called = self.connections.call(&node.address, call);
+        phase(&self.env, Phase::Storage, called).await
     }
 
     fn attempts<'a>(
@@ -347,6 +403,7 @@ impl Attempts<'_> {
             match self.initiator.next(chain.as_ref(), self.env.now()) {
                 Step::Send { target, chain_version } => {
                     self.target = target;
+                    about(|about| about.target = Some(target));
                     let latest = self.env.deadline_after(ATTEMPT_TIMEOUT);
                     let deadline = latest.min(self.deadline);
                     return Ok(Attempt { target, chain_version, deadline });
@@ -378,11 +435,14 @@ impl Attempts<'_> {
             Step::Send { .. } => Ok(()),
             Step::Pause(pause) => {
                 let pause = self.env.jittered(pause).min(self.deadline.left(self.env.now()));
-                // A change of the routing ends the pause early; a manager that is gone does not.
-                if let Ok(Err(_)) = self.env.timeout(pause, "routing", self.routing.changed()).await
-                {
-                    self.env.sleep(pause).await;
-                }
+                phase(self.env, Phase::Pause, async {
+                    // A change of the routing ends the pause early; a manager that is gone does not.
+                    let changed = self.routing.changed();
+                    if let Ok(Err(_)) = self.env.timeout(pause, "routing", changed).await {
+                        self.env.sleep(pause).await;
+                    }
+                })
+                .await;
                 Ok(())
             }
         }

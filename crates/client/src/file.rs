@@ -10,6 +10,7 @@ use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
 use kiln_rpc::convert::required;
 use kiln_rpc::v1;
+use kiln_telemetry::{Phase, Trace, phase};
 use kiln_types::{
     Attr, Caller, ChainId, ChunkId, Code, Error, InodeId, Layout, Result, Timestamp, TreeId,
     TruncateEpoch,
@@ -136,13 +137,14 @@ impl File {
         if self.shared.piece(offset, buffer.len()) == buffer.len() {
             return self.shared.read_piece(offset, buffer).await;
         }
-        let mut tasks = Vec::new();
+        let (mut tasks, trace) = (Vec::new(), Trace::current());
         let (mut at, length) = (offset, buffer.len());
         while !buffer.is_empty() {
             let rest = buffer.split_off(self.shared.piece(at, buffer.len()));
             let piece = std::mem::replace(&mut buffer, rest);
             let (shared, piece_at, bytes) = (Arc::clone(&self.shared), at, piece.len());
-            let task = async move { shared.read_piece(piece_at, piece).await };
+            let trace = trace.clone();
+            let task = async move { trace.scope(shared.read_piece(piece_at, piece)).await };
             tasks.push(self.shared.env.spawn("read piece", task));
             at += bytes as u64;
         }
@@ -179,14 +181,15 @@ impl File {
             self.shared.note_written(end);
             return Ok(());
         }
-        let mut tasks = Vec::new();
+        let (mut tasks, trace) = (Vec::new(), Trace::current());
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done as u64;
             let length = self.shared.piece(at, bytes.len() - done);
             let piece = bytes.slice(done..done + length);
             let shared = Arc::clone(&self.shared);
-            let task = async move { shared.write_piece(at, piece).await };
+            let trace = trace.clone();
+            let task = async move { trace.scope(shared.write_piece(at, piece)).await };
             tasks.push(self.shared.env.spawn("write piece", task));
             done += length;
         }
@@ -301,7 +304,8 @@ impl Shared {
             return Ok(buffer);
         }
         let deadline = deadline(&self.env, self.timeout);
-        let _piece = self.env.until(deadline, "earlier reads", self.pieces.acquire()).await?;
+        let earlier = self.env.until(deadline, "earlier reads", self.pieces.acquire());
+        let _piece = phase(&self.env, Phase::Queue, earlier).await?;
         let (place, offset) = self.place(at);
         let read = self.chunks.read(&self.session, place, offset, buffer, deadline).await?;
         Ok(read.0)
@@ -309,7 +313,8 @@ impl Shared {
 
     async fn write_piece(&self, at: u64, bytes: Bytes) -> Result<()> {
         let deadline = deadline(&self.env, self.timeout);
-        let _piece = self.env.until(deadline, "earlier writes", self.pieces.acquire()).await?;
+        let earlier = self.env.until(deadline, "earlier writes", self.pieces.acquire());
+        let _piece = phase(&self.env, Phase::Queue, earlier).await?;
         let (place, offset) = self.place(at);
         self.chunks.write(&self.session, place, offset, bytes, deadline).await?;
         Ok(())

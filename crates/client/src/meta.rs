@@ -5,6 +5,7 @@ use kiln_env::Env;
 use kiln_net::{Identity, control_channel};
 use kiln_rpc::v1::{self, meta_client::MetaClient};
 use kiln_rpc::{Origin, error_from_status};
+use kiln_telemetry::{CALLS, Phase, about, phase};
 use kiln_types::{
     Action, Caller, ClientId, Code, Deadline, Error, Node, NodeId, RequestId, Result, RoutingInfo,
     ServiceKind,
@@ -179,7 +180,22 @@ impl Meta {
         Turn { origin, slot, slots: Arc::clone(&self.slots) }
     }
 
+    /// Measures a call; it is a phase of what it is made for.
     async fn call<T, F>(
+        &self,
+        what: &'static str,
+        send: impl FnMut(MetaClient<Channel>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        // Boxed: each layer around a future holds it twice.
+        let work = Box::pin(self.call_until(what, send));
+        let measured = CALLS.measure(&self.env, what, "metadata", work);
+        phase(&self.env, Phase::Meta, measured).await
+    }
+
+    async fn call_until<T, F>(
         &self,
         what: &str,
         mut send: impl FnMut(MetaClient<Channel>) -> F,
@@ -192,8 +208,9 @@ impl Meta {
         loop {
             let error = match self.server() {
                 Ok(server) => {
-                    let sent = send(server.client.clone());
-                    match self.attempt(what, deadline, sent).await {
+                    about(|about| about.node = Some(server.node));
+                    let sent = self.attempt(what, deadline, send(server.client.clone()));
+                    match phase(&self.env, Phase::Meta, sent).await {
                         Ok(reply) => return Ok(reply),
                         Err(error) => {
                             self.judge(&server, &error);
@@ -210,7 +227,8 @@ impl Meta {
             if deadline.left(self.env.now()) <= pause {
                 return Err(error.while_doing(format_args!("metadata call '{what}'")));
             }
-            self.pause(self.env.jittered(pause)).await;
+            let paused = self.pause(self.env.jittered(pause));
+            phase(&self.env, Phase::Pause, paused).await;
             pause = PAUSE_MAX.min(pause * 2);
         }
     }

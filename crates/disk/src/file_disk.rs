@@ -1,11 +1,11 @@
 //! A disk over a real file or device: checks and queues requests, whichever engine moves the bytes.
 
-use crate::Disk;
 use crate::file::DataFile;
 use crate::operation::{Operation, Task};
 use crate::range::{check_range, check_transfer};
 use crate::sync_gate::SyncGate;
 use crate::uring::Uring;
+use crate::{Beneath, Disk};
 use async_trait::async_trait;
 use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
@@ -44,6 +44,20 @@ impl FileDisk {
 
     async fn slot(&self) -> Result<OwnedSemaphorePermit> {
         Arc::clone(&self.slots).acquire_owned().await.map_err(|_| self.stopped())
+    }
+
+    /// Runs a call of the file on a thread that may wait.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&DataFile) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let slot = self.slot().await?;
+        let file = Arc::clone(&self.file);
+        let work = move || {
+            let _slot = slot;
+            call(&file)
+        };
+        self.env.blocking(work).await?
     }
 
     fn stopped(&self) -> Error {
@@ -96,8 +110,11 @@ impl Disk for FileDisk {
         if buffer.is_empty() {
             return Ok(buffer);
         }
+        let _under_way = metrics::DISK_UNDER_WAY.hold();
         let slot = self.slot().await?;
+        let start = self.env.now();
         let buffer = self.run(offset, slot, |done| Task::Read { buffer, done }).await?;
+        metrics::DISK_READ_DURATION.record_duration(self.env.now().since(start));
         metrics::DISK_READ.add(buffer.len() as u64);
         Ok(buffer)
     }
@@ -108,9 +125,12 @@ impl Disk for FileDisk {
             return Ok(());
         }
         let length = bytes.len() as u64;
+        let _under_way = metrics::DISK_UNDER_WAY.hold();
         let slot = self.slot().await?;
         self.gate.check()?;
+        let start = self.env.now();
         self.run(offset, slot, |done| Task::Write { bytes, done }).await?;
+        metrics::DISK_WRITE_DURATION.record_duration(self.env.now().since(start));
         // A sync may have failed meanwhile: then nobody would ever make this write durable.
         self.gate.check()?;
         metrics::DISK_WRITTEN.add(length);
@@ -119,6 +139,7 @@ impl Disk for FileDisk {
 
     async fn sync(&self) -> Result<()> {
         self.gate.check()?;
+        let _under_way = metrics::DISK_UNDER_WAY.hold();
         let Some(turn) = self.gate.turn().await? else { return Ok(()) };
         let slot = self.slot().await?;
         let start = self.env.now();
@@ -129,16 +150,22 @@ impl Disk for FileDisk {
 
     async fn discard(&self, offset: u64, length: u64) -> Result<()> {
         check_range(self.capacity(), offset, length)?;
-        if length == 0 {
-            return Ok(());
+        match length {
+            0 => Ok(()),
+            _ => self.blocking(move |file| file.discard(offset, length)).await,
         }
-        let slot = self.slot().await?;
-        let file = Arc::clone(&self.file);
-        let work = move || {
-            let _slot = slot;
-            file.discard(offset, length)
-        };
-        self.env.blocking(work).await?
+    }
+
+    async fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        check_range(self.capacity(), offset, length)?;
+        match length {
+            0 => Ok(()),
+            _ => self.blocking(move |file| file.reserve(offset, length)).await,
+        }
+    }
+
+    async fn beneath(&self) -> Result<Option<Beneath>> {
+        self.blocking(DataFile::beneath).await
     }
 
     fn describe(&self) -> String {

@@ -170,6 +170,7 @@ impl Engine for Shared {
     type Snapshot = Published;
 
     async fn commit(&self, commit: Commit) -> Result<()> {
+        let _waiting = kiln_telemetry::metrics::KV_WAITING.hold();
         let kib = u32::try_from(commit.writes.bytes() >> 10).unwrap_or(QUEUE_KIB - 1) + 1;
         let room = Arc::clone(&self.room).acquire_many_owned(kib);
         let room = self.env.timeout(ROOM_TIME_MAX, "room in the commit queue", room).await;

@@ -2,6 +2,7 @@
 
 use crate::{Kv, Transaction};
 use kiln_env::Env;
+use kiln_telemetry::{Phase, phase};
 use kiln_types::{Code, Context, Error, Result};
 use std::future::Future;
 use std::pin::Pin;
@@ -60,7 +61,7 @@ where
     let start = env.now();
     let mut pause = PAUSE_FIRST;
     for attempt in 1.. {
-        let error = match once(kv, &mut body).await {
+        let error = match once(kv, env, &mut body).await {
             Ok(output) => return Ok(output),
             Err(error) if !is_retried(&error) => return Err(error).context(what),
             Err(error) => error,
@@ -70,20 +71,20 @@ where
             return Err(error)
                 .context(format_args!("{what}: gave up after {attempt} attempts in {spent:.1?}"));
         }
-        env.sleep(env.jittered(pause)).await;
+        phase(env, Phase::Conflict, env.sleep(env.jittered(pause))).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
     Err(Error::internal("the attempts of a transaction ended without a result"))
 }
 
-async fn once<'s, T, F>(kv: &dyn Kv, body: &mut F) -> Result<T>
+async fn once<'s, T, F>(kv: &dyn Kv, env: &Env, body: &mut F) -> Result<T>
 where
     T: Send,
     F: for<'a> FnMut(&'a mut (dyn Transaction + 's)) -> Body<'a, T> + Send,
 {
     let mut transaction = kv.begin().await?;
-    let output = body(transaction.as_mut()).await?;
-    transaction.commit().await?;
+    let output = phase(env, Phase::KvRead, body(transaction.as_mut())).await?;
+    phase(env, Phase::KvCommit, transaction.commit()).await?;
     Ok(output)
 }
 

@@ -74,7 +74,7 @@ impl Intake {
                 if count == 0 {
                     return Err(hung_up(&self.peer));
                 }
-                self.read.fetch_add(count as u64, Ordering::Relaxed);
+                self.count(count);
                 filled += count;
             } else if !self.fill().await? {
                 return Err(hung_up(&self.peer));
@@ -91,9 +91,14 @@ impl Intake {
         }
         let free = &mut self.buffer[self.end..];
         let count = self.reader.read(free).await.map_err(|error| lost(&self.peer, &error))?;
-        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        self.count(count);
         self.end += count;
         Ok(count > 0)
+    }
+
+    fn count(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        metrics::NET_RECEIVED.add(bytes as u64);
     }
 
     /// The peer sent what it may not send: the connection ends.

@@ -166,6 +166,7 @@ impl Outbox {
                 Poll::Pending => return Poll::Pending,
             };
             self.written.fetch_add(written as u64, Ordering::Relaxed);
+            kiln_telemetry::metrics::NET_SENT.add(written as u64);
             *offset += written;
             while let Some(first) = staged.front() {
                 let bytes = first.bytes();

@@ -164,9 +164,25 @@ impl Gauge {
         self.set(i64::try_from(value).unwrap_or(i64::MAX));
     }
 
+    /// Counts one more as long as the result is held.
+    pub fn hold(&self) -> Held<'_> {
+        self.add(1);
+        Held(self)
+    }
+
     /// Its value.
     pub fn get(&self) -> i64 {
         self.0.load(Relaxed)
+    }
+}
+
+/// See [`Gauge::hold`].
+#[derive(Debug)]
+pub struct Held<'a>(&'a Gauge);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1);
     }
 }
 

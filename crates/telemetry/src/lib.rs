@@ -17,7 +17,7 @@ mod trace;
 
 pub use exposition::{BUILD_INFO, CONTENT_TYPE, Identity, render, shown_name};
 pub use instrument::{
-    Cell, Counter, Definition, Family, Gauge, Histogram, Instrument, Kind, Single, Stability, Unit,
+    Cell, Counter, Definition, Family, Gauge, Held, Histogram, Instrument, Kind, Single, Stability, Unit,
     Value,
 };
 pub use log::{LogFormat, LogOptions, init};

@@ -78,7 +78,7 @@ metrics! {
         Counter DISK_WRITTEN = "kiln_disk_written", Bytes, Stable,
             "Bytes written to disks.";
         Gauge DISK_UNDER_WAY = "kiln_disk_under_way", Count, Stable,
-            "Reads, writes and syncs of disks that are under way now.";
+            "Reads, writes and syncs of disks that wait or are under way now.";
         Histogram DISK_READ_DURATION = "kiln_disk_read_duration", Nanoseconds, Experimental,
             "Time of one read of a disk.";
         Histogram DISK_WRITE_DURATION = "kiln_disk_write_duration", Nanoseconds, Experimental,

@@ -1,7 +1,7 @@
 //! Requests, calls and operations as they are measured: one function around the work counts it, times
 //! it, gives its log lines a span, and logs it when it was slow.
 
-use crate::instrument::{Counter, Family, Gauge, Histogram, Single};
+use crate::instrument::{Counter, Family, Gauge, Held, Histogram, Single};
 use crate::log::request_span;
 use crate::metrics;
 use crate::slow::{self, Ended};
@@ -75,6 +75,7 @@ struct Measured<'a> {
     trace: Trace,
     begun: Monotonic,
     failure: Option<Code>,
+    _under_way: Held<'static>,
 }
 
 impl<'a> Measured<'a> {
@@ -85,9 +86,9 @@ impl<'a> Measured<'a> {
         peer: &'a str,
         trace: Trace,
     ) -> Self {
-        work.under_way.add(1);
         let (begun, failure) = (env.now(), Some(Code::Cancelled));
-        Self { work, env, operation, peer, trace, begun, failure }
+        let under_way = work.under_way.hold();
+        Self { work, env, operation, peer, trace, begun, failure, _under_way: under_way }
     }
 }
 
@@ -95,7 +96,6 @@ impl Drop for Measured<'_> {
     fn drop(&mut self) {
         let now = self.env.now();
         let took = now.since(self.begun);
-        self.work.under_way.add(-1);
         self.work.durations.of(self.operation).record_duration(took);
         if let Some(code) = self.failure {
             self.work.failed.of(code.name()).increment();

@@ -3,7 +3,7 @@
 
 use crate::slow;
 use kiln_env::Env;
-use kiln_types::{ChainId, ChunkId, InodeId, Monotonic, TargetId};
+use kiln_types::{ChainId, ChunkId, InodeId, Monotonic, NodeId, TargetId};
 use parking_lot::Mutex;
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -81,6 +81,8 @@ pub struct About {
     pub chunk: Option<ChunkId>,
     /// Its chain.
     pub chain: Option<ChainId>,
+    /// The server that was asked last.
+    pub node: Option<NodeId>,
     /// The target that was asked last.
     pub target: Option<TargetId>,
     /// Bytes read or written.
@@ -102,6 +104,9 @@ impl fmt::Display for About {
         }
         if let Some(chain) = self.chain {
             part(format_args!("chain {chain}"))?;
+        }
+        if let Some(node) = self.node {
+            part(format_args!("node {node}"))?;
         }
         if let Some(target) = self.target {
             part(format_args!("target {target}"))?;
