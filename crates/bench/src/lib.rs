@@ -1,91 +1,158 @@
 //! Workloads and limits of `kiln bench`.
 //!
-//! Each workload runs through the client library on the cluster, and beside it, in the same run, its limit:
-//! the same I/O without a file system in between. What counts is the ratio; the figures stand beside it.
+//! Each workload runs on the cluster, through the client library and through a mount, and beside it, in
+//! the same run and in turn, its limits: the same work without kiln in between. What counts is the ratio;
+//! the figures stand beside it.
 #![forbid(unsafe_code)]
 
-mod cluster;
+mod directory;
+mod library;
 mod limits;
+mod machine;
+mod operation;
+mod passthrough;
 mod report;
+mod run;
+mod sample;
+mod scratch;
+mod workers;
 
-pub use report::{Report, Row, Unit};
+pub use machine::{Machine, Mounted, mounted};
+pub use report::{Beside, Report, Row, Table, Unit};
+pub use run::{Bench, Group, Options, Peer};
+pub use sample::Figure;
+pub use workers::Interrupt;
 
-use kiln_client::Client;
-use kiln_env::Env;
-use kiln_types::{Caller, Error, Result};
-use std::path::PathBuf;
+use crate::directory::Place;
+use crate::limits::Commits;
+use crate::passthrough::Passthrough;
+use crate::report::{KILN, Tally};
+use crate::run::SEQUENTIAL_BYTES;
+use crate::scratch::Scratch;
+pub use kiln_kv::Kv;
+use kiln_types::{Code, Context, Error, Result};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes of one sequential request.
-pub const SEQUENTIAL_BYTES: usize = 1 << 20;
-/// Bytes of one random request.
-pub const RANDOM_BYTES: usize = 4 << 10;
+/// Room on the raw directory's disk beside the test files: small files, the key-value engine's journal.
+const ROOM_BYTES: u64 = 1 << 30;
 
-/// What to run.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Bytes of the test file: a multiple of 1 MiB.
-    pub size: u64,
-    /// Sequential requests under way.
-    pub depth: usize,
-    /// Random requests under way.
-    pub random_depth: usize,
-    /// How many random requests.
-    pub random_count: u64,
-    /// A local directory on the disk that is compared with.
-    pub raw_dir: PathBuf,
-    /// How often the limit of replicated writes writes each byte.
-    pub replicas: usize,
-}
-
-/// Runs every workload and its limit, in turn.
-///
-/// # Errors
-/// The first failure; test files are removed as far as that is possible then.
-pub async fn run(
-    env: &Env,
-    client: &Arc<Client>,
-    caller: &Caller,
-    options: &Options,
-    mut progress: impl FnMut(&str),
-) -> Result<Report> {
-    if options.size == 0 || !options.size.is_multiple_of(SEQUENTIAL_BYTES as u64) {
-        return Err(Error::invalid("the size is a multiple of 1 MiB, at least 1 MiB"));
+impl Bench {
+    /// Runs everything that the options ask for, each workload and its limits in turn, as many rounds as
+    /// they say. `open_kv` opens a key-value engine like the metadata server's in a new directory.
+    ///
+    /// # Errors
+    /// The first failure; `NoSpace` before anything is written; `Cancelled` when interrupted. Test files
+    /// are removed.
+    pub async fn run(
+        &self,
+        open_kv: impl AsyncFnOnce(PathBuf) -> Result<Arc<dyn Kv>>,
+    ) -> Result<Report> {
+        let options = &self.options;
+        if options.size == 0 || !options.size.is_multiple_of(SEQUENTIAL_BYTES as u64) {
+            return Err(Error::invalid("the size is a multiple of 1 MiB, at least 1 MiB"));
+        }
+        self.check_space().await?;
+        let machine = Machine::look(&options.raw_dir);
+        let raw = Scratch::create(&self.env, &options.raw_dir)?;
+        let mut tally = Tally::default();
+        let kv = open_kv(raw.path().join("kv")).await?;
+        let directory = library::Directory::create(self).await?;
+        let ran = self.rounds(&mut tally, raw.path(), &directory, &Commits { kv }).await;
+        let removed = directory.remove().await.context("removing test files");
+        ran.and(removed)?;
+        Ok(tally.report(machine, options))
     }
-    let mut report = Report::new(options);
-    progress("limit of replicated writes");
-    let limit = limits::pipeline(env, options).await?;
-    progress("sequential write");
-    let (file, write) = cluster::write(env, client, caller, options).await?;
-    report.add("write 1 MiB", Unit::BytesPerSecond, write, limit, "pipeline");
-    let reads = read_both(env, &file, options, &mut report, &mut progress).await;
-    let removed = file.remove(client, caller).await;
-    reads.and(removed).map(|()| report)
+
+    async fn rounds(
+        &self,
+        tally: &mut Tally,
+        raw_dir: &Path,
+        directory: &library::Directory,
+        commits: &Commits,
+    ) -> Result<()> {
+        let mounts = Mounts::create(self, tally, raw_dir)?;
+        for round in 0..self.options.rounds {
+            for group in &self.options.groups {
+                match group {
+                    Group::Library => library::io(self, tally, directory, raw_dir).await?,
+                    Group::LibraryMetadata => {
+                        library::names(self, tally, directory, commits, round).await?;
+                    }
+                    Group::Mount if mounts.places.is_empty() => {}
+                    Group::Metadata if mounts.places.is_empty() => {}
+                    Group::Mount => directory::io(self, tally, &mounts.places, raw_dir).await?,
+                    Group::Metadata => {
+                        directory::names(self, tally, &mounts.places, commits).await?
+                    }
+                }
+            }
+        }
+        // System calls that wait for daemons: not on a thread that others need.
+        self.env.blocking(move || drop(mounts)).await
+    }
+
+    /// Refuses before anything is written.
+    async fn check_space(&self) -> Result<()> {
+        let Options { size, replicas, raw_dir, .. } = &self.options;
+        // At most the pipeline's files and a raw one are there at once, beside the cluster's own copies.
+        let needed = size * (*replicas as u64 * 2 + 2) + ROOM_BYTES;
+        let here = rustix::fs::statvfs(raw_dir).map_err(std::io::Error::from);
+        let here = here.context(format_args!("free space of {}", raw_dir.display()))?;
+        let free = here.f_bavail * here.f_frsize;
+        let in_cluster = self.client.stat_fs().await.context("free space of the cluster")?;
+        let short = |place: String, needed: u64, free: u64| {
+            let (needed, free) = (needed >> 20, free >> 20);
+            let text = format!("{place} has {free} MiB free, and a run needs up to {needed} MiB");
+            Err(Error::new(Code::NoSpace, text).with_hint("a smaller --size needs less"))
+        };
+        if free < needed {
+            return short(raw_dir.display().to_string(), needed, free);
+        }
+        if in_cluster.free_bytes < size * 2 {
+            return short("the cluster".into(), size * 2, in_cluster.free_bytes);
+        }
+        Ok(())
+    }
 }
 
-async fn read_both(
-    env: &Env,
-    file: &cluster::TestFile,
-    options: &Options,
-    report: &mut Report,
-    progress: &mut impl FnMut(&str),
-) -> Result<()> {
-    progress("sequential write and read of the raw directory");
-    let raw = limits::Raw::create(env, options).await?;
-    report.note("raw write 1 MiB", Unit::BytesPerSecond, raw.write_rate);
-    let raw_read = raw.read(env, options).await?;
-    progress("sequential read");
-    let read = cluster::read(env, file, options).await?;
-    report.add("read 1 MiB", Unit::BytesPerSecond, read, raw_read, "raw directory");
-    progress("random read of the raw directory");
-    let raw_random = raw.read_random(env, options).await?;
-    progress("random read");
-    let random = cluster::read_random(env, file, options).await?;
-    report.add("read 4 KiB, random", Unit::PerSecond, random, raw_random, "raw directory");
-    Ok(())
+/// The directories that are measured through system calls. Fields go in this order.
+struct Mounts {
+    places: Vec<Place>,
+    _scratches: Vec<Scratch>,
+    _passthrough: Option<(Passthrough, Scratch, Scratch)>,
 }
 
-/// A rate for each second.
-fn rate(amount: u64, took: std::time::Duration) -> f64 {
-    amount as f64 / took.as_secs_f64().max(1e-9)
+impl Mounts {
+    /// kiln's mount, a passthrough daemon on the raw directory, and the peers.
+    fn create(bench: &Bench, tally: &mut Tally, raw_dir: &Path) -> Result<Self> {
+        let mut all = Self { places: Vec::new(), _scratches: Vec::new(), _passthrough: None };
+        let Some(mount) = &bench.options.mount else { return Ok(all) };
+        all.add(bench, KILN, mount)?;
+        let (backing, point) =
+            (Scratch::create(&bench.env, raw_dir)?, Scratch::create(&bench.env, raw_dir)?);
+        match Passthrough::mount(backing.path(), point.path()) {
+            Ok(passthrough) => {
+                all.places.push(Place {
+                    name: limits::PASSTHROUGH.into(),
+                    dir: point.path().into(),
+                    backing: Some(backing.path().into()),
+                });
+                all._passthrough = Some((passthrough, point, backing));
+            }
+            Err(error) => tally.note(error.to_string()),
+        }
+        for peer in &bench.options.peers {
+            all.add(bench, &peer.name, &peer.dir)?;
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, bench: &Bench, name: &str, dir: &Path) -> Result<()> {
+        let scratch = Scratch::create(&bench.env, dir)?;
+        let dir = scratch.path().into();
+        self.places.push(Place { name: name.into(), dir, backing: None });
+        self._scratches.push(scratch);
+        Ok(())
+    }
 }
