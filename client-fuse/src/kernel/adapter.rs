@@ -13,6 +13,7 @@ use fuser::{
 };
 use kiln_env::Env;
 use kiln_memory::Pool;
+use kiln_telemetry::{MOUNT, metrics};
 use kiln_types::{MODE_PERMISSIONS, Result};
 use rustix::fs::{FileType, OFlags, XattrFlags};
 use std::ffi::OsStr;
@@ -60,7 +61,7 @@ impl Adapter {
         let called = call(Arc::clone(&self.fs));
         let requests = Arc::clone(&self.requests);
         self.requests.run(what, async move {
-            let result = called.await;
+            let result = MOUNT.measure(requests.env(), what, "the kernel", called).await;
             send(&requests, what, reply, result, answer);
         });
     }
@@ -320,7 +321,10 @@ impl Filesystem for Adapter {
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.read(Handle(handle.0), offset, size as usize).await
         };
-        self.serve("read", reply, call, |reply, bytes: kiln_memory::Bytes| reply.data(&bytes));
+        self.serve("read", reply, call, |reply, bytes: kiln_memory::Bytes| {
+            metrics::MOUNT_READ.add(bytes.len() as u64);
+            reply.data(&bytes);
+        });
     }
 
     fn write(
@@ -341,7 +345,10 @@ impl Filesystem for Adapter {
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.write(Handle(handle.0), offset, bytes).await
         };
-        self.serve("write", reply, call, move |reply, ()| reply.written(length));
+        self.serve("write", reply, call, move |reply, ()| {
+            metrics::MOUNT_WRITTEN.add(u64::from(length));
+            reply.written(length);
+        });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -25,6 +25,10 @@ impl Requests {
         Self { env, runtime: Handle::current(), complaints: Mutex::default() }
     }
 
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
     /// Works out an answer. What need not wait ends on the calling thread, which saves most cached
     /// answers and buffered writes the way to another one; the rest goes on in the runtime.
     pub(super) fn run(
