@@ -1,8 +1,8 @@
 //! An open data file or block device: its lock, its size, how it is opened, and its errors.
 
-use crate::OpenOptions;
 use crate::kernel;
 use crate::range::BLOCK;
+use crate::{Beneath, OpenOptions};
 use kiln_telemetry::metrics;
 use kiln_types::{BLOCK_BYTES, Code, Context, Error, Result};
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom};
@@ -95,6 +95,35 @@ impl DataFile {
         }
     }
 
+    /// Takes the space of a range, where the file system can do that ahead of writes.
+    pub(crate) fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        if self.device {
+            return Ok(());
+        }
+        loop {
+            return match rustix::fs::fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, length)
+            {
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+                Err(Errno::INTR) => continue,
+                Err(errno) => Err(self.error("reservation", offset, length as usize, errno)),
+            };
+        }
+    }
+
+    /// What the file system has left.
+    pub(crate) fn beneath(&self) -> Result<Option<Beneath>> {
+        if self.device {
+            return Ok(None);
+        }
+        let found = rustix::fs::fstat(&self.fd)
+            .and_then(|stat| rustix::fs::fstatvfs(&self.fd).map(|system| (stat.st_dev, system)));
+        let (device, system) =
+            found.map_err(|errno| self.failed(format_args!("its file system: {errno}")))?;
+        // Devices are numbered by each kernel for itself.
+        let id = kernel_id() ^ u128::from(device);
+        Ok(Some(Beneath { id, free_bytes: system.f_bavail.saturating_mul(system.f_frsize) }))
+    }
+
     /// The disk is broken: `what` says how it shows.
     pub(crate) fn failed(&self, what: impl fmt::Display) -> Error {
         metrics::DISK_FAILED.increment();
@@ -139,6 +168,12 @@ impl Drop for DataFile {
         // A ring that is being torn down may hold the file a moment longer than we do.
         let _ = rustix::fs::flock(&self.fd, FlockOperation::NonBlockingUnlock);
     }
+}
+
+/// What tells this machine's kernel from others'; 0 where it does not say.
+fn kernel_id() -> u128 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 
 /// Opens what is there or creates a file; says whether it is a block device.

@@ -22,6 +22,15 @@ use async_trait::async_trait;
 use kiln_memory::{Buffer, Bytes};
 use kiln_types::Result;
 
+/// The file system that gives a disk its space, as it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beneath {
+    /// The same for all disks on one file system, different for others.
+    pub id: u128,
+    /// Bytes that it has left for all of them.
+    pub free_bytes: u64,
+}
+
 /// A file or block device of fixed size, in units of 4 KiB.
 ///
 /// Offsets and lengths are multiples of [`kiln_types::BLOCK_BYTES`], and memory is aligned to it. A
@@ -58,6 +67,19 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// `DiskFailed`, `Invalid`; a disk that cannot discard does nothing.
     async fn discard(&self, offset: u64, length: u64) -> Result<()>;
+
+    /// Takes the space of a range from the file system beneath, so that writes find it there. What
+    /// has its space already, and a disk that has all of its own, does nothing.
+    ///
+    /// # Errors
+    /// `NoSpace`: the range has it in part or not at all. `DiskFailed`, `Invalid`.
+    async fn reserve(&self, offset: u64, length: u64) -> Result<()>;
+
+    /// The file system beneath; `None` for a disk that has all of its space.
+    ///
+    /// # Errors
+    /// `DiskFailed` when the system does not say.
+    async fn beneath(&self) -> Result<Option<Beneath>>;
 
     /// For operators: path, engine, direct or buffered.
     fn describe(&self) -> String;

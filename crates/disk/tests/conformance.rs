@@ -113,7 +113,7 @@ impl Region {
 
     async fn step(&mut self) {
         let (offset, place) = self.range();
-        match self.env.random_below(10) {
+        match self.env.random_below(11) {
             0..4 => {
                 let found = self.read(offset, place.len()).await;
                 assert!(found == self.model[place], "read at offset {offset}");
@@ -133,6 +133,12 @@ impl Region {
                     assert!(found == [0; 4096] || found == old, "zeros or as before");
                 }
                 self.model[place].copy_from_slice(&found);
+            }
+            9 => {
+                let length = place.len() as u64;
+                self.disk.reserve(offset, length).await.expect("space");
+                let found = self.read(offset, place.len()).await;
+                assert!(found == self.model[place], "reserved at offset {offset}");
             }
             _ => {
                 let moment = Duration::from_nanos(self.env.random_below(3));
@@ -210,6 +216,7 @@ fn ranges_beyond_the_end_or_off_the_grid_are_refused() {
                 disk.read(offset, Buffer::zeroed(length)).await.map(drop),
                 disk.write(offset, Buffer::zeroed(length).freeze()).await,
                 disk.discard(offset, length as u64).await,
+                disk.reserve(offset, length as u64).await,
             ];
             for result in results {
                 assert_eq!(result.map_err(|error| error.code()), Err(Code::Invalid));

@@ -84,6 +84,13 @@ async fn full(path: PathBuf, engine: Engine) {
     let found = disk.read(256 << 10, Buffer::zeroed(4096)).await.expect("a read");
     assert_eq!(*found, [7; 4096]);
     disk.discard(0, 8 << 20).await.expect("a discard");
+    disk.reserve(0, 512 << 10).await.expect("space");
+    let beneath = disk.beneath().await.expect("an answer").expect("a file system");
+    assert!(beneath.free_bytes <= 512 << 10, "{beneath:?}");
+    let code = disk.reserve(1 << 20, 1 << 20).await.map_err(|error| error.code());
+    assert_eq!(code, Err(Code::NoSpace));
+    disk.write(0, filled(512 << 10, 3)).await.expect("reserved blocks have space");
+    disk.discard(0, 8 << 20).await.expect("a discard");
 }
 
 #[test]

@@ -142,6 +142,20 @@ fn a_full_file_system_refuses_new_blocks_until_a_discard() {
 }
 
 #[test]
+fn what_is_reserved_finds_its_space() {
+    seeds(|_, disk| async move {
+        disk.set_physical_capacity(4 * BLOCK);
+        let free = async || disk.beneath().await.expect("an answer").expect("one").free_bytes;
+        disk.reserve(8 * BLOCK, 3 * BLOCK).await.expect("it fits");
+        assert_eq!(free().await, BLOCK);
+        assert_eq!(code(disk.write(0, filled(2, 1)).await), Some(Code::NoSpace));
+        disk.write(8 * BLOCK, filled(3, 2)).await.expect("its space was kept");
+        assert_eq!(code(disk.reserve(20 * BLOCK, BLOCK).await), Some(Code::NoSpace));
+        assert_eq!(free().await, 0);
+    });
+}
+
+#[test]
 fn bits_flip_and_ignored_syncs_lose_data() {
     let lost = counter();
     let seen = Arc::clone(&lost);

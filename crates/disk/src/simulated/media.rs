@@ -49,6 +49,11 @@ impl Media {
         self.room = Some(bytes / BLOCK);
     }
 
+    /// Bytes that the file system has left, if there is one.
+    pub(super) fn room_left(&self) -> Option<u64> {
+        self.room.map(|room| room.saturating_sub(self.allocated.len() as u64) * BLOCK)
+    }
+
     /// Takes space for a range, from its start on, as far as there is room; returns the bytes that
     /// have space.
     pub(super) fn allocate(&mut self, offset: u64, length: usize) -> usize {

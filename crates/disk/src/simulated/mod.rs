@@ -2,8 +2,8 @@
 
 mod media;
 
-use crate::Disk;
 use crate::range::{check_range, check_transfer};
+use crate::{Beneath, Disk};
 use async_trait::async_trait;
 use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
@@ -187,12 +187,18 @@ impl Inner {
         }
         state.media.write(offset, &fitting);
         if fits < bytes.len() {
-            return Err(Error::new(
-                Code::NoSpace,
-                format!("simulated disk: no space for the block at {}", offset + fits as u64),
-            ));
+            return Err(no_space(offset + fits as u64));
         }
         Ok(())
+    }
+
+    async fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        self.pause(WRITE_US).await;
+        let fits = self.writable()?.media.allocate(offset, length as usize) as u64;
+        match fits < length {
+            true => Err(no_space(offset + fits)),
+            false => Ok(()),
+        }
     }
 
     async fn sync(&self) -> Result<()> {
@@ -235,6 +241,10 @@ impl State {
         });
         strikes
     }
+}
+
+fn no_space(offset: u64) -> Error {
+    Error::new(Code::NoSpace, format!("simulated disk: no space for the block at {offset}"))
 }
 
 fn failed(message: impl Into<String>) -> Error {
@@ -280,6 +290,17 @@ impl Disk for SimulatedDisk {
         check_range(self.inner.capacity, offset, length)?;
         let inner = Arc::clone(&self.inner);
         unstoppable(&self.inner.env, async move { inner.discard(offset, length).await }).await
+    }
+
+    async fn reserve(&self, offset: u64, length: u64) -> Result<()> {
+        check_range(self.inner.capacity, offset, length)?;
+        let inner = Arc::clone(&self.inner);
+        unstoppable(&self.inner.env, async move { inner.reserve(offset, length).await }).await
+    }
+
+    async fn beneath(&self) -> Result<Option<Beneath>> {
+        let left = self.inner.alive()?.media.room_left();
+        Ok(left.map(|free_bytes| Beneath { id: 0, free_bytes }))
     }
 
     fn describe(&self) -> String {
