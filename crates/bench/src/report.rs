@@ -34,10 +34,13 @@ impl Workload {
     }
 }
 
+/// Who did it, and the measurements.
+type Series = (String, Vec<Sample>);
+
 /// The measurements of a run, in the order in which they were made first.
 #[derive(Default)]
 pub(crate) struct Tally {
-    series: Vec<(Workload, Vec<(String, Vec<Sample>)>)>,
+    series: Vec<(Workload, Vec<Series>)>,
     notes: Vec<String>,
 }
 
@@ -137,7 +140,7 @@ impl Tally {
     }
 }
 
-fn row(workload: Workload, by: Vec<(String, Vec<Sample>)>) -> Row {
+fn row(workload: Workload, by: Vec<Series>) -> Row {
     let (mut kiln, mut beside) = (None, Vec::new());
     for (name, samples) in by {
         match Figure::of(&samples) {

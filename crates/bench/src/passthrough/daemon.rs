@@ -25,18 +25,24 @@ const KEEP: Duration = Duration::from_secs(1);
 const REQUEST_BYTES: u32 = 1 << 20;
 /// Requests of read-ahead and of asynchronous direct I/O at a time.
 const BACKGROUND: u16 = 64;
-/// What the kernel's open flags keep for the backing file: the access mode, O_APPEND excluded (the
-/// kernel gives the offsets), and O_DIRECT.
-const KEPT_FLAGS: u32 = rustix::fs::OFlags::DIRECT.bits() | rustix::fs::OFlags::TRUNC.bits();
+const DIRECT: u32 = rustix::fs::OFlags::DIRECT.bits();
+/// Which open flags the backing file gets too; not O_APPEND, since the kernel gives the offsets.
+const KEPT_FLAGS: u32 = DIRECT | rustix::fs::OFlags::TRUNC.bits();
+const DIRECT_FILE: FopenFlags =
+    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
 
 pub(super) struct Daemon {
     nodes: RwLock<Nodes>,
     files: RwLock<HashMap<u64, Open>>,
-    listings: Mutex<HashMap<u64, Arc<Vec<(OsString, FileType)>>>>,
+    listings: Mutex<HashMap<u64, Listing>>,
     last_handle: AtomicU64,
     pool: Pool,
 }
 
+/// The entries of an open directory.
+type Listing = Arc<Vec<(OsString, FileType)>>;
+
+/// An open file.
 #[derive(Clone)]
 struct Open {
     file: Arc<File>,
@@ -72,7 +78,7 @@ impl Daemon {
     }
 
     fn keep(&self, file: File, flags: i32) -> (FileHandle, FopenFlags) {
-        let (handle, direct) = (self.handle(), flags as u32 & KEPT_FLAGS & DIRECT != 0);
+        let (handle, direct) = (self.handle(), flags as u32 & DIRECT != 0);
         self.files.write().insert(handle.0, Open { file: Arc::new(file), direct });
         (handle, if direct { DIRECT_FILE } else { FopenFlags::empty() })
     }
@@ -105,14 +111,10 @@ impl Daemon {
         Ok(handle)
     }
 
-    fn entries(&self, handle: FileHandle) -> Arc<Vec<(OsString, FileType)>> {
+    fn entries(&self, handle: FileHandle) -> Listing {
         self.listings.lock().get(&handle.0).cloned().unwrap_or_default()
     }
 }
-
-const DIRECT: u32 = rustix::fs::OFlags::DIRECT.bits();
-const DIRECT_FILE: FopenFlags =
-    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
 
 fn attr(number: u64, found: &Metadata) -> FileAttr {
     let time = |seconds: i64, nanos: i64| {
@@ -175,6 +177,7 @@ impl Filesystem for Daemon {
             let _ = config.set_max_readahead(most);
         }
         let _ = config.set_max_background(BACKGROUND);
+        let _ = config.set_congestion_threshold(BACKGROUND / 4 * 3);
         Ok(())
     }
 
@@ -249,13 +252,17 @@ impl Filesystem for Daemon {
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let removed = std::fs::remove_file(self.child(parent, name));
-        self.nodes.write().remove(parent.0, name);
+        if removed.is_ok() {
+            self.nodes.write().remove(parent.0, name);
+        }
         answer!(reply, removed, |reply: ReplyEmpty, ()| reply.ok());
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let removed = std::fs::remove_dir(self.child(parent, name));
-        self.nodes.write().remove(parent.0, name);
+        if removed.is_ok() {
+            self.nodes.write().remove(parent.0, name);
+        }
         answer!(reply, removed, |reply: ReplyEmpty, ()| reply.ok());
     }
 
