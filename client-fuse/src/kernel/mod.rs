@@ -11,4 +11,5 @@ mod requests;
 mod session;
 
 pub use link::KernelLink;
-pub use session::{MountOptions, SUBTYPE, Session};
+pub(crate) use session::SUBTYPE;
+pub use session::{MountOptions, Session};
