@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::place::Place;
-use crate::{admin, bench, config, copy, files, serve, status, up};
+use crate::{admin, bench, config, copy, files, mount, serve, status, umount, up};
 use clap::{Parser, Subcommand};
 
 /// A parallel file system for AI clusters, from one machine up.
@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Down,
     /// Show the servers of the cluster: processes, addresses, health, memory
     Status(status::Args),
+    Mount(mount::Args),
+    Umount(umount::Args),
     /// List files and directories in the cluster
     Ls(files::LsArgs),
     /// Print files of the cluster

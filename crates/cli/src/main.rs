@@ -11,10 +11,12 @@ mod bench;
 mod completions;
 mod config;
 mod copy;
+mod detached;
 mod down;
 mod exporter;
 mod failure;
 mod files;
+mod mount;
 mod output;
 mod path;
 mod place;
@@ -22,6 +24,7 @@ mod remote;
 mod runtime;
 mod serve;
 mod status;
+mod umount;
 mod up;
 mod usable;
 
@@ -31,6 +34,9 @@ use failure::Outcome;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if mount::helper::is_called() {
+        return mount::helper::run();
+    }
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,6 +50,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Up(args) => up::run(place, &args),
         Command::Down => down::run(place),
         Command::Status(args) => status::run(place, &args),
+        Command::Mount(args) => mount::run(place, &args),
+        Command::Umount(args) => umount::run(&args),
         Command::Ls(args) => files::ls(place, &args),
         Command::Cat(args) => files::cat(place, &args),
         Command::Cp(args) => copy::run(place, &args),

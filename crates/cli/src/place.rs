@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Which cluster: a directory on this machine, or an address and a credential.
-#[derive(Clone, Debug, Args, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Args, Default)]
 #[command(next_help_heading = "Which cluster")]
 pub(crate) struct Place {
     /// The directory of a cluster on this machine, as 'kiln up' was given it [env: KILN_DIR]
@@ -35,6 +35,16 @@ pub(crate) enum Meant {
 }
 
 impl Place {
+    /// A cluster on this machine.
+    pub(crate) fn of_dir(dir: PathBuf) -> Self {
+        Self { dir: Some(dir), ..Self::default() }
+    }
+
+    /// A cluster elsewhere.
+    pub(crate) fn elsewhere(cluster: String, credential: PathBuf) -> Self {
+        Self { cluster: Some(cluster), credential: Some(credential), ..Self::default() }
+    }
+
     /// The cluster that was meant: by a flag, else by the environment, else the default directory.
     pub(crate) fn meant(&self) -> Outcome<Meant> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());

@@ -190,7 +190,7 @@ fn log_options(config: &LogConfig) -> LogOptions {
 }
 
 /// A server has a socket for each client: it takes as many open files as it may.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

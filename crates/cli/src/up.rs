@@ -2,16 +2,13 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::place::{Place, invoked_as, quoted};
-use crate::{output, runtime, usable};
+use crate::{detached, output, runtime, usable};
 use kiln_env::Env;
 use kiln_launch::{Cluster, ClusterDir, Event, Shape, Stop, Wishes};
-use kiln_types::{Code, Context, Error, Result};
+use kiln_types::{Code, Context, Result};
 use serde::{Deserialize, Serialize};
-use std::fs::OpenOptions;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, BufReader};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -41,11 +38,12 @@ pub(crate) struct Args {
     background: bool,
 }
 
-/// The one line that a background supervisor says to whoever started it.
+/// What a background supervisor says when the cluster is ready.
 #[derive(Serialize, Deserialize)]
-enum Answer {
-    Ready { milliseconds: u64, shape: Shape, unready: Option<String> },
-    Failed { message: String, hint: Option<String>, usage: bool },
+struct Ready {
+    milliseconds: u64,
+    shape: Shape,
+    unready: Option<String>,
 }
 
 /// Longer than the servers are given to start.
@@ -112,40 +110,22 @@ async fn detach(place: &Place, args: &Args, path: &Path) -> Outcome {
             command.arg(option).arg(value.to_string());
         }
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().context("start of the supervisor")?;
-    let output = child.stdout.take().map(BufReader::new);
-    let mut output = output.ok_or_else(|| Error::internal("the supervisor has no output"))?;
-    let mut line = String::new();
-    let read = output.read_line(&mut line);
-    Env::real().timeout(ANSWER_WITHIN, "the supervisor", read).await?.context("the supervisor")?;
-    match serde_json::from_str(&line) {
-        Ok(Answer::Ready { milliseconds, shape, unready }) => {
-            let took = Duration::from_millis(milliseconds);
-            let but = unready.map(|why| format!("\nBut {why}\n")).unwrap_or_default();
-            output::print(&(ready_text(place, path, &shape, took, true) + "\n" + &but))?;
-            Ok(())
-        }
-        Ok(Answer::Failed { message, hint, usage }) => {
-            let error = Error::new(Code::Local, message);
-            let error = hint.into_iter().fold(error, Error::with_hint);
-            Err(if usage { Failure::usage(error) } else { error.into() })
-        }
-        Err(_) => Err(Error::new(Code::Local, "the supervisor ended before the cluster was ready")
-            .with_hint(format!("see {}", path.join("logs/up.log").display()))
-            .into()),
-    }
+    let log = path.join("logs/up.log");
+    let ready: Ready = detached::start(command, "the supervisor", ANSWER_WITHIN, &log).await?;
+    let took = Duration::from_millis(ready.milliseconds);
+    let but = ready.unready.map(|why| format!("\nBut {why}\n")).unwrap_or_default();
+    output::print(&(ready_text(place, path, &ready.shape, took, true) + "\n" + &but))?;
+    Ok(())
 }
 
 async fn background(args: &Args, path: &Path) -> Outcome {
-    // Fails only for the leader of a process group, which then needs no session of its own.
-    let _ = rustix::process::setsid();
+    detached::leave();
     let env = Env::real();
     let begin = env.now();
     let mut stop = Stop::on_any()?;
     let started = async {
         let (dir, lock) = take(args, path, &env).await?;
-        log_to(&dir.log("up"))?;
+        detached::log_to(&dir.log("up"))?;
         tracing::info!(dir = %path.display(), pid = std::process::id(), "supervisor started");
         let report = |event: Event| tracing::info!("{event}");
         let cluster = start(dir, lock, &env, report).await?;
@@ -156,29 +136,11 @@ async fn background(args: &Args, path: &Path) -> Outcome {
         started = started => started,
         () = stop.requested() => return Ok(()),
     };
-    let answer = match &started {
-        Ok((cluster, unready)) => Answer::Ready {
-            milliseconds: u64::try_from(env.now().since(begin).as_millis()).unwrap_or(u64::MAX),
-            shape: *cluster.dir().shape(),
-            unready: unready.clone(),
-        },
-        Err(failure) => Answer::Failed {
-            message: failure.error().message().into(),
-            hint: failure.error().hint().map(Into::into),
-            usage: failure.is_usage(),
-        },
-    };
-    let line = serde_json::to_string(&answer)
-        .map_err(|error| Error::internal(format!("answer: {error}")))?;
-    output::tell(&line);
-    let mut cluster = match started {
-        Ok((cluster, _)) => cluster,
-        Err(failure) => {
-            tracing::error!("{}", failure.error());
-            // Whoever started it has the answer: it is not said again.
-            std::process::exit(1)
-        }
-    };
+    let (mut cluster, _) = detached::answer(started, |(cluster, unready)| Ready {
+        milliseconds: u64::try_from(env.now().since(begin).as_millis()).unwrap_or(u64::MAX),
+        shape: *cluster.dir().shape(),
+        unready: unready.clone(),
+    })?;
     cluster.supervise(&mut stop).await?;
     tracing::info!("supervisor stopped");
     Ok(())
@@ -211,13 +173,6 @@ fn quiet_while_starting(mut report: impl FnMut(Event)) -> impl FnMut(Event) {
         Event::Ready { name, .. } if known.insert(name.clone()) => {}
         _ => report(event),
     }
-}
-
-/// Sends this process's log and standard error to `path`.
-fn log_to(path: &Path) -> Result<()> {
-    let file = OpenOptions::new().create(true).append(true).open(path).context(path.display())?;
-    rustix::stdio::dup2_stderr(&file).map_err(std::io::Error::from).context(path.display())?;
-    kiln_telemetry::init(&kiln_telemetry::LogOptions::default())
 }
 
 fn ready_text(place: &Place, dir: &Path, shape: &Shape, took: Duration, detached: bool) -> String {

@@ -4,10 +4,10 @@
 use crate::Stop;
 use kiln_types::{Code, Context, Error, Result};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use std::fmt::Display;
 use std::io::Write;
-use std::net::SocketAddr;
 
-/// What stands before the address on the line by which a server says that it is ready.
+/// What stands before the place on the line by which a server says that it is ready.
 pub const READY: &str = "ready ";
 
 /// Names the supervisor's process id in a server's environment.
@@ -49,10 +49,15 @@ impl Supervised {
         if self.by.is_some() { Stop::on_terminate() } else { Stop::on_any() }
     }
 
-    /// Says on standard output that the server is ready.
-    pub fn announce(address: SocketAddr) {
+    /// Whether a supervisor started it.
+    pub fn is_supervised(&self) -> bool {
+        self.by.is_some()
+    }
+
+    /// Says on standard output that the server is ready, and where it is found.
+    pub fn announce(place: impl Display) {
         let mut out = std::io::stdout().lock();
         // A reader that went away does not matter to the server.
-        let _ = writeln!(out, "{READY}{address}").and_then(|()| out.flush());
+        let _ = writeln!(out, "{READY}{place}").and_then(|()| out.flush());
     }
 }
