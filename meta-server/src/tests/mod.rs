@@ -9,6 +9,7 @@ mod permissions;
 mod random;
 mod tree;
 mod truncation;
+mod watch;
 
 use crate::placement::{Table, Tables};
 use crate::store::{

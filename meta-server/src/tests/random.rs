@@ -38,6 +38,7 @@ macro_rules! insist {
     };
 }
 
+mod cache;
 mod compare;
 
 struct OpenFile {
@@ -63,6 +64,7 @@ struct Run {
     numbers: u64,
     started: Timestamp,
     log: Vec<String>,
+    cache: cache::Cache,
 }
 
 impl Run {
@@ -87,8 +89,10 @@ impl Run {
             numbers: 0,
             started: world.env.wall(),
             log: Vec::new(),
+            cache: cache::Cache::default(),
             world,
         };
+        run.cache.follow(&run.servers);
         let open_to_all = SetAttrArgs { mode: Some(0o777), ..SetAttrArgs::default() };
         let change = run.clients[0].change();
         run.begin();
@@ -473,8 +477,10 @@ impl Run {
         self.world.env.sleep(Duration::from_micros(50)).await;
         if self.lossy && self.rng.u8(..30) == 0 {
             let restarted = self.world.another().await.narrow(3).await.store;
+            self.hear().await;
             self.servers.truncate(1);
             self.servers.push(restarted);
+            self.cache.follow(&self.servers);
         }
         self.begin();
         match self.rng.u8(..24) {
@@ -508,6 +514,9 @@ async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
     let mut keeper = Keeper::new(Arc::clone(&run.world.store), KeeperOptions::default());
     for step in 0..steps {
         run.step().await;
+        if step % 4 == 0 {
+            run.check_cache().await;
+        }
         if step % 40 == 0 {
             run.world.env.sleep(Duration::from_secs(run.rng.u64(..20))).await;
             keeper_round(&mut keeper).await;
@@ -519,11 +528,13 @@ async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
     while !run.open.is_empty() {
         run.report(0, true).await;
     }
+    run.check_cache().await;
     run.compare().await;
     for _ in 0..20 {
         run.world.env.sleep(Duration::from_secs(30)).await;
         run.beat().await;
         keeper_round(&mut keeper).await;
+        run.check_cache().await;
     }
     run.compare().await;
     invariants::check(&run.world).await;
