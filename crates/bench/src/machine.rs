@@ -28,6 +28,8 @@ pub struct Mounted {
     pub point: PathBuf,
     /// The kind of file system: "ext4", "fuse.kiln".
     pub kind: String,
+    /// The device, as "major:minor".
+    pub device: String,
 }
 
 impl Machine {
@@ -62,8 +64,9 @@ pub fn mounted(path: &Path) -> Option<Mounted> {
 fn innermost(mountinfo: &str, path: &Path) -> Option<Mounted> {
     let mount = |line: &str| {
         let (before, behind) = line.split_once(" - ")?;
-        let point = PathBuf::from(before.split(' ').nth(4)?.replace("\\040", " "));
-        Some(Mounted { point, kind: behind.split(' ').next()?.to_string() })
+        let mut before = before.split(' ').skip(2);
+        let (device, point) = (before.next()?.to_string(), before.nth(1)?.replace("\\040", " "));
+        Some(Mounted { point: point.into(), kind: behind.split(' ').next()?.to_string(), device })
     };
     let around = |mount: &Mounted| path.starts_with(&mount.point);
     let all = mountinfo.lines().filter_map(mount).filter(around);

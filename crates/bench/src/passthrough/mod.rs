@@ -1,16 +1,20 @@
 //! The limit of a FUSE file system: a daemon that hands each request on to a local directory.
 //!
 //! It has the options of kiln's mount (a thread for each core with a descriptor of its own, requests of
-//! 1 MiB, readdirplus) and nothing else: no cache, no work beside the system call that was asked for.
+//! 1 MiB, read-ahead, readdirplus) and nothing else: no cache, no work beside the system call that was asked for.
 //! What an application opens with O_DIRECT, it opens so too.
 
 mod daemon;
 mod nodes;
 
+use crate::machine::mounted;
 use daemon::Daemon;
 use fuser::{BackgroundSession, Config, MountOption, Session};
 use kiln_types::{Context, Result};
 use std::path::Path;
+
+/// The kernel's own 128 KiB would make small requests of a sequential reader's.
+const READ_AHEAD_KIB: u32 = 4096;
 
 /// A mounted passthrough daemon; dropping it unmounts.
 pub(crate) struct Passthrough {
@@ -32,6 +36,12 @@ impl Passthrough {
         let session = Session::new(Daemon::new(backing), mountpoint, &config)
             .and_then(Session::spawn)
             .context("mounting a passthrough daemon to compare with")?;
+        if let Some(mount) = mounted(mountpoint) {
+            let file = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
+            if let Err(error) = std::fs::write(&file, READ_AHEAD_KIB.to_string()) {
+                tracing::debug!(%error, file, "the kernel's read-ahead stays as it is");
+            }
+        }
         Ok(Self { session: Some(session) })
     }
 }
