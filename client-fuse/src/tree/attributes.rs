@@ -5,6 +5,9 @@ use crate::tree::Tree;
 use crate::tree::open_inode::OpenInode;
 use kiln_types::{Attr, Caller, InodeId, Result};
 
+/// Set-user-id and set-group-id.
+const SET_IDS: u32 = 0o6000;
+
 /// See [`crate::FileSystem::set_attr`].
 pub(crate) async fn set(
     tree: &Tree,
@@ -23,8 +26,9 @@ pub(crate) async fn set(
     }
     let rest = SetAttr { length: None, ..change };
     if rest != SetAttr::default() || answered.is_none() {
-        // What was written earlier would bring its own time later.
-        if let Some(open) = open.filter(|_| change.mtime.is_some()) {
+        // What was written earlier would bring its own time later, and take set-id bits away.
+        let undone = change.mtime.is_some() || change.mode.is_some_and(|mode| mode & SET_IDS != 0);
+        if let Some(open) = open.filter(|_| undone) {
             if let Some(attr) = open.push().await? {
                 tree.nodes.changed_here(&attr, true);
             }
