@@ -1,1 +1,69 @@
-//! What other clients change.
+//! What other clients change: the kernel is made to forget it.
+
+use crate::tree::Tree;
+use kiln_client::Change;
+use kiln_types::InodeId;
+use std::sync::Arc;
+
+/// Passes on what other clients change, for as long as the mount lives.
+pub(crate) async fn follow(tree: Arc<Tree>) {
+    let mut changes = tree.client.watch();
+    let mut connected = changes.connected();
+    loop {
+        tokio::select! {
+            change = changes.next() => match change {
+                Ok(change) => apply(&tree, change),
+                Err(_) => return,
+            },
+            up = connected.changed() => {
+                if up.is_err() {
+                    return;
+                }
+                let is_up = *connected.borrow_and_update();
+                tree.fresh.lock().set_connected(is_up);
+                if !is_up {
+                    // From here on changes are missed.
+                    everything(&tree);
+                }
+            }
+        }
+    }
+}
+
+/// First no answer under way may be kept, then what was kept goes: the other way round one could slip in
+/// between.
+fn apply(tree: &Tree, change: Change) {
+    match change {
+        Change::Inode { inode, content } => {
+            tree.fresh.lock().change(inode);
+            if content {
+                tree.nodes.changed_elsewhere(inode);
+                drop_content(tree, inode);
+            } else {
+                tree.kernel.drop_attributes(tree.shown(inode));
+            }
+        }
+        Change::Name { parent, name } => {
+            tree.fresh.lock().change(parent);
+            tree.kernel.drop_name(tree.shown(parent), &name);
+        }
+        Change::Everything => {
+            tree.fresh.lock().change_everything();
+            everything(tree);
+        }
+    }
+}
+
+fn everything(tree: &Tree) {
+    for inode in tree.nodes.everything_changed() {
+        drop_content(tree, inode);
+    }
+    tree.kernel.drop_all_names();
+}
+
+fn drop_content(tree: &Tree, inode: InodeId) {
+    if let Some(open) = tree.nodes.open(inode) {
+        open.content().invalidate();
+    }
+    tree.kernel.drop_content(tree.shown(inode));
+}

@@ -100,6 +100,7 @@ pub async fn file_system(
         client,
         kernel,
     });
+    *tree.changes.lock() = Some(tree.env.spawn("changes", changes::follow(Arc::clone(&tree))));
     Ok(tree)
 }
 
