@@ -22,7 +22,7 @@ mod writing;
 mod tests;
 
 pub(crate) use backing::Backing;
-pub(crate) use content::{Content, Report};
+pub(crate) use content::Content;
 pub(crate) use errors::ErrorMark;
 pub(crate) use options::DataOptions;
 pub(crate) use pool::DataPool;

@@ -55,11 +55,6 @@ impl Sequence {
         self.ahead = wanted.end;
         Step::Ahead(wanted)
     }
-
-    /// Whether something was read ahead for this reader.
-    pub(super) fn is_ahead(&self) -> bool {
-        self.ahead > 0
-    }
 }
 
 #[cfg(test)]
@@ -118,7 +113,7 @@ mod tests {
         for at in 0..4 {
             read(&mut sequence, at << 17, 1 << 17);
         }
-        assert!(sequence.is_ahead());
+        assert!(sequence.ahead > 0);
         assert_eq!(read(&mut sequence, 60 << 20, 4096), Step::Seek);
         assert_eq!(read(&mut sequence, 10 << 20, 4096), Step::Stay);
     }
