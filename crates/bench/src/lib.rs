@@ -127,8 +127,13 @@ impl Mounts {
     /// kiln's mount, a passthrough daemon on the raw directory, and the peers.
     fn create(bench: &Bench, tally: &mut Tally, raw_dir: &Path) -> Result<Self> {
         let mut all = Self { places: Vec::new(), _scratches: Vec::new(), _passthrough: None };
-        let Some(mount) = &bench.options.mount else { return Ok(all) };
-        all.add(bench, KILN, mount)?;
+        let Options { mount, peers, .. } = &bench.options;
+        if mount.is_none() && peers.is_empty() {
+            return Ok(all);
+        }
+        if let Some(mount) = mount {
+            all.add(bench, KILN, mount)?;
+        }
         let (backing, point) =
             (Scratch::create(&bench.env, raw_dir)?, Scratch::create(&bench.env, raw_dir)?);
         match Passthrough::mount(backing.path(), point.path()) {
@@ -142,7 +147,7 @@ impl Mounts {
             }
             Err(error) => tally.note(error.to_string()),
         }
-        for peer in &bench.options.peers {
+        for peer in peers {
             all.add(bench, &peer.name, &peer.dir)?;
         }
         Ok(all)
