@@ -54,12 +54,12 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let mut session = self.session.take().unwrap();
         unmount(session.path(), How::UnlessBusy).unwrap();
-        self.runtime.block_on(session.ended()).unwrap();
+        self.runtime.block_on(session.ended());
     }
 }
 
 fn options() -> MountOptions {
-    MountOptions { source: "memory:/".into(), ..MountOptions::default() }
+    MountOptions { source: "memory:/".into(), allow_other: true, ..MountOptions::default() }
 }
 
 fn runtime() -> Runtime {
@@ -115,6 +115,34 @@ fn files_directories_and_links_are_as_on_any_file_system() {
     assert_eq!(fifo, Err(rustix::io::Errno::PERM));
     let space = rustix::fs::statvfs(mounted.dir.path()).unwrap();
     assert_eq!((space.f_blocks, space.f_bsize, space.f_namemax), (1 << 28, 4096, 255));
+}
+
+#[test]
+fn writing_takes_set_user_id_bits_away_except_for_root() {
+    let Some(mounted) = Mounted::new(Duration::from_secs(60)) else { return };
+    let file = mounted.path("f");
+    fs::set_permissions(mounted.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let user = |command: &str| {
+        let mut su = Command::new("setpriv");
+        su.args(["--reuid=1234", "--regid=1234", "--clear-groups", "sh", "-c", command]);
+        assert!(su.current_dir(mounted.dir.path()).status().unwrap().success(), "{command}");
+    };
+    let mode = |file: &Path| fs::metadata(file).unwrap().mode() & 0o7777;
+    for (command, after) in [
+        ("echo x >> f", 0o777),
+        ("echo x > f", 0o777),
+        ("truncate -s 9 f", 0o777),
+        ("cat f > /dev/null", 0o6777),
+    ] {
+        fs::write(&file, "program").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o6777)).unwrap();
+        user(command);
+        assert_eq!(mode(&file), after, "{command}");
+    }
+    OpenOptions::new().append(true).open(&file).unwrap().write_all(b"by root").unwrap();
+    assert_eq!(mode(&file), 0o6777);
+    std::os::unix::fs::chown(&file, Some(1), None).unwrap();
+    assert_eq!(mode(&file), 0o777);
 }
 
 #[test]
@@ -323,7 +351,7 @@ fn serves_where_a_variable_says() {
         let fs = Arc::new(Memory::new(env.clone(), Duration::ZERO));
         let mut session = Session::mount(fs, link, &path, &options(), &env).unwrap();
         fs::write(path.join("ready"), "").unwrap();
-        session.ended().await.unwrap();
+        session.ended().await;
     });
 }
 

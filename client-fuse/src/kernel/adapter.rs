@@ -3,8 +3,11 @@
 use super::convert::{
     caller, file_attr, file_type, fopen_flags, inode, nothing, open_flags, set_time,
 };
+use super::privileges::{CAPABILITY, Privileges};
 use super::requests::{Refuse, Requests, send};
-use crate::filesystem::{DirEntry, FileSystem, Handle, Known, Looked, NewFile, SetAttr, SetXattr};
+use crate::filesystem::{
+    DirEntry, FileSystem, Handle, Known, Looked, NewFile, Opened, SetAttr, SetXattr,
+};
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
@@ -22,6 +25,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::oneshot;
 
 /// Inode numbers are never used twice, so that one generation is enough.
 const GENERATION: Generation = Generation(0);
@@ -38,12 +42,41 @@ pub(super) struct Adapter {
     fs: Arc<dyn FileSystem>,
     requests: Arc<Requests>,
     pool: Pool,
+    privileges: Arc<Privileges>,
+    /// Told when nothing is mounted any more.
+    ended: Option<oneshot::Sender<()>>,
 }
 
 impl Adapter {
-    /// Requests are worked out in the runtime of the calling task.
-    pub(super) fn new(fs: Arc<dyn FileSystem>, env: Env) -> Self {
-        Self { fs, requests: Arc::new(Requests::new(env)), pool: Pool::new(IDLE_BYTES_MAX) }
+    /// Requests are worked out in the runtime of the calling task. `ended` is told when nothing is mounted
+    /// any more.
+    pub(super) fn new(fs: Arc<dyn FileSystem>, env: Env, ended: oneshot::Sender<()>) -> Self {
+        Self {
+            fs,
+            requests: Arc::new(Requests::new(env)),
+            pool: Pool::new(IDLE_BYTES_MAX),
+            privileges: Arc::default(),
+            ended: Some(ended),
+        }
+    }
+
+    /// Answers with an entry.
+    fn entry(&self) -> impl FnOnce(ReplyEntry, Known) + Send + use<> {
+        let privileges = Arc::clone(&self.privileges);
+        move |reply, known| {
+            privileges.note(&known.attr);
+            let attr = file_attr(&known.attr);
+            reply.entry_with_ttls(&known.attr_for, &known.name_for, &attr, GENERATION);
+        }
+    }
+
+    /// Answers with attributes.
+    fn attributes(&self) -> impl FnOnce(ReplyAttr, Known) + Send + use<> {
+        let privileges = Arc::clone(&self.privileges);
+        move |reply, known| {
+            privileges.note(&known.attr);
+            reply.attr(&known.attr_for, &file_attr(&known.attr));
+        }
     }
 
     /// Works out what `call` answers and sends it with `answer`.
@@ -65,15 +98,6 @@ impl Adapter {
             send(&requests, what, reply, result, answer);
         });
     }
-}
-
-fn entry(reply: ReplyEntry, known: Known) {
-    let attr = file_attr(&known.attr);
-    reply.entry_with_ttls(&known.attr_for, &known.name_for, &attr, GENERATION);
-}
-
-fn attributes(reply: ReplyAttr, known: Known) {
-    reply.attr(&known.attr_for, &file_attr(&known.attr));
 }
 
 fn done(reply: ReplyEmpty, (): ()) {
@@ -104,13 +128,19 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
+    fn destroy(&mut self) {
+        // Nobody waits any more when the session itself was dropped.
+        let _ = self.ended.take().map(|ended| ended.send(()));
+    }
+
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, name) = (caller(request), bytes(name));
+        let entry = self.entry();
         self.serve(
             "lookup",
             reply,
             move |fs| async move { fs.lookup(&caller, inode(parent), &name).await },
-            |reply, looked| match looked {
+            move |reply, looked| match looked {
                 Looked::Up(known) => entry(reply, known),
                 Looked::Nothing(time) => {
                     reply.entry_with_ttls(&time, &time, &nothing(), GENERATION);
@@ -127,7 +157,7 @@ impl Filesystem for Adapter {
         let caller = caller(request);
         let call =
             move |fs: Arc<dyn FileSystem>| async move { fs.get_attr(&caller, inode(number)).await };
-        self.serve("getattr", reply, call, attributes);
+        self.serve("getattr", reply, call, self.attributes());
     }
 
     fn setattr(
@@ -158,10 +188,16 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
+        let privileges = Arc::clone(&self.privileges);
         let call = move |fs: Arc<dyn FileSystem>| async move {
+            let gives_away = uid.is_some() || gid.is_some();
+            if gives_away || size.is_some() {
+                let set_ids = gives_away || caller.uid != 0;
+                privileges.take_from(&*fs, inode(number), set_ids).await?;
+            }
             fs.set_attr(&caller, inode(number), through, change).await
         };
-        self.serve("setattr", reply, call, attributes);
+        self.serve("setattr", reply, call, self.attributes());
     }
 
     fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
@@ -190,7 +226,7 @@ impl Filesystem for Adapter {
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.make_file(&caller, inode(parent), &name, mode & MODE_PERMISSIONS).await
         };
-        self.serve("mknod", reply, call, entry);
+        self.serve("mknod", reply, call, self.entry());
     }
 
     fn mkdir(
@@ -206,7 +242,7 @@ impl Filesystem for Adapter {
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.make_dir(&caller, inode(parent), &name, mode & MODE_PERMISSIONS).await
         };
-        self.serve("mkdir", reply, call, entry);
+        self.serve("mkdir", reply, call, self.entry());
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -237,7 +273,7 @@ impl Filesystem for Adapter {
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.symlink(&caller, inode(parent), &name, &target).await
         };
-        self.serve("symlink", reply, call, entry);
+        self.serve("symlink", reply, call, self.entry());
     }
 
     fn rename(
@@ -270,12 +306,16 @@ impl Filesystem for Adapter {
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.link(&caller, inode(number), inode(parent), &name).await
         };
-        self.serve("link", reply, call, entry);
+        self.serve("link", reply, call, self.entry());
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (caller, flags) = (caller(request), open_flags(flags));
+        let privileges = Arc::clone(&self.privileges);
         let call = move |fs: Arc<dyn FileSystem>| async move {
+            if flags.truncate {
+                privileges.take_from(&*fs, inode(number), caller.uid != 0).await?;
+            }
             fs.open(&caller, inode(number), flags).await
         };
         self.serve("open", reply, call, move |reply, opened| {
@@ -300,7 +340,9 @@ impl Filesystem for Adapter {
             let (parent, mode) = (inode(parent), mode & MODE_PERMISSIONS);
             fs.create(&caller, NewFile { parent, name: &name, mode, exclusive, flags }).await
         };
-        self.serve("create", reply, call, move |reply, (known, opened)| {
+        let privileges = Arc::clone(&self.privileges);
+        self.serve("create", reply, call, move |reply, (known, opened): (Known, Opened)| {
+            privileges.note(&known.attr);
             let (attr, handle) = (file_attr(&known.attr), FileHandle(opened.handle.0));
             let flags = fopen_flags(opened, flags);
             reply.created(&shorter(&known), &attr, GENERATION, handle, flags);
@@ -330,11 +372,11 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        number: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
@@ -342,7 +384,10 @@ impl Filesystem for Adapter {
         let mut buffer = self.pool.take(data.len());
         buffer.copy_from_slice(data);
         let (bytes, length) = (buffer.freeze(), u32::try_from(data.len()).unwrap_or(u32::MAX));
+        let privileges = Arc::clone(&self.privileges);
+        let set_ids = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let call = move |fs: Arc<dyn FileSystem>| async move {
+            privileges.take_from(&*fs, inode(number), set_ids).await?;
             fs.write(Handle(handle.0), offset, bytes).await
         };
         self.serve("write", reply, call, move |reply, ()| {
@@ -417,7 +462,7 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let fs = Arc::clone(&self.fs);
+        let (fs, privileges) = (Arc::clone(&self.fs), Arc::clone(&self.privileges));
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.read_dir(Handle(handle.0), offset, PAGE_PLUS).await
         };
@@ -431,6 +476,7 @@ impl Filesystem for Adapter {
                 // Before the reply goes, and with it the right to forget.
                 if name != "." && name != ".." {
                     fs.looked_up(known.attr.inode);
+                    privileges.note(&known.attr);
                 }
             }
             reply.ok();
@@ -483,6 +529,9 @@ impl Filesystem for Adapter {
         } else {
             SetXattr::Any
         };
+        if name == CAPABILITY {
+            self.privileges.note_capability(inode(number));
+        }
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.set_xattr(&caller, inode(number), &name, &value, how).await
         };
@@ -498,10 +547,14 @@ impl Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         let (caller, name) = (caller(request), bytes(name));
+        let privileges = (name == CAPABILITY).then(|| Arc::clone(&self.privileges));
         let call = move |fs: Arc<dyn FileSystem>| async move {
             fs.get_xattr(&caller, inode(number), &name).await
         };
         self.serve("getxattr", reply, call, move |reply, value: Vec<u8>| {
+            if let Some(privileges) = privileges {
+                privileges.note_capability(inode(number));
+            }
             xattr(reply, &value, room);
         });
     }

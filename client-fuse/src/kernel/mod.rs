@@ -7,6 +7,7 @@ mod adapter;
 mod convert;
 mod link;
 mod notify;
+mod privileges;
 mod requests;
 mod session;
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// The type of our mounts in /proc/mounts, after "fuse.".
-pub const SUBTYPE: &str = "kiln";
+pub(crate) const SUBTYPE: &str = "kiln";
 
 /// What a request carries at most: the kernel's own limit, unless root raised it.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
@@ -41,7 +41,7 @@ pub struct MountOptions {
 /// A mounted file system that is being served.
 pub struct Session {
     path: PathBuf,
-    ended: oneshot::Receiver<std::io::Result<()>>,
+    ended: oneshot::Receiver<()>,
     link: Arc<KernelLink>,
 }
 
@@ -58,14 +58,14 @@ impl Session {
         options: &MountOptions,
         env: &Env,
     ) -> Result<Self> {
-        let adapter = Adapter::new(fs, env.clone());
+        let (sender, ended) = oneshot::channel();
+        let adapter = Adapter::new(fs, env.clone(), sender);
         let session = fuser::Session::new(adapter, path, &config(options))
             .map_err(|error| refused(path, &error))?;
         link.connect(session.as_fd(), env)?;
-        let (sender, ended) = oneshot::channel();
-        env.spawn_thread("fuse", move || {
-            let _ = sender.send(session.run());
-        })?;
+        let served = session.spawn().context("threads of the mount")?;
+        // Dropped, it would unmount whatever is on the path then, which may be a later mount.
+        std::mem::forget(served);
         read_ahead(path);
         Ok(Self { path: path.into(), ended, link })
     }
@@ -75,17 +75,11 @@ impl Session {
         &self.path
     }
 
-    /// Waits until nothing is mounted any more, whoever unmounted it.
-    ///
-    /// # Errors
-    /// `Local` when the kernel's device failed.
-    pub async fn ended(&mut self) -> Result<()> {
-        let ended = (&mut self.ended).await;
+    /// Waits until nothing is mounted any more, whoever unmounted it, or its threads cannot go on.
+    pub async fn ended(&mut self) {
+        // A sender that is gone tells the same.
+        let _ = (&mut self.ended).await;
         self.link.end();
-        match ended {
-            Ok(ended) => ended.context("device of the mount"),
-            Err(_) => Err(Error::internal("the threads of the mount are gone")),
-        }
     }
 }
 
@@ -121,6 +115,7 @@ pub(super) fn set_up(config: &mut KernelConfig) {
         InitFlags::FUSE_EXPLICIT_INVAL_DATA,
         InitFlags::FUSE_CACHE_SYMLINKS,
         InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     ];
     for capability in wanted {
         if config.add_capabilities(capability).is_err() {

@@ -5,7 +5,7 @@
 
 use super::process::ProcessId;
 use super::table;
-use kiln_types::{Context, Error, Result};
+use kiln_types::{Context, Error, Result, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
@@ -24,6 +24,8 @@ pub struct Record {
     pub cluster_dir: Option<PathBuf>,
     /// The daemon.
     pub daemon: ProcessId,
+    /// Since when it is mounted.
+    pub since: Timestamp,
     /// Where it logs; `None`: to standard error.
     pub log: Option<PathBuf>,
 }

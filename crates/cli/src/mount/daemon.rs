@@ -93,7 +93,7 @@ async fn start(wanted: &Wanted, to_file: bool, env: &Env) -> Result<Mounted> {
     let link = KernelLink::new();
     let fs = connect(wanted, address, credential, Arc::clone(&link), env).await?;
     let session = Session::mount(Arc::clone(&fs), link, &path, &wanted.mount, env)?;
-    let _record = record(wanted, path, log);
+    let _record = record(wanted, path, log, env);
     let (pid, source) = (std::process::id(), wanted.source.clone());
     tracing::info!(path = %session.path().display(), source, pid, "mounted");
     Ok(Mounted { fs, session, _record, source, notes })
@@ -118,7 +118,7 @@ async fn connect(
 }
 
 /// Writes down who serves the mount. Without that it is served all the same.
-fn record(wanted: &Wanted, path: PathBuf, log: Option<PathBuf>) -> Option<Written> {
+fn record(wanted: &Wanted, path: PathBuf, log: Option<PathBuf>, env: &Env) -> Option<Written> {
     let cluster_dir = match &wanted.meant {
         Meant::Dir(dir) => Some(dir.clone()),
         Meant::Elsewhere(..) => None,
@@ -127,7 +127,8 @@ fn record(wanted: &Wanted, path: PathBuf, log: Option<PathBuf>) -> Option<Writte
         let device = table::at(&mounts, &path).map(|mount| mount.device.clone());
         let (Some(device), Some(daemon)) = (device, ProcessId::own()) else { return Ok(None) };
         let source = wanted.source.clone();
-        Record { path, source, cluster_dir, daemon, log }.write(&device).map(Some)
+        let since = env.wall();
+        Record { path, source, cluster_dir, daemon, since, log }.write(&device).map(Some)
     });
     written.unwrap_or_else(|error| {
         tracing::warn!(%error, "'kiln umount' will not wait for this daemon");
@@ -147,7 +148,7 @@ impl Mounted {
     /// Serves until it is unmounted, by whomever; then everything is brought to the cluster.
     async fn serve(mut self, mut stop: Stop, env: &Env) -> Result<()> {
         let ended = tokio::select! {
-            ended = self.session.ended() => ended,
+            () = self.session.ended() => Ok(()),
             () = stop.requested() => self.unmount(env).await,
         };
         tracing::info!("unmounted; bringing to the cluster what is not there yet");
@@ -186,7 +187,7 @@ impl Mounted {
         };
         match env.timeout(DETACHED_WITHIN, "users of the mount", self.session.ended()).await {
             Err(_) if detached => Ok(()),
-            ended => ended?,
+            ended => ended,
         }
     }
 }

@@ -11,7 +11,7 @@ use kiln_types::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 const FSTAB: &str = "\
@@ -262,9 +262,4 @@ impl How {
             .extend(flags.iter().filter(|(_, set)| *set).map(|(name, _)| OsString::from(name)));
         arguments
     }
-}
-
-/// What a supervisor calls to mount its cluster: this program's arguments.
-pub(crate) fn supervised_arguments(path: &Path, dir: &Path) -> Vec<OsString> {
-    vec!["mount".into(), path.into(), "--foreground".into(), "--dir".into(), dir.into()]
 }

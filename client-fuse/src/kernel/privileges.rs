@@ -1,0 +1,85 @@
+//! Set-user-id bits and capabilities go when a file is written to.
+//!
+//! The kernel leaves that to the file system (HANDLE_KILLPRIV_V2), which spares it a question before each
+//! write. Files that have such privileges are few: those that the kernel was shown are remembered.
+
+use crate::filesystem::{FileSystem, SetAttr};
+use kiln_types::{Attr, Caller, Code, FileKind, InodeId, Result};
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const SET_USER: u32 = 0o4000;
+const SET_GROUP: u32 = 0o2000;
+const GROUP_RUNS: u32 = 0o010;
+
+/// The extended attribute in which the kernel keeps capabilities.
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
+
+/// Files whose programs run with more rights than whoever starts them.
+#[derive(Default)]
+pub(super) struct Privileges {
+    any: AtomicBool,
+    files: Mutex<HashSet<InodeId>>,
+}
+
+/// The mode without what a write takes away. A set-group-id bit without the right to run is no privilege.
+fn cleared(mode: u32) -> u32 {
+    let group = if mode & GROUP_RUNS != 0 { SET_GROUP } else { 0 };
+    mode & !(SET_USER | group)
+}
+
+impl Privileges {
+    /// Remembers a file whose attributes the kernel is shown.
+    pub(super) fn note(&self, attr: &Attr) {
+        if attr.kind == FileKind::File && cleared(attr.mode) != attr.mode {
+            self.note_capability(attr.inode);
+        }
+    }
+
+    /// Remembers a file whose capabilities the kernel was shown.
+    pub(super) fn note_capability(&self, inode: InodeId) {
+        self.files.lock().insert(inode);
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// Takes a file's privileges away before it is written to. `set_ids`: its bits, too; a user who may
+    /// keep them loses capabilities alone.
+    pub(super) async fn take_from(
+        &self,
+        fs: &dyn FileSystem,
+        inode: InodeId,
+        set_ids: bool,
+    ) -> Result<()> {
+        if !self.any.load(Ordering::Acquire) || !self.files.lock().contains(&inode) {
+            return Ok(());
+        }
+        match fs.remove_xattr(&Caller::root(), inode, CAPABILITY).await {
+            Err(error) if error.code() == Code::NoAttribute => {}
+            removed => removed?,
+        }
+        if set_ids {
+            let mode = fs.get_attr(&Caller::root(), inode).await?.attr.mode;
+            if cleared(mode) != mode {
+                let change = SetAttr { mode: Some(cleared(mode)), ..SetAttr::default() };
+                fs.set_attr(&Caller::root(), inode, None, change).await?;
+            }
+            self.files.lock().remove(&inode);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_clears_what_gives_rights() {
+        let cases =
+            [(0o4755, 0o755), (0o6711, 0o711), (0o2644, 0o2644), (0o2755, 0o755), (0o1777, 0o1777)];
+        for (mode, after) in cases {
+            assert_eq!(cleared(mode), after, "{mode:o}");
+        }
+    }
+}
