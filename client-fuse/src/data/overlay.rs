@@ -25,6 +25,10 @@ impl Overlay {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// All of `range`, where one part is just that.
     pub(super) fn whole(&self, range: &Range<u64>) -> Option<Bytes> {
         match self.parts.as_slice() {

@@ -4,6 +4,7 @@ use super::dirty::Usage;
 use super::{Content, DataOptions};
 use kiln_env::Env;
 use kiln_memory::Pool;
+use kiln_telemetry::metrics;
 use kiln_types::Monotonic;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -84,6 +85,7 @@ impl DataPool {
         let mut dirty = self.dirty.lock();
         dirty.usage.held = dirty.usage.held + after.held - before.held;
         dirty.usage.waiting = dirty.usage.waiting + after.waiting - before.waiting;
+        metrics::MOUNT_DIRTY.set_amount(dirty.usage.held);
         let pressed = dirty.usage.waiting > self.options.dirty_bytes_max / 4;
         drop(dirty);
         if pressed {
@@ -151,6 +153,7 @@ impl DataPool {
             let room = self.options.read_ahead_bytes_max.saturating_sub(ahead.bytes);
             if fair(held, bytes, room) {
                 ahead.bytes += bytes;
+                metrics::MOUNT_AHEAD.set_amount(ahead.bytes);
                 ahead.numbers += 1;
                 let number = ahead.numbers;
                 ahead.pieces.insert(number, (self.env.now(), Arc::downgrade(content)));
@@ -192,6 +195,7 @@ impl Drop for Charge {
     fn drop(&mut self) {
         let mut ahead = self.pool.ahead.lock();
         ahead.bytes -= self.bytes;
+        metrics::MOUNT_AHEAD.set_amount(ahead.bytes);
         ahead.pieces.remove(&self.number);
     }
 }

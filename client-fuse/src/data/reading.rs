@@ -20,6 +20,7 @@ use super::overlay::Overlay;
 use super::pool::Charge;
 use super::sequence::{Sequence, Step};
 use kiln_memory::{Buffer, Bytes};
+use kiln_telemetry::metrics;
 use kiln_types::Result;
 use parking_lot::Mutex;
 use std::ops::Range;
@@ -151,7 +152,10 @@ impl State {
         if !self.ahead.overlay(&range, &mut overlay) {
             return None;
         }
-        self.ahead.consume(&range);
+        if !overlay.is_empty() {
+            metrics::MOUNT_AHEAD_HITS.increment();
+            self.ahead.consume(&range);
+        }
         self.dirty.overlay(&range, &mut overlay);
         Some(Taken { range, overlay, backing: Arc::clone(&self.backing) })
     }

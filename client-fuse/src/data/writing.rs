@@ -5,6 +5,7 @@ use super::content::{Content, State};
 use super::dirty::Usage;
 use super::pool::Listed;
 use kiln_memory::Bytes;
+use kiln_telemetry::Trace;
 use kiln_types::{Code, Deadline, Error, Result};
 use std::future::Future;
 use std::sync::Arc;
@@ -104,9 +105,9 @@ impl Content {
         bytes: Bytes,
     ) -> impl Future<Output = Result<()>> + Send + use<> {
         let (tell, told) = oneshot::channel();
-        let content = Arc::clone(self);
+        let (content, trace) = (Arc::clone(self), Trace::current());
         let carrying = async move {
-            let _ = tell.send(content.go_through(offset, bytes).await);
+            let _ = tell.send(trace.scope(content.go_through(offset, bytes)).await);
         };
         self.pool.env.spawn("write through", carrying).detach();
         async move { told.await.map_err(|_| Error::internal("a write through was lost"))? }
