@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::place::Place;
-use crate::{admin, bench, config, copy, files, mount, serve, status, umount, up};
+use crate::{admin, bench, config, copy, files, mount, serve, status, top, umount, up};
 use clap::{Parser, Subcommand};
 
 /// A parallel file system for AI clusters, from one machine up.
@@ -27,6 +27,7 @@ pub(crate) enum Command {
     Down,
     /// Show the servers of the cluster: processes, addresses, health, memory
     Status(status::Args),
+    Top(top::Args),
     Mount(mount::Args),
     Umount(umount::Args),
     /// List files and directories in the cluster

@@ -24,6 +24,7 @@ mod remote;
 mod runtime;
 mod serve;
 mod status;
+mod top;
 mod umount;
 mod up;
 mod usable;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Up(args) => up::run(place, &args),
         Command::Down => down::run(place),
         Command::Status(args) => status::run(place, &args),
+        Command::Top(args) => top::run(place, &args),
         Command::Mount(args) => mount::run(place, &args),
         Command::Umount(args) => umount::run(&args),
         Command::Ls(args) => files::ls(place, &args),

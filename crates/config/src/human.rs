@@ -68,7 +68,11 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
-fn parse_address(text: &str) -> Result<Option<SocketAddr>> {
+/// Reads an address and a port; the empty text is `None`.
+///
+/// # Errors
+/// `Invalid`, with an example.
+pub fn parse_address(text: &str) -> Result<Option<SocketAddr>> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -77,7 +81,8 @@ fn parse_address(text: &str) -> Result<Option<SocketAddr>> {
     })
 }
 
-fn format_address(address: Option<SocketAddr>) -> String {
+/// Writes what [`parse_address`] reads.
+pub fn format_address(address: Option<SocketAddr>) -> String {
     address.map(|address| address.to_string()).unwrap_or_default()
 }
 

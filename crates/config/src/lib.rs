@@ -16,7 +16,8 @@ mod storage;
 
 pub use files::{create_file, write_file};
 pub use human::{
-    address, duration, format_duration, format_size, parse_duration, parse_size, size,
+    address, duration, format_address, format_duration, format_size, parse_address, parse_duration,
+    parse_size, size,
 };
 pub use layers::{Setting, load, parse_file, to_toml};
 pub use meta::{ClientLeaseConfig, MetaConfig, NewFileConfig};

@@ -6,6 +6,7 @@ use crate::process::Process;
 use kiln_types::{NodeId, Timestamp};
 use std::fmt::Write;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 /// The `Content-Type` of what [`render`] makes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -30,6 +31,12 @@ impl Identity {
     /// A server's.
     pub fn server(service: impl ToString, node: NodeId, started: Timestamp) -> Self {
         let (service, node) = (service.to_string(), node.to_string());
+        Self { service, node, version: env!("CARGO_PKG_VERSION"), started }
+    }
+
+    /// That of the mount at `path`.
+    pub fn mount(path: &Path, started: Timestamp) -> Self {
+        let (service, node) = ("mount".into(), path.display().to_string());
         Self { service, node, version: env!("CARGO_PKG_VERSION"), started }
     }
 }
