@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,8 @@ pub struct Record {
     pub since: Timestamp,
     /// Where it logs; `None`: to standard error.
     pub log: Option<PathBuf>,
+    /// Where its metrics are; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where daemons of this user write down their mounts: /run/kiln for root, else `kiln` in

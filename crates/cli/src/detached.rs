@@ -4,6 +4,7 @@
 use crate::failure::{Failure, Outcome};
 use crate::output;
 use kiln_env::Env;
+use kiln_telemetry::LogOptions;
 use kiln_types::{Code, Context, Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -75,9 +76,10 @@ pub(crate) fn answer<S, T: Serialize>(
     })
 }
 
-/// Sends this process's log and standard error to `path`.
-pub(crate) fn log_to(path: &Path) -> Result<()> {
+/// Sends this process's log and standard error to `path`; what takes as long as `slow` is logged, unless
+/// that is zero.
+pub(crate) fn log_to(path: &Path, slow: Duration) -> Result<()> {
     let file = OpenOptions::new().create(true).append(true).open(path).context(path.display())?;
     rustix::stdio::dup2_stderr(&file).map_err(std::io::Error::from).context(path.display())?;
-    kiln_telemetry::init(&kiln_telemetry::LogOptions::default())
+    kiln_telemetry::init(&LogOptions { slow, ..LogOptions::default() })
 }

@@ -1,6 +1,7 @@
 //! The process that serves a mount.
 
 use super::{Ready, Wanted};
+use crate::exporter::{self, Exporter};
 use crate::failure::Outcome;
 use crate::place::Meant;
 use crate::remote::of_dir;
@@ -10,8 +11,9 @@ use kiln_client_fuse::mount::{How, ProcessId, Record, Written, prepare, table, u
 use kiln_client_fuse::{FileSystem, KernelLink, Session, file_system};
 use kiln_env::Env;
 use kiln_launch::{ClusterDir, Stop, Supervised};
-use kiln_telemetry::LogOptions;
+use kiln_telemetry::{Identity, LogOptions};
 use kiln_types::{Code, Context, Result};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +71,7 @@ struct Mounted {
     session: Session,
     /// Kept as long as it is served.
     _record: Option<Written>,
+    _exporter: Option<Exporter>,
     source: String,
     notes: Vec<String>,
 }
@@ -85,18 +88,25 @@ async fn start(wanted: &Wanted, to_file: bool, env: &Env) -> Result<Mounted> {
         false => wanted.log_file.clone(),
     };
     match &log {
-        Some(file) => detached::log_to(file)?,
-        None => kiln_telemetry::init(&LogOptions::default())?,
+        Some(file) => detached::log_to(file, wanted.slow)?,
+        None => kiln_telemetry::init(&LogOptions { slow: wanted.slow, ..LogOptions::default() })?,
     }
     serve::raise_file_limit();
+    let exporter = match wanted.metrics {
+        Some(listen) => {
+            Some(exporter::export(listen, Identity::mount(&path, env.wall()), env).await?)
+        }
+        None => None,
+    };
+    let metrics = exporter.as_ref().map(Exporter::address);
     notes.iter().for_each(|note| tracing::info!("{note}"));
     let link = KernelLink::new();
     let fs = connect(wanted, address, credential, Arc::clone(&link), env).await?;
     let session = Session::mount(Arc::clone(&fs), link, &path, &wanted.mount, env)?;
-    let _record = record(wanted, path, log, env);
+    let _record = record(wanted, path, log, metrics, env);
     let (pid, source) = (std::process::id(), wanted.source.clone());
     tracing::info!(path = %session.path().display(), source, pid, "mounted");
-    Ok(Mounted { fs, session, _record, source, notes })
+    Ok(Mounted { fs, session, _record, _exporter: exporter, source, notes })
 }
 
 async fn connect(
@@ -118,7 +128,13 @@ async fn connect(
 }
 
 /// Writes down who serves the mount. Without that it is served all the same.
-fn record(wanted: &Wanted, path: PathBuf, log: Option<PathBuf>, env: &Env) -> Option<Written> {
+fn record(
+    wanted: &Wanted,
+    path: PathBuf,
+    log: Option<PathBuf>,
+    metrics: Option<SocketAddr>,
+    env: &Env,
+) -> Option<Written> {
     let cluster_dir = match &wanted.meant {
         Meant::Dir(dir) => Some(dir.clone()),
         Meant::Elsewhere(..) => None,
@@ -128,7 +144,7 @@ fn record(wanted: &Wanted, path: PathBuf, log: Option<PathBuf>, env: &Env) -> Op
         let (Some(device), Some(daemon)) = (device, ProcessId::own()) else { return Ok(None) };
         let source = wanted.source.clone();
         let since = env.wall();
-        Record { path, source, cluster_dir, daemon, since, log }.write(&device).map(Some)
+        Record { path, source, cluster_dir, daemon, since, log, metrics }.write(&device).map(Some)
     });
     written.unwrap_or_else(|error| {
         tracing::warn!(%error, "'kiln umount' will not wait for this daemon");

@@ -129,11 +129,13 @@ impl Line {
 
 /// An option of a mount as options of `kiln mount`.
 fn in_our_words(option: &str) -> Outcome<Vec<OsString>> {
-    const WITH_VALUE: [(&str, &str); 5] = [
+    const WITH_VALUE: [(&str, &str); 7] = [
         ("io_timeout", "--io-timeout"),
         ("read_ahead", "--read-ahead"),
         ("write_back", "--write-back"),
         ("cache_for", "--cache-for"),
+        ("metrics", "--metrics"),
+        ("slow", "--slow"),
         ("log_file", "--log-file"),
     ];
     const FLAGS: [(&str, &str); 4] = [

@@ -10,6 +10,7 @@ use kiln_client_fuse::{FsOptions, MountOptions, mount};
 use kiln_types::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +20,7 @@ In /etc/fstab, after 'ln -s \"$(command -v kiln)\" /sbin/mount.kiln':
   HOST:PORT:/SUBTREE  /mnt/kiln  kiln  credential=/etc/kiln/client.toml,_netdev  0 0
   /var/lib/kiln:/     /mnt/kiln  kiln  defaults,noauto                           0 0
 The second line is for a cluster in that directory of this machine. Options there: ro, credential=,
-io_timeout=, read_ahead=, write_back=, cache_for=, log_file=, allow_other, suid, noexec.";
+io_timeout=, read_ahead=, write_back=, cache_for=, metrics=, slow=, log_file=, allow_other, suid, noexec.";
 
 /// Mount the cluster on a directory
 ///
@@ -88,6 +89,24 @@ pub(crate) struct How {
     )]
     cache_for: Duration,
 
+    /// Where Prometheus finds this mount's metrics; '': nowhere
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:0",
+        value_parser = metrics_at
+    )]
+    metrics: MetricsAt,
+
+    /// Log operations that take so long or longer, with where their time went; 0s: none
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "1s",
+        value_parser = kiln_config::parse_duration
+    )]
+    slow: Duration,
+
     /// The file to log to [default: the cluster's logs/mount-NAME.log where it is on this machine, else
     /// one in /run/kiln or $XDG_RUNTIME_DIR/kiln; in the foreground standard error]
     #[arg(long, value_name = "FILE")]
@@ -105,6 +124,14 @@ fn io_timeout(text: &str) -> Result<Timeout> {
             Error::invalid(format!("'{text}' is no duration, as in 120s, and not 'hard'"))
         }),
     }
+}
+
+/// `None`: nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct MetricsAt(Option<SocketAddr>);
+
+fn metrics_at(text: &str) -> Result<MetricsAt> {
+    kiln_config::parse_address(text).map(MetricsAt)
 }
 
 /// What the daemon says when it is mounted.
@@ -145,6 +172,8 @@ struct Wanted {
     path: PathBuf,
     source: String,
     log_file: Option<PathBuf>,
+    slow: Duration,
+    metrics: Option<SocketAddr>,
     fs: FsOptions,
     mount: MountOptions,
 }
@@ -173,6 +202,8 @@ impl Wanted {
             meant,
             path,
             log_file: log_file.context("--log-file")?,
+            slow: how.slow,
+            metrics: how.metrics.0,
             fs: FsOptions {
                 subtree,
                 read_only: how.read_only,
@@ -249,6 +280,8 @@ impl How {
         option("--read-ahead", self.read_ahead.to_string().into());
         option("--write-back", self.write_back.to_string().into());
         option("--cache-for", kiln_config::format_duration(self.cache_for).into());
+        option("--metrics", kiln_config::format_address(self.metrics.0).into());
+        option("--slow", kiln_config::format_duration(self.slow).into());
         if let Some(file) = &wanted.log_file {
             option("--log-file", file.into());
         }

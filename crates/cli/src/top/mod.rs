@@ -10,6 +10,7 @@ use crate::output;
 use crate::place::Place;
 use crate::remote::{self, Remote};
 use crate::serve::METRICS_TAG;
+use kiln_client_fuse::mount;
 use kiln_launch::Stop;
 use kiln_telemetry::Scrape;
 use kiln_types::{Error, Monotonic, Node, Result, RoutingInfo};
@@ -167,7 +168,17 @@ fn wanted(routing: &RoutingInfo) -> Vec<Wanted> {
             server: Some(node.address.clone()),
         }),
     };
-    routing.nodes.values().map(server).collect()
+    let mounts = mount::records().unwrap_or_default().into_iter().map(|(mounted, record)| {
+        let node = mounted.path.display().to_string();
+        let metrics = record.and_then(|record| record.metrics);
+        let source = metrics.map(|metrics| Source {
+            node: node.clone(),
+            metrics: metrics.to_string(),
+            server: None,
+        });
+        Wanted { name: node, role: Role::Mount, alive: true, source }
+    });
+    routing.nodes.values().map(server).chain(mounts).collect()
 }
 
 fn row(
