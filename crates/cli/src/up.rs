@@ -125,7 +125,7 @@ async fn background(args: &Args, path: &Path) -> Outcome {
     let mut stop = Stop::on_any()?;
     let started = async {
         let (dir, lock) = take(args, path, &env).await?;
-        detached::log_to(&dir.log("up"))?;
+        detached::log_to(&dir.log("up"), Duration::ZERO)?;
         tracing::info!(dir = %path.display(), pid = std::process::id(), "supervisor started");
         let report = |event: Event| tracing::info!("{event}");
         let cluster = start(dir, lock, &env, report).await?;
