@@ -5,6 +5,7 @@ use crate::records::Client;
 use crate::store::Store;
 use crate::store::garbage::Task;
 use kiln_env::Env;
+use kiln_telemetry::metrics;
 use kiln_types::{ClientId, InodeId, Monotonic, Result, Timestamp, TruncateEpoch};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -95,9 +96,14 @@ impl Keeper {
 
     async fn collect_garbage(&mut self) -> Result<()> {
         let mut after: Option<Name> = None;
+        let mut waiting = 0;
         loop {
             let page = self.store.garbage(after).await?;
-            let Some(last) = page.last() else { return Ok(()) };
+            let Some(last) = page.last() else {
+                metrics::META_GARBAGE.set_amount(waiting);
+                return Ok(());
+            };
+            waiting += page.len() as u64;
             after = Some((last.inode, last.epoch));
             let (now, wall) = (self.env.now(), self.env.wall());
             let is_due = |task: &Task| {
@@ -107,6 +113,7 @@ impl Keeper {
             };
             let due: VecDeque<Task> = page.into_iter().filter(is_due).collect();
             for (task, outcome) in self.collect_all(due).await? {
+                waiting -= u64::from(outcome.is_ok());
                 self.note(&task, outcome);
             }
         }
@@ -139,6 +146,7 @@ impl Keeper {
         let name = (task.inode, task.epoch);
         let Err(error) = outcome else {
             self.backoffs.remove(&name);
+            metrics::META_COLLECTED.increment();
             return;
         };
         tracing::warn!(inode = %task.inode, %error, "chunks were not removed; trying again later");
@@ -170,6 +178,7 @@ impl Keeper {
                 }
             }
         }
+        metrics::META_CLIENTS.set_amount(seen.len() as u64);
         self.seen = seen;
         Ok(())
     }

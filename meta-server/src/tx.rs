@@ -8,6 +8,7 @@ use crate::records::{
 };
 use crate::watch::Changes;
 use kiln_kv::{KeyRange, RangeOptions, Transaction};
+use kiln_telemetry::about;
 use kiln_types::{
     Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, Redundancy, RequestId,
     Result, Timestamp,
@@ -60,6 +61,9 @@ impl Tx<'_, '_> {
 
     /// The inode, if it exists.
     pub(crate) async fn find_inode(&mut self, id: InodeId) -> Result<Option<Inode>> {
+        about(|about| {
+            about.inode.get_or_insert(id);
+        });
         let inode: Option<Inode> = self.get(&self.keys.inode(id)).await?;
         if let Some(inode) = &inode {
             records::check_id(id, inode)?;

@@ -112,10 +112,12 @@ metrics! {
         Gauge MGMTD_CHAINS_READ_ONLY = "kiln_mgmtd_chains_read_only", Count, Stable,
             "Chains of which too few targets serve for writes.";
 
-        Gauge META_SESSIONS = "kiln_meta_sessions", Count, Stable,
-            "Files that clients have open.";
-        Counter META_FILES_COLLECTED = "kiln_meta_files_collected", Count, Stable,
-            "Removed files whose chunks are all freed.";
+        Gauge META_CLIENTS = "kiln_meta_clients", Count, Stable,
+            "Clients that may have files open.";
+        Gauge META_GARBAGE = "kiln_meta_garbage", Count, Stable,
+            "Removed files, and ends cut off, whose chunks are not freed yet.";
+        Counter META_COLLECTED = "kiln_meta_collected", Count, Stable,
+            "Removed files, and ends cut off, whose chunks are all freed.";
 
         Gauge MOUNT_UNDER_WAY = "kiln_mount_under_way", Count, Stable,
             "Operations of programs on the mount that are under way now.";
