@@ -6,6 +6,7 @@ use kiln_types::Monotonic;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+use tracing::field::display;
 
 /// At most so many lines come in a window; what is more is counted and told after it.
 const LINES: u32 = 10;
@@ -50,7 +51,7 @@ pub(crate) fn note(ended: &Ended<'_>, now: Monotonic, tell: impl FnOnce() -> (Ab
         (admitted, held_back)
     };
     if held_back > 0 {
-        tracing::warn!("and {held_back} more slow ones in that time");
+        tracing::warn!("and {held_back} more slow requests before this");
     }
     if slow {
         SLOW.of(ended.operation).increment();
@@ -59,7 +60,8 @@ pub(crate) fn note(ended: &Ended<'_>, now: Monotonic, tell: impl FnOnce() -> (Ab
         let (about, spent) = tell();
         let Ended { operation, peer, result, took } = ended;
         let took = format!("{took:.1?}");
-        tracing::warn!(operation, peer, %about, %took, %spent, result, "slow");
+        let about = (about != About::default()).then(|| display(about));
+        tracing::warn!(operation, peer, about, %took, %spent, result, "slow request");
     }
 }
 

@@ -7,19 +7,20 @@ mod show;
 
 use crate::failure::{Failure, Outcome};
 use crate::output;
-use crate::place::Place;
+use crate::place::{Meant, Place};
 use crate::remote::{self, Remote};
 use crate::serve::METRICS_TAG;
 use kiln_client_fuse::mount;
-use kiln_launch::Stop;
+use kiln_launch::{ClusterDir, Stop};
 use kiln_telemetry::Scrape;
-use kiln_types::{Error, Monotonic, Node, Result, RoutingInfo};
+use kiln_types::{Context, Error, Monotonic, Node, Result, RoutingInfo};
 use rates::Role;
 use scrape::{Source, scrape};
 use screen::Screen;
 use show::{Chains, Row, Sample};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,9 +59,10 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
         let text = "--interval is shorter than 100ms";
         return Err(Failure::usage(Error::invalid(text)));
     }
+    let cluster = Cluster::of(place)?;
     remote::run(place, async |remote| {
         let terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
-        let mut top = Top { remote, last: Samples::new() };
+        let mut top = Top { remote, cluster: cluster.clone(), last: Samples::new() };
         // Rates need two scrapes.
         top.sample().await;
         match (args.json, args.once || !terminal) {
@@ -105,6 +107,7 @@ type Samples = BTreeMap<String, (Scrape, Monotonic)>;
 
 struct Top<'a> {
     remote: &'a Arc<Remote>,
+    cluster: Cluster,
     last: Samples,
 }
 
@@ -122,7 +125,7 @@ impl Top<'_> {
     async fn sample(&mut self) -> Sample {
         let routing = self.remote.client.routing();
         let env = &self.remote.env;
-        let scrapes: Vec<_> = wanted(&routing)
+        let scrapes: Vec<_> = wanted(&routing, &self.cluster)
             .into_iter()
             .map(|wanted| {
                 let (source, timer) = (wanted.source.clone(), env.clone());
@@ -157,7 +160,33 @@ impl Top<'_> {
     }
 }
 
-fn wanted(routing: &RoutingInfo) -> Vec<Wanted> {
+/// How mounts name their cluster.
+#[derive(Clone)]
+struct Cluster {
+    dir: Option<PathBuf>,
+    manager: String,
+}
+
+impl Cluster {
+    fn of(place: &Place) -> Outcome<Self> {
+        Ok(match place.meant()? {
+            Meant::Elsewhere(manager, _) => Self { dir: None, manager },
+            Meant::Dir(dir) => {
+                let manager = ClusterDir::open(&dir)?.mgmtd_address()?;
+                Self { dir: Some(std::path::absolute(dir).context("--dir")?), manager }
+            }
+        })
+    }
+
+    fn has(&self, record: &mount::Record) -> bool {
+        match &record.cluster_dir {
+            Some(dir) => self.dir.as_ref() == Some(dir),
+            None => record.source.starts_with(&format!("{}:", self.manager)),
+        }
+    }
+}
+
+fn wanted(routing: &RoutingInfo, cluster: &Cluster) -> Vec<Wanted> {
     let server = |node: &Node| Wanted {
         name: format!("{} {}", node.kind, node.id),
         role: Role::Server,
@@ -168,10 +197,10 @@ fn wanted(routing: &RoutingInfo) -> Vec<Wanted> {
             server: Some(node.address.clone()),
         }),
     };
-    let mounts = mount::records().unwrap_or_default().into_iter().map(|(mounted, record)| {
-        let node = mounted.path.display().to_string();
-        let metrics = record.and_then(|record| record.metrics);
-        let source = metrics.map(|metrics| Source {
+    let records = mount::records().unwrap_or_default().into_iter().filter_map(|(_, record)| record);
+    let mounts = records.filter(|record| cluster.has(record)).map(|record| {
+        let node = record.path.display().to_string();
+        let source = record.metrics.map(|metrics| Source {
             node: node.clone(),
             metrics: metrics.to_string(),
             server: None,
