@@ -3,7 +3,7 @@
 use crate::filesystem::{Handle, Known, SetAttr, SetTime};
 use crate::tree::Tree;
 use crate::tree::open_inode::OpenInode;
-use kiln_types::{Attr, Caller, InodeId, Result};
+use kiln_types::{Attr, Caller, Code, Error, InodeId, Result};
 
 /// Set-user-id and set-group-id.
 const SET_IDS: u32 = 0o6000;
@@ -42,6 +42,15 @@ pub(crate) async fn set(
         None => tree.client.get_attr(caller, inode).await?,
     };
     Ok(tree.known(sent, attr))
+}
+
+/// Refuses what the metadata service does not keep, without asking it: `cp -a` and `ls -l` look for an access
+/// control list on every file.
+pub(crate) fn offered(name: &[u8]) -> Result<()> {
+    if name.starts_with(b"system.") {
+        return Err(Error::new(Code::Unsupported, "there are no access control lists"));
+    }
+    Ok(())
 }
 
 /// Cuts or extends a file: through the session of an open file, or as the caller.

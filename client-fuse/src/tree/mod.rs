@@ -324,6 +324,7 @@ impl FileSystem for Tree {
     }
 
     async fn get_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+        attributes::offered(name)?;
         self.client.get_xattr(caller, self.inode(inode), name).await
     }
 
@@ -336,6 +337,7 @@ impl FileSystem for Tree {
         how: SetXattr,
     ) -> Result<()> {
         self.changes()?;
+        attributes::offered(name)?;
         let how = match how {
             SetXattr::Any => kiln_client::SetXattr::Any,
             SetXattr::Create => kiln_client::SetXattr::Create,
