@@ -12,6 +12,7 @@ mod machine;
 mod operation;
 mod passthrough;
 mod report;
+mod requests;
 mod run;
 mod sample;
 mod scratch;

@@ -223,20 +223,20 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let title = self.group.title();
         let [kiln, limit, ratio, beside, p50] = ["kiln", "limit", "ratio", "beside", "p50, p99"];
-        writeln!(f, "{title:<38} {kiln:>15} {p50:>17} {limit:>15} {p50:>17} {ratio:>6}  {beside}")?;
+        writeln!(f, "{title:<45} {kiln:>16} {p50:>17} {limit:>16} {p50:>17} {ratio:>6}  {beside}")?;
         for row in &self.rows {
             let own = row.kiln.as_ref();
             let mut name = row.name.as_str();
             let mut kiln = own.map_or_else(String::new, |own| row.unit.with_spread(own));
             let mut took = own.map_or_else(String::new, latencies);
             if row.beside.is_empty() {
-                writeln!(f, "{name:<38} {kiln:>15} {took:>17}")?;
+                writeln!(f, "{name:<45} {kiln:>16} {took:>17}")?;
             }
             for beside in &row.beside {
                 let limit = row.unit.with_spread(&beside.figure);
                 let (its, ratio) = (latencies(&beside.figure), beside.ratio);
                 let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-                write!(f, "{name:<38} {kiln:>15} {took:>17} {limit:>15} {its:>17} {ratio:>6}")?;
+                write!(f, "{name:<45} {kiln:>16} {took:>17} {limit:>16} {its:>17} {ratio:>6}")?;
                 writeln!(f, "  {}", beside.name)?;
                 name = "";
                 kiln.clear();

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 32)]
     random_depth: usize,
 
-    /// How long each measurement without a size lasts [default: 0.5, with --quick 0.15]
+    /// How long each measurement without a size lasts [default: 0.4, with --quick 0.15]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
 
@@ -82,6 +82,7 @@ enum Only {
 
 fn peer(text: &str) -> Result<Peer, String> {
     match text.split_once('=') {
+        Some(("kiln", _)) => Err("kiln is what it is measured beside".into()),
         Some((name, dir)) if !name.is_empty() && Path::new(dir).is_dir() => {
             Ok(Peer { name: name.into(), dir: dir.into() })
         }
@@ -120,10 +121,12 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
         let mount = args.mount.clone().or_else(|| own.as_ref().map(|own| own.point.clone()));
         let options = args.options(raw_dir, groups, mount, &remote.client.routing());
         let report = measure(remote, options, interrupt).await;
-        if let Some(own) = own {
-            own.end(&remote.env).await?;
-        }
+        let unmounted = match own {
+            Some(own) => own.end(&remote.env).await,
+            None => Ok(()),
+        };
         let mut report = report?;
+        unmounted?;
         report.notes.extend(note);
         match args.json {
             true => output::print_json(&report)?,
@@ -178,7 +181,7 @@ impl Args {
         routing: &RoutingInfo,
     ) -> Options {
         let (size, seconds, rounds) =
-            if self.quick { (128 << 20, 0.15, 1) } else { (512 << 20, 0.5, 3) };
+            if self.quick { (128 << 20, 0.15, 1) } else { (512 << 20, 0.4, 3) };
         Options {
             size: self.size.unwrap_or(size),
             depth: self.depth.max(1),

@@ -3,11 +3,11 @@
 use super::{Directory, new_file};
 use crate::limits::{self, Pipeline, RawFile, Traffic};
 use crate::report::{KILN, Tally, Unit, Workload};
-use crate::run::{Bench, Group, RANDOM_BYTES, SEQUENTIAL_BYTES};
+use crate::requests::Work;
+use crate::run::{Bench, Group};
 use crate::sample::Sample;
-use crate::workers::Turn;
 use kiln_client::File;
-use kiln_memory::Pool;
+use kiln_memory::{Buffer, Bytes};
 use kiln_types::Result;
 use std::path::Path;
 use std::sync::Arc;
@@ -68,59 +68,36 @@ impl TestFile {
     }
 
     async fn write(&self, bench: &Bench) -> Result<Sample> {
-        let (file, blocks) = (Arc::clone(&self.file), bench.blocks());
-        let block = bench.random_block(SEQUENTIAL_BYTES);
-        let write = move |turn: Turn| {
-            let (file, block) = (Arc::clone(&file), block.clone());
-            async move {
-                if turn.shared >= blocks {
-                    return Ok(0);
-                }
-                file.write_at(turn.shared * SEQUENTIAL_BYTES as u64, block).await.map(|()| 1)
-            }
-        };
-        let began = bench.env.now();
-        let mut sample = bench.crew(bench.options.depth).tasks(write).await?;
-        self.file.sync().await?;
-        sample.took = bench.env.now().since(began);
-        Ok(sample.in_bytes(SEQUENTIAL_BYTES))
+        let sync = async { self.file.sync().await.map(drop) };
+        bench.write_all(self.writer(), sync).await
     }
 
     async fn read(&self, bench: &Bench) -> Result<Sample> {
-        let (file, blocks) = (Arc::clone(&self.file), bench.blocks());
-        let pool = Pool::new(bench.options.depth * SEQUENTIAL_BYTES);
-        let read = move |turn: Turn| {
-            let (file, pool) = (Arc::clone(&file), pool.clone());
-            async move {
-                if turn.shared >= blocks {
-                    return Ok(0);
-                }
-                let offset = turn.shared * SEQUENTIAL_BYTES as u64;
-                file.read_at(offset, pool.take(SEQUENTIAL_BYTES)).await.map(|_| 1)
-            }
-        };
-        let sample = bench.crew(bench.options.depth).tasks(read).await?;
-        Ok(sample.in_bytes(SEQUENTIAL_BYTES))
+        bench.read_all(self.reader()).await
     }
 
     async fn read_random(&self, bench: &Bench) -> Result<Sample> {
-        let (file, offset) = (Arc::clone(&self.file), bench.random_offsets());
-        let pool = Pool::new(bench.options.random_depth * RANDOM_BYTES);
-        let read = move |turn: Turn| {
-            let (file, pool, offset) = (Arc::clone(&file), pool.clone(), offset(turn.shared));
-            async move { file.read_at(offset, pool.take(RANDOM_BYTES)).await.map(|_| 1) }
-        };
-        bench.timed(bench.options.random_depth).tasks(read).await
+        bench.read_random(bench.options.random_depth, self.reader()).await
     }
 
     /// Each is durable on every replica when it returns.
     async fn write_random(&self, bench: &Bench) -> Result<Sample> {
-        let (file, offset) = (Arc::clone(&self.file), bench.random_offsets());
-        let block = bench.random_block(RANDOM_BYTES);
-        let write = move |turn: Turn| {
-            let (file, block, offset) = (Arc::clone(&file), block.clone(), offset(turn.shared));
-            async move { file.write_at(offset, block).await.map(|()| 1) }
-        };
-        bench.timed(bench.options.random_depth).tasks(write).await
+        bench.write_random(bench.options.random_depth, self.writer()).await
+    }
+
+    fn writer(&self) -> impl Fn(u64, Bytes) -> Work<()> + Clone + Send + Sync + 'static {
+        let file = Arc::clone(&self.file);
+        move |offset, block| {
+            let file = Arc::clone(&file);
+            Box::pin(async move { file.write_at(offset, block).await })
+        }
+    }
+
+    fn reader(&self) -> impl Fn(u64, Buffer) -> Work<Buffer> + Clone + Send + Sync + 'static {
+        let file = Arc::clone(&self.file);
+        move |offset, buffer| {
+            let file = Arc::clone(&file);
+            Box::pin(async move { file.read_at(offset, buffer).await })
+        }
     }
 }

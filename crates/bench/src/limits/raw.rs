@@ -1,11 +1,11 @@
 //! The disk, without anything above it.
 
-use crate::run::{Bench, RANDOM_BYTES, SEQUENTIAL_BYTES};
+use crate::requests::Work;
+use crate::run::Bench;
 use crate::sample::Sample;
 use crate::scratch;
-use crate::workers::Turn;
 use kiln_disk::{Disk, OpenOptions};
-use kiln_memory::Pool;
+use kiln_memory::Buffer;
 use kiln_types::Result;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,53 +25,29 @@ impl RawFile {
         Ok(Self { disk, path })
     }
 
-    /// Writes all of it, with a sync at the end.
     pub(crate) async fn write(&self, bench: &Bench) -> Result<Sample> {
-        let (disk, blocks) = (Arc::clone(&self.disk), bench.blocks());
-        let block = bench.random_block(SEQUENTIAL_BYTES);
-        let write = move |turn: Turn| {
-            let (disk, block) = (Arc::clone(&disk), block.clone());
-            async move {
-                if turn.shared >= blocks {
-                    return Ok(0);
-                }
-                disk.write(turn.shared * SEQUENTIAL_BYTES as u64, block).await.map(|()| 1)
-            }
+        let disk = Arc::clone(&self.disk);
+        let write = move |offset, block| -> Work<()> {
+            let disk = Arc::clone(&disk);
+            Box::pin(async move { disk.write(offset, block).await })
         };
-        let began = bench.env.now();
-        let mut sample = bench.crew(bench.options.depth).tasks(write).await?;
-        self.disk.sync().await?;
-        sample.took = bench.env.now().since(began);
-        Ok(sample.in_bytes(SEQUENTIAL_BYTES))
+        bench.write_all(write, self.disk.sync()).await
     }
 
-    /// Reads all of it, some requests at a time.
     pub(crate) async fn read(&self, bench: &Bench) -> Result<Sample> {
-        let (disk, blocks) = (Arc::clone(&self.disk), bench.blocks());
-        let pool = Pool::new(bench.options.depth * SEQUENTIAL_BYTES);
-        let read = move |turn: Turn| {
-            let (disk, pool) = (Arc::clone(&disk), pool.clone());
-            async move {
-                if turn.shared >= blocks {
-                    return Ok(0);
-                }
-                let offset = turn.shared * SEQUENTIAL_BYTES as u64;
-                disk.read(offset, pool.take(SEQUENTIAL_BYTES)).await.map(|_| 1)
-            }
-        };
-        let sample = bench.crew(bench.options.depth).tasks(read).await?;
-        Ok(sample.in_bytes(SEQUENTIAL_BYTES))
+        bench.read_all(self.reader()).await
     }
 
-    /// Reads 4 KiB here and there, `depth` at a time.
     pub(crate) async fn read_random(&self, bench: &Bench, depth: usize) -> Result<Sample> {
-        let (disk, offset) = (Arc::clone(&self.disk), bench.random_offsets());
-        let pool = Pool::new(depth * RANDOM_BYTES);
-        let read = move |turn: Turn| {
-            let (disk, pool, offset) = (Arc::clone(&disk), pool.clone(), offset(turn.shared));
-            async move { disk.read(offset, pool.take(RANDOM_BYTES)).await.map(|_| 1) }
-        };
-        bench.timed(depth).tasks(read).await
+        bench.read_random(depth, self.reader()).await
+    }
+
+    fn reader(&self) -> impl Fn(u64, Buffer) -> Work<Buffer> + Clone + Send + Sync + 'static {
+        let disk = Arc::clone(&self.disk);
+        move |offset, buffer| {
+            let disk = Arc::clone(&disk);
+            Box::pin(async move { disk.read(offset, buffer).await })
+        }
     }
 }
 
