@@ -161,6 +161,7 @@ impl Meta for Service {
                 atime: set_time(ask.atime_ns, ask.atime_now),
                 mtime: set_time(ask.mtime_ns, ask.mtime_now),
                 session: through,
+                written: written(ask.written),
             };
             Ok((&self.store.set_attr(&change, InodeId(ask.inode), &args).await?).into())
         })

@@ -28,12 +28,10 @@ pub(crate) async fn set(
     if rest != SetAttr::default() || answered.is_none() {
         // What was written earlier would bring its own time later, and take set-id bits away.
         let undone = change.mtime.is_some() || change.mode.is_some_and(|mode| mode & SET_IDS != 0);
-        if let Some(open) = open.filter(|_| undone) {
-            if let Some(attr) = open.push().await? {
-                tree.nodes.changed_here(&attr, true);
-            }
-        }
-        let attr = tree.client.set_attr(caller, inode, in_cluster(rest)).await?;
+        let attr = match open.filter(|open| undone && open.content().unreported()) {
+            Some(open) => open.set_attr(caller, in_cluster(rest)).await?,
+            None => tree.client.set_attr(caller, inode, in_cluster(rest)).await?,
+        };
         tree.nodes.changed_here(&attr, change.mtime.is_some());
         answered = Some(attr);
     }

@@ -4,7 +4,7 @@ use crate::data::{Backing, Content, DataPool};
 use async_trait::async_trait;
 use kiln_client::File;
 use kiln_memory::{Buffer, Bytes};
-use kiln_types::{Attr, Code, Error, InodeId, Result, Timestamp};
+use kiln_types::{Attr, Caller, Code, Error, InodeId, Result, Timestamp};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -131,6 +131,20 @@ impl OpenInode {
         let attr = self.io().sync().await?;
         self.content.reported(told);
         Ok(Some(self.learn(attr)))
+    }
+
+    /// Changes attributes, after what was written: one call tells of both.
+    pub(crate) async fn set_attr(
+        &self,
+        caller: &Caller,
+        change: kiln_client::SetAttr,
+    ) -> Result<Attr> {
+        self.content.flush().await?;
+        let _one = self.reporting.lock().await;
+        let told = self.content.report();
+        let attr = self.io().set_attr(caller, change).await?;
+        self.content.reported(told);
+        Ok(attr)
     }
 
     /// Cuts or extends the content to `length`; `cut` is the metadata call.

@@ -55,6 +55,7 @@ impl SetAttr {
             atime_now: self.atime == Some(SetTime::Now),
             mtime_now: self.mtime == Some(SetTime::Now),
             session: session.to_vec().into(),
+            written: None,
         }
     }
 }

@@ -217,12 +217,13 @@ impl File {
     /// As [`crate::Client::set_attr`]; `BadHandle` for a length when it is not open for writing.
     pub async fn set_attr(&self, caller: &Caller, change: SetAttr) -> Result<Attr> {
         let shared = &self.shared;
-        if self.needs_sync() {
-            self.sync().await?;
-        }
         let turn = shared.meta.turn(caller);
-        let request = change.request(turn.origin(), self.inode(), shared.session.id());
-        shared.take(shared.meta.set_attr(request).await?)
+        let written = *shared.written.lock();
+        let mut request = change.request(turn.origin(), self.inode(), shared.session.id());
+        request.written = written.message();
+        let reply = shared.meta.set_attr(request).await?;
+        shared.note_reported(written.noted);
+        shared.take(reply)
     }
 
     /// Makes the length that was written durable and visible to others.

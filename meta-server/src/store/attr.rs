@@ -4,7 +4,8 @@ use crate::SessionId;
 use crate::access::{self, WRITE};
 use crate::records::{Body, Inode};
 use crate::store::lookup::reach;
-use crate::store::{Change, Outcome, Store};
+use crate::store::open::take_report;
+use crate::store::{Change, Outcome, Store, Written};
 use crate::tx::Tx;
 use kiln_types::{Attr, Code, Error, InodeId, MODE_PERMISSIONS, Result, Timestamp};
 
@@ -34,6 +35,8 @@ pub struct SetAttrArgs {
     pub mtime: Option<SetTime>,
     /// The session through which the length is set: its rights count, not the mode bits.
     pub session: Option<SessionId>,
+    /// What that session wrote before; taken in first.
+    pub written: Written,
 }
 
 impl Store {
@@ -71,6 +74,13 @@ async fn set_attr(
     let caller = &change.who.caller;
     check_owner_and_mode(&inode, change, args)?;
     check_times(&inode, change, args)?;
+    if let Some(session) = args.session {
+        let handle = tx.session(change.client, session, inode.id).await?;
+        let later = take_report(tx, &mut inode, &handle, &change.who, &args.written)?;
+        if let Some(later) = later {
+            return Ok(later);
+        }
+    }
     if let Some(length) = args.length {
         check_length_right(tx, &inode, change, args).await?;
         let who = &change.who;

@@ -326,6 +326,28 @@ async fn open(
     Ok(Outcome::Done(Answer { attr: Some(tx.attr(&inode).await?), session }))
 }
 
+/// Takes in what the writer of an open file reports. `Some`: not now.
+pub(crate) fn take_report(
+    tx: &mut Tx<'_, '_>,
+    inode: &mut Inode,
+    handle: &Handle,
+    who: &Who,
+    written: &Written,
+) -> Result<Option<Outcome>> {
+    if written.end == 0 {
+        return Ok(None);
+    }
+    if !handle.write {
+        return Err(Error::new(Code::BadHandle, "the file is not open for writing"));
+    }
+    if let Some(later) = take_written(inode, who, written, tx.now)? {
+        return Ok(Some(later));
+    }
+    tx.changes.content(inode.id);
+    tx.put_inode(inode);
+    Ok(None)
+}
+
 async fn report(
     tx: &mut Tx<'_, '_>,
     change: &Change,
@@ -336,15 +358,8 @@ async fn report(
 ) -> Result<Outcome> {
     let mut inode = tx.inode(inode).await?;
     let handle = tx.session(change.client, session, inode.id).await?;
-    if written.end > 0 {
-        if !handle.write {
-            return Err(Error::new(Code::BadHandle, "the file is not open for writing"));
-        }
-        if let Some(later) = take_written(&mut inode, &change.who, written, tx.now)? {
-            return Ok(later);
-        }
-        tx.changes.content(inode.id);
-        tx.put_inode(&inode);
+    if let Some(later) = take_report(tx, &mut inode, &handle, &change.who, written)? {
+        return Ok(later);
     }
     let attr = tx.attr(&inode).await?;
     if closes {

@@ -1,6 +1,6 @@
 //! Open files: who holds them, what lives through them, and how they end.
 
-use crate::store::{CreateArgs, Settings};
+use crate::store::{CreateArgs, SetAttrArgs, SetTime, Settings, Written};
 use crate::tests::{CHUNK, READ, ROOT, WRITE, World, code, invariants, key, root, simulate};
 use crate::{Keeper, KeeperOptions};
 use kiln_types::{ClientId, Code, RequestId, Timestamp, TreeId};
@@ -39,6 +39,31 @@ fn an_unlinked_file_lives_as_long_as_a_reader_holds_it() {
         keeper.round().await.expect("a round");
         assert_eq!(world.chunks.stored(), []);
         invariants::check(&world).await;
+    });
+}
+
+#[test]
+fn a_time_that_is_set_after_writing_stays() {
+    simulate(4, false, |world| async move {
+        let mut client = world.client(1);
+        let file = client.create(ROOT, "f", 0o644, WRITE).await.expect("a file");
+        let then = Timestamp(1_000_000_000);
+        let args = SetAttrArgs {
+            mtime: Some(SetTime::At(then)),
+            session: file.session,
+            written: Written { end: 9, epoch: file.attr.epoch, mtime: None },
+            ..SetAttrArgs::default()
+        };
+        let change = client.change();
+        let attr = world.store.set_attr(&change, file.attr.inode, &args).await.expect("a change");
+        assert_eq!((attr.length, attr.mtime), (9, then));
+        let attr = client.close(&file, 0).await.expect("a close");
+        assert_eq!((attr.length, attr.mtime), (9, then));
+        let reader = client.open(file.attr.inode, READ).await.expect("an open");
+        let args = SetAttrArgs { session: reader.session, ..args };
+        let change = client.change();
+        let refused = world.store.set_attr(&change, file.attr.inode, &args).await;
+        assert_eq!(code(refused), Err(Code::BadHandle));
     });
 }
 

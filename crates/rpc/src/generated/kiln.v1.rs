@@ -1085,6 +1085,9 @@ pub struct SetAttrRequest {
     /// The open session through which a length is set (ftruncate): its rights count, not the mode bits.
     #[prost(bytes = "bytes", tag = "11")]
     pub session: ::prost::bytes::Bytes,
+    /// What the session wrote before: taken in first, as sync does it.
+    #[prost(message, optional, tag = "12")]
+    pub written: ::core::option::Option<Written>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateRequest {
