@@ -20,7 +20,7 @@ use super::overlay::Overlay;
 use super::pool::Charge;
 use super::sequence::{Sequence, Step};
 use kiln_memory::{Buffer, Bytes};
-use kiln_telemetry::metrics;
+use kiln_telemetry::{Phase, metrics, phase};
 use kiln_types::Result;
 use parking_lot::Mutex;
 use std::ops::Range;
@@ -63,7 +63,7 @@ impl Content {
             let taken = self.state.lock().take(offset, length);
             match taken {
                 Some(taken) => break taken,
-                None => arrived.await,
+                None => phase(&self.pool.env, Phase::ReadAhead, arrived).await,
             }
         };
         if let Some(bytes) = overlay.whole(&range) {

@@ -5,7 +5,7 @@ use super::content::{Content, State};
 use super::dirty::Usage;
 use super::pool::Listed;
 use kiln_memory::Bytes;
-use kiln_telemetry::Trace;
+use kiln_telemetry::{Phase, Trace, phase};
 use kiln_types::{Code, Deadline, Error, Result};
 use std::future::Future;
 use std::sync::Arc;
@@ -49,13 +49,18 @@ impl Content {
             match (self.change(admit), deadline) {
                 (Admission::Taken, _) => return Ok(()),
                 (Admission::Through, _) => return self.carry(offset, bytes).await,
-                (Admission::Wait, None) => landed.await,
+                (Admission::Wait, None) => self.write_back_phase(landed).await,
                 (Admission::Wait, Some(deadline)) => {
                     let what = "room for written data";
-                    self.pool.env.until(deadline, what, landed).await?;
+                    let landed = self.pool.env.until(deadline, what, landed);
+                    self.write_back_phase(landed).await?;
                 }
             }
         }
+    }
+
+    async fn write_back_phase<T>(&self, wait: impl Future<Output = T>) -> T {
+        phase(&self.pool.env, Phase::WriteBack, wait).await
     }
 
     fn admit(&self, state: &mut State, usage: &mut Usage, offset: u64, bytes: &Bytes) -> Admission {
@@ -146,7 +151,7 @@ impl Content {
             if self.state.lock().dirty.settled(wanted) {
                 break;
             }
-            landed.await;
+            self.write_back_phase(landed).await;
         }
         self.error_since(&mut mark).map_or(Ok(()), Err)
     }
@@ -186,7 +191,7 @@ impl Content {
             if self.change(|state, _| state.dirty.freeze()) {
                 break;
             }
-            thawed.await;
+            self.write_back_phase(thawed).await;
         }
         let frozen = Frozen(Arc::clone(self));
         loop {
@@ -194,7 +199,7 @@ impl Content {
             if self.state.lock().dirty.grounded() {
                 return frozen;
             }
-            landed.await;
+            self.write_back_phase(landed).await;
         }
     }
 

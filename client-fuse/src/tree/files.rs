@@ -7,6 +7,7 @@ use crate::tree::handles::OpenFile;
 use crate::tree::open_inode::{OpenInode, bad_handle};
 use kiln_client::{File, OpenMode};
 use kiln_memory::Bytes;
+use kiln_telemetry::about;
 use kiln_types::{Caller, InodeId, Result};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -88,9 +89,17 @@ fn opened(tree: &Tree, file: Arc<File>, flags: OpenFlags) -> Opened {
     Opened { handle, keep_cache, direct: flags.direct }
 }
 
+/// Notes what the request is about, for the log.
+fn note(file: &OpenFile, bytes: usize) {
+    about(|about| {
+        (about.inode, about.bytes) = (Some(file.open.inode()), Some(bytes as u64));
+    });
+}
+
 /// See [`crate::FileSystem::read`].
 pub(crate) async fn read(tree: &Tree, handle: Handle, offset: u64, length: usize) -> Result<Bytes> {
     let file = tree.handles.file(handle)?;
+    note(&file, length);
     // A page that is written in part is read first, also through a handle that only writes.
     file.open.content().read(&file.stream, offset, length).await
 }
@@ -101,6 +110,7 @@ pub(crate) async fn write(tree: &Tree, handle: Handle, offset: u64, bytes: Bytes
     if !file.flags.write {
         return Err(bad_handle("writing"));
     }
+    note(&file, bytes.len());
     let content = file.open.content();
     file.open.wrote(tree.env.wall());
     if file.flags.sync {
@@ -121,6 +131,7 @@ pub(crate) async fn push(tree: &Tree, file: &OpenFile, told: &Mutex<ErrorMark>) 
     if !file.flags.write {
         return Ok(());
     }
+    about(|about| about.inode = Some(file.open.inode()));
     let pushed = file.open.push().await;
     let kept = file.open.content().error_since(&mut told.lock());
     if let Ok(Some(attr)) = &pushed {

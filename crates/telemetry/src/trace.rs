@@ -36,10 +36,14 @@ pub enum Phase {
     Storage,
     /// The pause before another attempt.
     Pause,
+    /// Bytes that were written before to be stored.
+    WriteBack,
+    /// Bytes that are being read ahead.
+    ReadAhead,
 }
 
 impl Phase {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Queue,
         Self::DiskRead,
         Self::DiskWrite,
@@ -52,6 +56,8 @@ impl Phase {
         Self::Meta,
         Self::Storage,
         Self::Pause,
+        Self::WriteBack,
+        Self::ReadAhead,
     ];
 
     fn name(self) -> &'static str {
@@ -68,6 +74,8 @@ impl Phase {
             Self::Meta => "metadata call",
             Self::Storage => "storage call",
             Self::Pause => "retry pause",
+            Self::WriteBack => "write-back",
+            Self::ReadAhead => "read-ahead",
         }
     }
 }
