@@ -20,6 +20,7 @@ use screen::Screen;
 use show::{Chains, Row, Sample};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use std::time::Duration;
 /// Requests are counted where they arrive, so that a write to three replicas counts three times.
 /// Latencies (~P50: half of the requests were faster, ~P99: 99 of 100) are about right: they come from
 /// buckets that are powers of two. NOW is what is worked on, QUEUE what waits for disks, commits and
-/// other replicas. Ends with q or Ctrl-C.
+/// other replicas, DIRTY what was written to a mount and is not stored yet. Ends with q or Ctrl-C.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How often it is shown anew
@@ -50,9 +51,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// The shortest interval; a server that does not answer is waited for as long as the longest wait.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long a server may take to answer: the interval, within these.
+const ANSWER_WITHIN: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(2);
 
 pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     if args.interval < INTERVAL_MIN {
@@ -62,7 +63,8 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     let cluster = Cluster::of(place)?;
     remote::run(place, async |remote| {
         let terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
-        let mut top = Top { remote, cluster: cluster.clone(), last: Samples::new() };
+        let within = args.interval.clamp(*ANSWER_WITHIN.start(), *ANSWER_WITHIN.end());
+        let mut top = Top { remote, cluster: cluster.clone(), within, last: Samples::new() };
         // Rates need two scrapes.
         top.sample().await;
         match (args.json, args.once || !terminal) {
@@ -88,12 +90,14 @@ async fn watch(top: &mut Top<'_>, interval: Duration) -> Result<()> {
     let mut stop = Stop::on_any()?;
     let mut screen = Screen::open(&env)?;
     screen.show("the first numbers come in an interval");
+    let mut next = env.deadline_after(interval);
     loop {
         tokio::select! {
             () = screen.quit() => return Ok(()),
             () = stop.requested() => return Ok(()),
-            () = env.sleep(interval) => {}
+            () = env.sleep(next.left(env.now())) => {}
         }
+        next = env.deadline_after(interval);
         let sample = tokio::select! {
             () = screen.quit() => return Ok(()),
             sample = top.sample() => sample,
@@ -108,6 +112,8 @@ type Samples = BTreeMap<String, (Scrape, Monotonic)>;
 struct Top<'a> {
     remote: &'a Arc<Remote>,
     cluster: Cluster,
+    /// How long a server may take to answer.
+    within: Duration,
     last: Samples,
 }
 
@@ -128,10 +134,10 @@ impl Top<'_> {
         let scrapes: Vec<_> = wanted(&routing, &self.cluster)
             .into_iter()
             .map(|wanted| {
-                let (source, timer) = (wanted.source.clone(), env.clone());
+                let (source, timer, within) = (wanted.source.clone(), env.clone(), self.within);
                 let scraped = async move {
                     match source {
-                        Some(source) => scrape(&source, &timer, ANSWER_WITHIN).await.map(Some),
+                        Some(source) => scrape(&source, &timer, within).await.map(Some),
                         None => Ok(None),
                     }
                 };

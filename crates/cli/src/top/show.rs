@@ -89,20 +89,19 @@ impl Sample {
 }
 
 fn table(role: Role, rows: &[Row]) -> String {
-    let header: [&str; 14] = match role {
+    let header = match role {
         Role::Server => [
             "SERVER", "STATE", "REQ/S", "ERR/S", "~P50", "~P99", "NOW", "QUEUE", "IN/S", "OUT/S",
-            "DISK R/S", "DISK W/S", "CPU", "MEMORY",
-        ],
-        Role::Mount => [
-            "MOUNT", "STATE", "OPS/S", "ERR/S", "~P50", "~P99", "NOW", "", "WRITE/S", "READ/S", "",
-            "", "CPU", "MEMORY",
+            "CPU", "MEM", "USED", "OF", "DISK R/S", "DISK W/S",
+        ]
+        .as_slice(),
+        Role::Mount => &[
+            "MOUNT", "STATE", "OPS/S", "ERR/S", "~P50", "~P99", "NOW", "DIRTY", "WRITE/S",
+            "READ/S", "CPU", "MEM",
         ],
     };
-    let last = if role == Role::Server { "SPACE" } else { "DIRTY" };
-    let header: Vec<_> = header.into_iter().chain([last]).collect();
     let numbers: Vec<usize> = (2..header.len()).collect();
-    output::table(&header, &numbers, rows.iter().map(|row| cells(role, row)).collect())
+    output::table(header, &numbers, rows.iter().map(|row| cells(role, row)).collect())
 }
 
 fn cells(role: Role, row: &Row) -> Vec<String> {
@@ -111,40 +110,41 @@ fn cells(role: Role, row: &Row) -> Vec<String> {
         |show: &dyn Fn(&Activity) -> String| row.activity.as_ref().map_or_else(|| "-".into(), show);
     let now =
         |show: &dyn Fn(&Standing) -> String| row.standing.as_ref().map_or_else(|| "-".into(), show);
-    let server = role == Role::Server;
-    let only_server = |text: String| if server { text } else { String::new() };
+    let store = |bytes: f64| if bytes > 0.0 { amount(bytes) } else { String::new() };
     cells.extend([
         done(&|a| number(a.requests)),
         done(&|a| number(a.errors)),
         done(&|a| seconds(a.p50_s)),
         done(&|a| seconds(a.p99_s)),
         now(&|s| number(s.under_way)),
-        only_server(now(&|s| number(s.queued))),
+        now(&|s| match role {
+            Role::Server => number(s.queued),
+            Role::Mount => amount(s.dirty_bytes),
+        }),
         done(&|a| amount(a.in_bytes)),
         done(&|a| amount(a.out_bytes)),
-        only_server(done(&|a| amount(a.disk_read_bytes))),
-        only_server(done(&|a| amount(a.disk_written_bytes))),
         done(&|a| format!("{:.0}%", a.cpu * 100.0)),
         now(&|s| amount(s.memory_bytes)),
-        now(&|s| if server { space(s) } else { amount(s.dirty_bytes) }),
     ]);
+    if role == Role::Server {
+        cells.extend([
+            now(&|s| store(s.used_bytes)),
+            now(&|s| store(s.capacity_bytes)),
+            done(&|a| amount(a.disk_read_bytes)),
+            done(&|a| amount(a.disk_written_bytes)),
+        ]);
+    }
     cells
 }
 
-fn space(standing: &Standing) -> String {
-    if standing.capacity_bytes == 0.0 {
-        return String::new();
-    }
-    let (used, capacity) = (standing.used_bytes, standing.capacity_bytes);
-    format!("{} of {}", amount(used), amount(capacity))
-}
-
+/// Bytes as in "317M": tables are wide.
 fn amount(bytes: f64) -> String {
-    output::bytes(bytes as u64)
+    let text = output::bytes(bytes as u64);
+    text.trim_end_matches('B').trim_end_matches('i').replace(' ', "")
 }
 
 fn rate(bytes: f64) -> String {
-    amount(bytes) + "/s"
+    output::bytes(bytes as u64) + "/s"
 }
 
 fn number(value: f64) -> String {
