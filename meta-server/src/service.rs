@@ -39,7 +39,7 @@ async fn answer<T, R>(
 ) -> Reply<T> {
     let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
     let work = async {
-        let work = handle(&peer, request.into_inner());
+        let work = Box::pin(handle(&peer, request.into_inner()));
         let result = store.env().timeout(REQUEST_TIME_MAX, operation, work).await;
         result.flatten().inspect_err(|error| tracing::debug!(%error, "refused"))
     };
@@ -58,6 +58,15 @@ fn who(peer: &Peer, caller: Caller) -> Result<Who> {
     }
     let subtree = (limits.subtree != "/").then(|| limits.subtree.clone());
     Ok(Who { caller, credential: name.clone(), subtree })
+}
+
+/// The credential alone counts: no user acts.
+fn no_user(peer: &Peer) -> Who {
+    let credential = match &peer.kind {
+        kiln_net::PeerKind::Client { name, .. } => name.clone(),
+        kiln_net::PeerKind::Server => String::new(),
+    };
+    Who { credential, ..Who::default() }
 }
 
 fn asker(peer: &Peer, caller: Option<v1::Caller>) -> Result<Who> {
@@ -214,6 +223,17 @@ impl Meta for Service {
         .await
     }
 
+    async fn end_sessions(&self, request: Request<v1::EndSessionsRequest>) -> Reply<v1::Empty> {
+        answer(&self.store, "endsessions", request, async |peer, ask| {
+            let sessions: Vec<_> =
+                ask.sessions.iter().map(|bytes| session(bytes)).collect::<Result<_>>()?;
+            let client = id_from(&ask.client)?;
+            self.store.end_sessions(&no_user(peer), client, &sessions).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Reply<v1::OpenReply> {
         answer(&self.store, "renew", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
@@ -225,13 +245,7 @@ impl Meta for Service {
 
     async fn keep_alive(&self, request: Request<v1::KeepAliveRequest>) -> Reply<v1::Empty> {
         answer(&self.store, "keepalive", request, async |peer, ask| {
-            // The credential alone counts here: no user acts.
-            let credential = match &peer.kind {
-                kiln_net::PeerKind::Client { name, .. } => name.clone(),
-                kiln_net::PeerKind::Server => String::new(),
-            };
-            let who = Who { credential, ..Who::default() };
-            self.store.keep_alive(&who, id_from(&ask.client)?, ask.goodbye).await?;
+            self.store.keep_alive(&no_user(peer), id_from(&ask.client)?, ask.goodbye).await?;
             Ok(v1::Empty {})
         })
         .await

@@ -1,6 +1,7 @@
 //! A client incarnation.
 
 use crate::chunks::ChunkClient;
+use crate::closing::Closing;
 use crate::file::File;
 use crate::meta::Meta;
 use crate::open::OpenMode;
@@ -84,8 +85,9 @@ pub struct Client {
     pub(crate) routing: watch::Receiver<Arc<RoutingInfo>>,
     chunks: Arc<ChunkClient>,
     pieces: Arc<Semaphore>,
+    closing: Arc<Closing>,
     options: Options,
-    _keep_alive: Task<()>,
+    _tasks: [Task<()>; 2],
     _watch: Option<RoutingWatch>,
 }
 
@@ -122,6 +124,8 @@ impl Client {
         let connections = ConnectionPool::new(transport, pool, env.clone());
         let chunks = Arc::new(ChunkClient::new(env.clone(), id, connections, routing.clone()));
         let keep_alive = keep_alive(env.clone(), Arc::clone(&meta), id);
+        let closing = Arc::new(Closing::default());
+        let ends = Arc::clone(&closing).run(env.clone(), Arc::clone(&meta), id);
         Self {
             id,
             meta,
@@ -129,7 +133,8 @@ impl Client {
             routing,
             chunks,
             pieces: Arc::new(Semaphore::new(options.pieces)),
-            _keep_alive: env.spawn("keep alive", keep_alive),
+            closing,
+            _tasks: [env.spawn("keep alive", keep_alive), env.spawn("closing", ends)],
             options,
             env,
             _watch: None,
@@ -175,6 +180,7 @@ impl Client {
             Arc::clone(&self.chunks),
             session,
             Arc::clone(&self.pieces),
+            Arc::clone(&self.closing),
             self.options.io_timeout,
         )
     }

@@ -3,6 +3,7 @@
 use crate::attributes::SetAttr;
 use crate::chunks::{ChunkClient, Place};
 use crate::client::deadline;
+use crate::closing::Closing;
 use crate::meta::Meta;
 use crate::open::OpenMode;
 use crate::session::Session;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) chunks: Arc<ChunkClient>,
     pub(crate) session: Session,
     pub(crate) pieces: Arc<Semaphore>,
+    closing: Arc<Closing>,
     pub(crate) timeout: Option<Duration>,
     layout: Layout,
     stripe: Vec<ChainId>,
@@ -58,6 +60,7 @@ impl File {
         chunks: Arc<ChunkClient>,
         session: Session,
         pieces: Arc<Semaphore>,
+        closing: Arc<Closing>,
         timeout: Option<Duration>,
     ) -> Result<Self> {
         let layout = session
@@ -71,6 +74,7 @@ impl File {
             chunks,
             session,
             pieces,
+            closing,
             timeout,
             layout,
             stripe,
@@ -245,7 +249,8 @@ impl File {
         shared.take(reply)
     }
 
-    /// Does what [`Self::sync`] does where that is needed, and ends the session. Reads and writes that are
+    /// Does what [`Self::sync`] does where that is needed, and ends the session; with nothing to report it
+    /// returns at once, and the session ends soon, as when the file is dropped. Reads and writes that are
     /// under way should have ended; later ones fail. Any further call returns when the first one's work
     /// is done, and does it again if that failed.
     ///
@@ -258,6 +263,10 @@ impl File {
 
     async fn close_once(&self) -> Result<()> {
         let shared = &self.shared;
+        if !self.needs_sync() {
+            shared.closing.end(shared.session.id().to_vec());
+            return Ok(());
+        }
         let turn = shared.meta.turn(shared.session.caller());
         let written = *shared.written.lock();
         let request = v1::CloseRequest {
@@ -338,6 +347,16 @@ impl Shared {
         let attr: Attr = required(Some(reply), "attr")?;
         self.session.take_attr(attr.clone());
         Ok(attr)
+    }
+}
+
+impl Drop for Shared {
+    /// A file that was not closed. If its writer has not reported everything, that is found out when the
+    /// client has ended.
+    fn drop(&mut self) {
+        if !self.closed.initialized() && !self.written.get_mut().is_unreported() {
+            self.closing.end(self.session.id().to_vec());
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod attributes;
 mod channels;
 mod chunks;
 mod client;
+mod closing;
 mod file;
 mod meta;
 mod names;

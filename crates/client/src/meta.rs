@@ -110,6 +110,8 @@ calls! {
     open(OpenRequest) -> OpenReply;
     /// Closes a file.
     close(CloseRequest) -> Attr;
+    /// Closes files with nothing to report.
+    end_sessions(EndSessionsRequest) -> Empty;
     /// Makes a writer's length durable and visible.
     sync(SyncRequest) -> Attr;
     /// A new capability for an open file.

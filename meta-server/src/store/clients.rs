@@ -49,6 +49,31 @@ impl Store {
         Ok(())
     }
 
+    /// Ends open files of a client, whose writers have reported everything. What is not open any more is
+    /// no error.
+    ///
+    /// # Errors
+    /// `Invalid` for more than 256, `ClientEvicted`, `NotAuthorized`, or what kv reports.
+    pub async fn end_sessions(
+        &self,
+        who: &Who,
+        client: ClientId,
+        sessions: &[SessionId],
+    ) -> Result<()> {
+        if sessions.len() > PAGE {
+            return Err(Error::invalid(format!("more than {PAGE} sessions at once")));
+        }
+        let drops = self
+            .transact("end of open files", &|tx| {
+                Box::pin(end_sessions(tx, client, &who.credential, sessions))
+            })
+            .await?;
+        if drops {
+            self.bell.notify_one();
+        }
+        Ok(())
+    }
+
     /// The clients behind `after`, a page of them.
     pub(crate) async fn clients(&self, after: Option<ClientId>) -> Result<Vec<Seen>> {
         self.transact("clients", &|tx| {
@@ -202,6 +227,24 @@ impl Store {
         let end = self.chunks.stored_end(&self.chunk_file(id, &file), &file.floors).await?;
         Ok(Some((end, file.epoch)))
     }
+}
+
+/// Whether inodes without a name were among them.
+async fn end_sessions(
+    tx: &mut Tx<'_, '_>,
+    client: ClientId,
+    credential: &str,
+    sessions: &[SessionId],
+) -> Result<bool> {
+    tx.check_client(client, credential).await?;
+    let mut drops = false;
+    for session in sessions {
+        let Some(handle) = tx.find_session(client, *session).await? else { continue };
+        let inode = tx.inode(handle.inode).await?;
+        drops |= inode.links == 0;
+        tx.end_session(client, *session, &inode, handle.write).await?;
+    }
+    Ok(drops)
 }
 
 /// `false`: the file was truncated since storage was asked.

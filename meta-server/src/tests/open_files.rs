@@ -1,6 +1,6 @@
 //! Open files: who holds them, what lives through them, and how they end.
 
-use crate::store::{CreateArgs, SetAttrArgs, SetTime, Settings, Written};
+use crate::store::{CreateArgs, SetAttrArgs, SetTime, Settings, Who, Written};
 use crate::tests::{CHUNK, READ, ROOT, WRITE, World, code, invariants, key, root, simulate};
 use crate::{Keeper, KeeperOptions};
 use kiln_types::{ClientId, Code, RequestId, Timestamp, TreeId};
@@ -38,6 +38,35 @@ fn an_unlinked_file_lives_as_long_as_a_reader_holds_it() {
         assert_eq!(code(a.attr(file.attr.inode).await), Err(Code::StaleHandle));
         keeper.round().await.expect("a round");
         assert_eq!(world.chunks.stored(), []);
+        invariants::check(&world).await;
+    });
+}
+
+#[test]
+fn many_open_files_end_at_once_and_again() {
+    simulate(5, false, |world| async move {
+        let (mut client, other) = (world.client(1), world.client(2));
+        let mut sessions = Vec::new();
+        for name in ["a", "b"] {
+            let file = client.create(ROOT, name, 0o644, WRITE).await.expect("a file");
+            sessions.extend(file.session);
+        }
+        let file = client.lookup(ROOT, "b").await.expect("a file").inode;
+        client.unlink(ROOT, "b").await.expect("unlink");
+        client.attr(file).await.expect("it is open");
+        // Another client has no such sessions, and another credential not this client.
+        world.store.end_sessions(&root(), other.id, &sessions).await.expect("nothing to do");
+        client.attr(file).await.expect("it is open");
+        let stranger = Who { credential: "stranger".into(), ..root() };
+        let refused = world.store.end_sessions(&stranger, client.id, &sessions).await;
+        assert_eq!(code(refused), Err(Code::NotAuthorized));
+        for _ in 0..2 {
+            world.store.end_sessions(&root(), client.id, &sessions).await.expect("an end");
+        }
+        assert_eq!(code(client.attr(file).await), Err(Code::StaleHandle));
+        let many = vec![sessions[0]; 257];
+        let refused = world.store.end_sessions(&root(), client.id, &many).await;
+        assert_eq!(code(refused), Err(Code::Invalid));
         invariants::check(&world).await;
     });
 }

@@ -1165,6 +1165,14 @@ pub struct CloseRequest {
     pub written: ::core::option::Option<Written>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndSessionsRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub client: ::prost::bytes::Bytes,
+    /// At most 256.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub sessions: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyncRequest {
     #[prost(message, optional, tag = "1")]
     pub origin: ::core::option::Option<Origin>,
@@ -1623,6 +1631,25 @@ pub mod meta_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "Close"));
             self.inner.unary(req, path, codec).await
         }
+        /// Closes open files whose writers have nothing to report. Those that are closed already are no error.
+        pub async fn end_sessions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EndSessionsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/EndSessions");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "EndSessions"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Makes the length (and times) that a writer knows durable and visible.
         pub async fn sync(
             &mut self,
@@ -2003,6 +2030,11 @@ pub mod meta_server {
             &self,
             request: tonic::Request<super::CloseRequest>,
         ) -> std::result::Result<tonic::Response<super::Attr>, tonic::Status>;
+        /// Closes open files whose writers have nothing to report. Those that are closed already are no error.
+        async fn end_sessions(
+            &self,
+            request: tonic::Request<super::EndSessionsRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
         /// Makes the length (and times) that a writer knows durable and visible.
         async fn sync(
             &self,
@@ -2450,6 +2482,49 @@ pub mod meta_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CloseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/EndSessions" => {
+                    #[allow(non_camel_case_types)]
+                    struct EndSessionsSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::EndSessionsRequest>
+                    for EndSessionsSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EndSessionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::end_sessions(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EndSessionsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
