@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+pub(crate) mod mount;
+pub(crate) mod program;
 pub(crate) mod tree;
 
 use kiln_env::Env;
@@ -24,6 +26,8 @@ pub(crate) struct TestCluster {
     env: Env,
     cluster: Option<Cluster>,
     wishes: Wishes,
+    /// How long a client that is not heard keeps its open files, when not as long as usual.
+    lease: Option<Duration>,
     path: PathBuf,
     events: Arc<Mutex<Vec<Event>>>,
     _temporary: tempfile::TempDir,
@@ -32,6 +36,11 @@ pub(crate) struct TestCluster {
 impl TestCluster {
     /// Starts one with `storage` servers and `replicas` copies.
     pub(crate) fn start(storage: u32, replicas: u32) -> Self {
+        Self::start_with(storage, replicas, None)
+    }
+
+    /// The same; a client that is not heard for `lease` loses its open files.
+    pub(crate) fn start_with(storage: u32, replicas: u32, lease: Option<Duration>) -> Self {
         let temporary = tempfile::tempdir().expect("a temporary directory");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let mut cluster = Self {
@@ -44,6 +53,7 @@ impl TestCluster {
                 disks: Some(1),
                 capacity: Some(8 << 30),
             },
+            lease,
             path: temporary.path().join("cluster"),
             events: Arc::default(),
             _temporary: temporary,
@@ -71,6 +81,7 @@ impl TestCluster {
         let report = move |event: Event| log.lock().expect("the log of events").push(event);
         let start = async {
             let (dir, lock) = ClusterDir::take(&self.path, &self.wishes, &self.env).await?;
+            self.lease.iter().for_each(|lease| set_lease(&self.path, *lease));
             Cluster::start(dir, lock, Path::new(KILN), self.env.clone(), report).await
         };
         let started = self.runtime.block_on(start);
@@ -174,4 +185,16 @@ impl TestCluster {
         }
         shown
     }
+}
+
+/// Sets the clients' lease, and how long a capability counts, in the metadata server's configuration.
+fn set_lease(cluster: &Path, lease: Duration) {
+    let path = cluster.join("meta/config.toml");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    let set = |line: &str| match line.split_once(" = ") {
+        Some((key @ ("lease" | "capability"), _)) => format!("{key} = \"{}s\"\n", lease.as_secs()),
+        _ => format!("{line}\n"),
+    };
+    let text: String = text.lines().map(set).collect();
+    std::fs::write(&path, text).expect("a configuration");
 }

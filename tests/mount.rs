@@ -1,0 +1,108 @@
+//! The mount beside a local directory: the same random operations in both, and two mounts that see what
+//! the other one did.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod cluster;
+mod model;
+
+use cluster::TestCluster;
+use cluster::mount::possible;
+use model::op::{Fill, Op};
+use model::world::Defect;
+use model::{Pair, random_run, two, wanted};
+use rustix::fs::RenameFlags;
+
+#[test]
+fn two_local_directories_are_the_same() {
+    let local = tempfile::tempdir().unwrap();
+    let (model, tried) = (model::open_dir(local.path(), "a"), model::open_dir(local.path(), "b"));
+    let pair = Pair { model: &model, tried: &tried };
+    let (seed, steps) = wanted(600);
+    let name = random_run(&pair, seed, steps);
+    model::compare(&pair, &name);
+    two::random_run(&model, [&tried, &tried], seed + 1, steps / 6);
+}
+
+#[test]
+fn defects_are_found() {
+    let local = tempfile::tempdir().unwrap();
+    let (model, tried) = (model::open_dir(local.path(), "a"), model::open_dir(local.path(), "b"));
+    let pair = Pair { model: &model, tried: &tried };
+    let defects: [(&str, Defect); 5] = [
+        ("long writes lose their last byte", |op| match *op {
+            Op::WriteAt { slot, at, fill } if fill.length > 70_000 => {
+                let fill = Fill { length: fill.length - 1, ..fill };
+                Some(Op::WriteAt { slot, at, fill })
+            }
+            _ => None,
+        }),
+        ("lengths are not cut across a chunk", |op| match *op {
+            Op::SetLength { slot, length: 0x10_0000.. } => Some(Op::Attr { slot }),
+            _ => None,
+        }),
+        ("a rename replaces what is there", |op| match op {
+            Op::Rename { from, to, flags } if flags.contains(RenameFlags::NOREPLACE) => {
+                let (from, to) = (from.clone(), to.clone());
+                Some(Op::Rename { from, to, flags: RenameFlags::empty() })
+            }
+            _ => None,
+        }),
+        ("groups do not count", |op| match op {
+            Op::Become(2) => Some(Op::Become(3)),
+            _ => None,
+        }),
+        ("a mapping is not written back", |op| match *op {
+            Op::MapWrite { slot, at, fill } => Some(Op::MapRead { slot, at, length: fill.length }),
+            _ => None,
+        }),
+    ];
+    for (number, (what, defect)) in defects.into_iter().enumerate() {
+        if what.starts_with("groups") && !rustix::process::geteuid().is_root() {
+            continue;
+        }
+        let seed = 1000 * number as u64;
+        let found = (seed..seed + 5).find(|&seed| model::finds(&pair, seed, 3000, defect));
+        assert!(found.is_some(), "{what}: not found");
+    }
+}
+
+#[test]
+fn a_mount_does_what_a_local_directory_does() {
+    if !possible() {
+        return;
+    }
+    let local = tempfile::tempdir().unwrap();
+    let model = model::open_dir(local.path(), "model");
+    let cluster = TestCluster::start(3, 3);
+    let mut mount = cluster.mount();
+    let tried = mount.make_dir("tried");
+    let (seed, steps) = wanted(900);
+    let pair = Pair { model: &model, tried: &tried };
+    random_run(&pair, seed, steps);
+    // Several at a time, each in its own directory.
+    std::thread::scope(|scope| {
+        for number in 1..=3 {
+            scope.spawn(move || random_run(&pair, seed + number, steps / 3));
+        }
+    });
+    mount.unmount();
+    mount.mount_again();
+    for number in 0..=3 {
+        model::compare(&pair, &format!("run-{}", seed + number));
+    }
+    mount.unmount();
+}
+
+#[test]
+fn what_one_mount_has_closed_another_one_sees() {
+    if !possible() {
+        return;
+    }
+    let local = tempfile::tempdir().unwrap();
+    let model = model::open_dir(local.path(), "model");
+    let cluster = TestCluster::start(3, 3);
+    let (one, other) = (cluster.mount(), cluster.mount());
+    let tried = [&one.make_dir("tried"), &other.path().join("tried")];
+    let (seed, steps) = wanted(150);
+    two::random_run(&model, tried.map(|path| path.as_path()), seed, steps);
+}
