@@ -405,7 +405,7 @@ fn a_dead_daemons_mount_is_taken_over_and_a_living_ones_is_not() {
     let mut user = Command::new("sleep").arg("60").stdin(Stdio::from(file)).spawn().unwrap();
     let busy = unmount(&path, How::UnlessBusy).unwrap_err();
     assert_eq!(busy.code(), Code::Busy);
-    let users = mount::users(&path);
+    let users = runtime.block_on(mount::users(&path, &env));
     assert_eq!((users.len(), users[0].pid, users[0].how), (1, user.id(), "open file"));
     // Detached, it ends with its last user.
     unmount(&path, How::Lazily).unwrap();

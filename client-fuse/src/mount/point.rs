@@ -25,7 +25,7 @@ pub enum Health {
 }
 
 /// Runs on a thread of its own what may hang for ever; such a thread is left behind.
-async fn ask<T: Send + 'static>(
+pub(super) async fn ask<T: Send + 'static>(
     env: &Env,
     what: &str,
     body: impl FnOnce() -> T + Send + 'static,

@@ -57,10 +57,12 @@ async fn take_away(path: &Path, how: How, env: &Env) -> Result<String> {
         unmount(&path, How::Lazily)?;
         return Ok(format!("{shown} is unmounted; its daemon had died\n"));
     }
-    unmount(&path, how).map_err(|error| match error.code() {
-        Code::Busy => busy(&path, &users(&path)),
-        _ => error,
-    })?;
+    match unmount(&path, how) {
+        Err(error) if error.code() == Code::Busy => {
+            return Err(busy(&path, &users(&path, env).await));
+        }
+        unmounted => unmounted?,
+    }
     match daemon {
         Some(daemon) if how == How::UnlessBusy => {
             ended(daemon, env).await?;

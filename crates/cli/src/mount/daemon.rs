@@ -184,7 +184,7 @@ impl Mounted {
         });
         let detached = match unmounted.await? {
             Err(error) if error.code() == Code::Busy => {
-                for user in users(&path) {
+                for user in users(&path, env).await {
                     tracing::warn!(
                         pid = user.pid,
                         name = user.name,
