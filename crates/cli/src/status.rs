@@ -3,7 +3,9 @@
 use crate::failure::Outcome;
 use crate::place::{Place, invoked_as};
 use crate::remote::{Remote, of_dir};
+use crate::serve::METRICS_TAG;
 use crate::{admin, output, runtime};
+use kiln_client_fuse::mount::{Record, records};
 use kiln_config::format_size;
 use kiln_env::Env;
 use kiln_launch::{ClusterDir, Lock, ServerState, State};
@@ -45,6 +47,8 @@ struct Server {
     name: String,
     pid: Option<u32>,
     address: Option<SocketAddr>,
+    /// Where a mount's daemon mounts the cluster.
+    mount: Option<PathBuf>,
     running: bool,
     /// Whether the manager hears it; absent when the manager does not answer.
     alive: Option<bool>,
@@ -52,6 +56,8 @@ struct Server {
     restarts: u32,
     /// Resident memory.
     memory_bytes: u64,
+    /// Where its metrics are.
+    metrics: Option<String>,
 }
 
 pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
@@ -80,7 +86,9 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
         .with_hint(format!("'{} up' starts it", invoked_as())));
     };
     let shape = dir.shape();
-    let servers = State::read(dir.path())?.servers;
+    let servers = State::read(dir.path())?.servers.into_iter();
+    let mut servers: Vec<_> = servers.map(|server| look_at(server, env)).collect();
+    servers.extend(other_mounts(dir, &servers, env)?);
     Ok(Status {
         cluster: dir.id(),
         dir: dir.path().into(),
@@ -90,7 +98,7 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
         disks: shape.disks,
         disk_capacity_bytes: shape.capacity,
         metadata_copies: 1,
-        servers: servers.into_iter().map(|server| look_at(server, env)).collect(),
+        servers,
         targets: None,
         trouble: None,
     })
@@ -112,6 +120,7 @@ impl Status {
             let node = routing.nodes.get(&service.node);
             if let (Some(server), Some(node)) = (server, node) {
                 server.alive = Some(node.alive);
+                server.metrics = node.tags.get(METRICS_TAG).cloned();
             }
         }
         let serving = routing.chains.values().map(|chain| chain.serving().count()).sum();
@@ -130,12 +139,35 @@ fn look_at(server: ServerState, env: &Env) -> Server {
         name: server.name,
         pid: server.pid,
         address: server.address,
+        mount: server.mount,
         running: memory.is_some(),
         alive: None,
         up_seconds: Duration::from_nanos(u64::try_from(up).unwrap_or(0)).as_secs(),
         restarts: server.restarts,
         memory_bytes: memory.unwrap_or(0),
+        metrics: None,
     }
+}
+
+/// The mounts that 'kiln mount' made.
+fn other_mounts(dir: &ClusterDir, known: &[Server], env: &Env) -> Result<Vec<Server>> {
+    let of_dir = |record: &Record| record.cluster_dir.as_deref() == Some(dir.path());
+    let ours = records()?.into_iter().filter_map(|(_, record)| record).filter(of_dir);
+    let pids: Vec<_> = known.iter().filter_map(|server| server.pid).collect();
+    let others = ours.filter(|record| !pids.contains(&record.daemon.pid));
+    let server = |record: Record| Server {
+        name: "mount".into(),
+        pid: Some(record.daemon.pid),
+        address: None,
+        mount: Some(record.path),
+        running: true,
+        alive: None,
+        up_seconds: env.wall().0.saturating_sub(record.since.0).unsigned_abs() / 1_000_000_000,
+        restarts: 0,
+        memory_bytes: resident_bytes(record.daemon.pid).unwrap_or(0),
+        metrics: record.metrics.map(|address| address.to_string()),
+    };
+    Ok(others.map(server).collect())
 }
 
 /// The resident memory of a process; `None` when it does not run (or has ended and was not waited for).
@@ -148,11 +180,19 @@ fn resident_bytes(pid: u32) -> Option<u64> {
 
 fn state(server: &Server) -> &'static str {
     match (server.running, server.alive) {
+        (true, _) if server.mount.is_some() => "mounted",
+        (false, _) if server.mount.is_some() => "not mounted",
         (false, _) => "not running",
         (true, Some(true)) => "healthy",
         (true, Some(false)) => "not heard",
         (true, None) => "running",
     }
+}
+
+/// Where a server listens, or a mount is.
+fn place(server: &Server) -> Option<String> {
+    let mount = server.mount.as_ref().map(|path| path.display().to_string());
+    mount.or_else(|| server.address.map(|address| address.to_string()))
 }
 
 fn show(status: &Status) -> String {
@@ -162,10 +202,11 @@ fn show(status: &Status) -> String {
             server.name.clone(),
             state(server).into(),
             text(server.pid.map(|pid| pid.to_string())),
-            text(server.address.map(|address| address.to_string())),
+            text(place(server)),
             if server.running { duration(server.up_seconds) } else { "-".into() },
             server.restarts.to_string(),
             if server.running { output::bytes(server.memory_bytes) } else { "-".into() },
+            text(server.metrics.clone().filter(|_| server.running)),
         ]
     });
     let replicas = match status.targets {
@@ -177,7 +218,7 @@ fn show(status: &Status) -> String {
     };
     let trouble = status.trouble.as_ref().map(|why| format!("\nTrouble: {why}\n"));
     let trouble = trouble.unwrap_or_default();
-    let header = ["SERVER", "STATE", "PID", "ADDRESS", "UP", "RESTARTS", "MEMORY"];
+    let header = ["SERVER", "STATE", "PID", "ADDRESS", "UP", "RESTARTS", "MEMORY", "METRICS"];
     let table = output::table(&header, &[2, 5, 6], rows.collect());
     format!(
         "cluster {} in {} (supervisor pid {})\n\

@@ -3,11 +3,13 @@
 use crate::failure::{Failure, Outcome};
 use crate::place::{Place, invoked_as, quoted};
 use crate::{detached, output, runtime, usable};
+use kiln_client_fuse::mount::prepare;
 use kiln_env::Env;
 use kiln_launch::{Cluster, ClusterDir, Event, Shape, Stop, Wishes};
 use kiln_types::{Code, Context, Result};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
@@ -29,6 +31,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = kiln_config::parse_size)]
     capacity: Option<u64>,
 
+    /// Mount the cluster on this directory while it runs
+    #[arg(long, value_name = "PATH")]
+    mount: Option<PathBuf>,
+
     /// Return when the cluster is ready; 'kiln down' stops it
     #[arg(long)]
     detach: bool,
@@ -39,10 +45,14 @@ pub(crate) struct Args {
 }
 
 /// What a background supervisor says when the cluster is ready.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Ready {
     milliseconds: u64,
     shape: Shape,
+    /// Where it is mounted.
+    mount: Option<PathBuf>,
+    /// What happened on the way that its user wants to know.
+    notes: Vec<String>,
     unready: Option<String>,
 }
 
@@ -76,20 +86,18 @@ async fn foreground(place: &Place, args: &Args, path: &Path) -> Outcome {
     let env = Env::real();
     let begin = env.now();
     let mut stop = Stop::on_any()?;
+    let (point, notes) = point(args, &env).await?;
     let (dir, lock) = take(args, path, &env).await?;
+    notes.iter().for_each(|note| output::tell(note));
     output::tell(&format!("starting kiln in {}", path.display()));
     let report = |event| output::tell(&format!("{event}"));
-    let starting = start(dir, lock, &env, quiet_while_starting(report));
-    let mut cluster = tokio::select! {
-        cluster = starting => cluster?,
+    let starting = start(dir, lock, point.as_deref(), &env, quiet_while_starting(report));
+    let (mut cluster, unready) = tokio::select! {
+        started = starting => started?,
         () = stop.requested() => return Ok(()),
     };
-    let unready = usable::unready(cluster.dir(), &env).await;
-    let took = env.now().since(begin);
-    output::tell(&ready_text(place, cluster.dir().path(), cluster.dir().shape(), took, false));
-    if let Some(why) = unready {
-        output::tell(&format!("\nBut {why}"));
-    }
+    let ready = Ready::new(&cluster, point, notes, unready, env.now().since(begin));
+    output::tell(&ready.text(place, path, false));
     cluster.supervise(&mut stop).await?;
     Ok(())
 }
@@ -110,11 +118,13 @@ async fn detach(place: &Place, args: &Args, path: &Path) -> Outcome {
             command.arg(option).arg(value.to_string());
         }
     }
+    if let Some(mount) = &args.mount {
+        command.arg("--mount").arg(std::path::absolute(mount).context(mount.display())?);
+    }
     let log = path.join("logs/up.log");
     let ready: Ready = detached::start(command, "the supervisor", ANSWER_WITHIN, &log).await?;
-    let took = Duration::from_millis(ready.milliseconds);
-    let but = ready.unready.map(|why| format!("\nBut {why}\n")).unwrap_or_default();
-    output::print(&(ready_text(place, path, &ready.shape, took, true) + "\n" + &but))?;
+    let notes: String = ready.notes.iter().map(|note| format!("{note}\n")).collect();
+    output::print(&(notes + &ready.text(place, path, true) + "\n"))?;
     Ok(())
 }
 
@@ -124,23 +134,20 @@ async fn background(args: &Args, path: &Path) -> Outcome {
     let begin = env.now();
     let mut stop = Stop::on_any()?;
     let started = async {
+        let (point, notes) = point(args, &env).await?;
         let (dir, lock) = take(args, path, &env).await?;
         detached::log_to(&dir.log("up"), Duration::ZERO)?;
         tracing::info!(dir = %path.display(), pid = std::process::id(), "supervisor started");
         let report = |event: Event| tracing::info!("{event}");
-        let cluster = start(dir, lock, &env, report).await?;
-        let unready = usable::unready(cluster.dir(), &env).await;
-        Outcome::Ok((cluster, unready))
+        let (cluster, unready) = start(dir, lock, point.as_deref(), &env, report).await?;
+        let ready = Ready::new(&cluster, point, notes, unready, env.now().since(begin));
+        Outcome::Ok((cluster, ready))
     };
     let started = tokio::select! {
         started = started => started,
         () = stop.requested() => return Ok(()),
     };
-    let (mut cluster, _) = detached::answer(started, |(cluster, unready)| Ready {
-        milliseconds: u64::try_from(env.now().since(begin).as_millis()).unwrap_or(u64::MAX),
-        shape: *cluster.dir().shape(),
-        unready: unready.clone(),
-    })?;
+    let (mut cluster, _) = detached::answer(started, |(_, ready)| ready.clone())?;
     cluster.supervise(&mut stop).await?;
     tracing::info!("supervisor stopped");
     Ok(())
@@ -156,14 +163,40 @@ async fn take(args: &Args, path: &Path, env: &Env) -> Outcome<(ClusterDir, kiln_
     })
 }
 
+/// Starts the servers, waits until they can be used, and mounts; why they cannot be used as they should.
 async fn start(
     dir: ClusterDir,
     lock: kiln_launch::Lock,
+    point: Option<&Path>,
     env: &Env,
     report: impl FnMut(Event) + Send + 'static,
-) -> Result<Cluster> {
+) -> Result<(Cluster, Option<String>)> {
     let program = std::env::current_exe().context("this program")?;
-    Cluster::start(dir, lock, &program, env.clone(), report).await
+    let mut cluster = Cluster::start(dir, lock, &program, env.clone(), report).await?;
+    let unready = usable::unready(cluster.dir(), env).await;
+    if let Some(point) = point
+        && let Err(error) = cluster.mount(point).await
+    {
+        cluster.stop().await;
+        return Err(error);
+    }
+    Ok((cluster, unready))
+}
+
+/// Where the cluster is to be mounted, looked at before anything starts, and what was done for that: a
+/// directory that is not there is made where its parent is.
+async fn point(args: &Args, env: &Env) -> Result<(Option<PathBuf>, Vec<String>)> {
+    let Some(path) = &args.mount else { return Ok((None, Vec::new())) };
+    let mut notes = Vec::new();
+    let path = std::path::absolute(path).context(path.display())?;
+    if path.parent().is_some_and(Path::is_dir)
+        && path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
+    {
+        std::fs::create_dir(&path).context(path.display())?;
+        notes.push(format!("made the directory {}", path.display()));
+    }
+    let point = prepare(&path, env, |note| notes.push(note)).await?;
+    Ok((Some(point), notes))
 }
 
 /// At the first start of each server its readiness is no news; afterwards it is.
@@ -171,24 +204,49 @@ fn quiet_while_starting(mut report: impl FnMut(Event)) -> impl FnMut(Event) {
     let mut known = std::collections::BTreeSet::new();
     move |event| match &event {
         Event::Ready { name, .. } if known.insert(name.clone()) => {}
+        Event::Mounted { path, .. } if known.insert(path.display().to_string()) => {}
         _ => report(event),
     }
 }
 
-fn ready_text(place: &Place, dir: &Path, shape: &Shape, took: Duration, detached: bool) -> String {
-    let kiln = format!("{}{}", invoked_as(), place.as_options(dir));
-    let servers = output::count(shape.storage, "storage server");
-    let replicas = output::count(shape.replicas, "replica");
-    let stop = if detached {
-        format!("  {kiln} down")
-    } else {
-        "  Ctrl-C here stops it; what it holds stays.".into()
-    };
-    format!(
-        "kiln is ready after {:.1} s: {servers}, {replicas} of everything, in {}\n\n\
-         What to type next:\n  {kiln} cp -r ~/dataset kiln:/\n  {kiln} ls -l kiln:/\n  \
-         {kiln} status\n{stop}",
-        took.as_secs_f64(),
-        quoted(dir),
-    )
+impl Ready {
+    fn new(
+        cluster: &Cluster,
+        mount: Option<PathBuf>,
+        notes: Vec<String>,
+        unready: Option<String>,
+        took: Duration,
+    ) -> Self {
+        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        Self { milliseconds, shape: *cluster.dir().shape(), mount, notes, unready }
+    }
+
+    fn text(&self, place: &Place, dir: &Path, detached: bool) -> String {
+        let kiln = format!("{}{}", invoked_as(), place.as_options(dir));
+        let servers = output::count(self.shape.storage, "storage server");
+        let replicas = output::count(self.shape.replicas, "replica");
+        let stop = if detached {
+            format!("  {kiln} down")
+        } else {
+            "  Ctrl-C here stops it; what it holds stays.".into()
+        };
+        let (mounted, try_it) = match &self.mount {
+            Some(path) => {
+                let path = quoted(path);
+                let copy = format!("cp -a ~/dataset {path}/\n  ls -l {path}/\n  {kiln} status");
+                (format!(", mounted on {path}"), copy)
+            }
+            None => {
+                let copy = format!("{kiln} cp -r ~/dataset kiln:/\n  {kiln} ls -l kiln:/");
+                (String::new(), format!("{copy}\n  {kiln} status"))
+            }
+        };
+        let but = self.unready.as_ref().map(|why| format!("\n\nBut {why}")).unwrap_or_default();
+        format!(
+            "kiln is ready after {:.1} s: {servers}, {replicas} of everything, in {}{mounted}\n\n\
+             What to type next:\n  {try_it}\n{stop}{but}",
+            Duration::from_millis(self.milliseconds).as_secs_f64(),
+            quoted(dir),
+        )
+    }
 }

@@ -1,12 +1,12 @@
-//! The servers of one cluster as child processes: start, signals, stop.
+//! The servers of one cluster, and perhaps a mount of it, as child processes: start, signals, stop.
 
+use crate::member::{Member, Role};
 use crate::process::{Process, signal_pid};
-use crate::{ClusterDir, Event, Exit, Lock, ServerState, Service, State, ports};
+use crate::{ClusterDir, Event, Exit, Lock, ServerState, State, ports};
 use kiln_env::Env;
-use kiln_types::{Code, Error, Monotonic, Result, ServiceKind, Timestamp};
+use kiln_types::{Code, Error, Result, ServiceKind};
 use rustix::process::Signal;
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use std::time::Duration;
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a server may take to stop before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// How long a mount may take to bring to the cluster what was written.
+const FLUSH_WITHIN: Duration = Duration::from_secs(60);
 /// How long the kernel may take to end a killed process.
 const KILL_WITHIN: Duration = Duration::from_secs(5);
 
@@ -21,22 +23,10 @@ const KILL_WITHIN: Duration = Duration::from_secs(5);
 pub struct Cluster {
     pub(crate) dir: ClusterDir,
     pub(crate) env: Env,
-    pub(crate) servers: Vec<Server>,
+    pub(crate) members: Vec<Member>,
     program: PathBuf,
     report: Box<dyn FnMut(Event) + Send>,
     _lock: Lock,
-}
-
-/// One server and, while it runs, its process.
-pub(crate) struct Server {
-    pub(crate) service: Service,
-    pub(crate) process: Option<Process>,
-    pub(crate) restarts: u32,
-    /// When it is to be started again, and the pause before that.
-    pub(crate) again: Option<Monotonic>,
-    pub(crate) pause: Duration,
-    address: Option<SocketAddr>,
-    since: Option<Timestamp>,
 }
 
 impl Cluster {
@@ -54,30 +44,20 @@ impl Cluster {
     ) -> Result<Self> {
         // What cannot be read holds nothing that a start needs.
         let state = State::read(dir.path()).unwrap_or_default();
-        let server = |service: Service| Server {
-            address: state.address_of(&service.name),
-            service,
-            process: None,
-            restarts: 0,
-            again: None,
-            pause: Duration::ZERO,
-            since: None,
+        let member = |service: crate::Service| {
+            let address = state.address_of(&service.name);
+            Member::new(Role::Server(service), address)
         };
-        let servers = dir.services().into_iter().map(server).collect();
+        let members = dir.services().into_iter().map(member).collect();
         let (program, report) = (program.to_path_buf(), Box::new(report));
-        let mut cluster = Self { dir, env, servers, program, report, _lock: lock };
+        let mut cluster = Self { dir, env, members, program, report, _lock: lock };
         for event in sweep(&cluster.dir, &state, &cluster.env).await? {
             cluster.tell(event);
         }
         let started = async {
-            let (first, others) = ([0], (1..cluster.servers.len()).collect::<Vec<_>>());
+            let (first, others) = ([0], (1..cluster.members.len()).collect::<Vec<_>>());
             for group in [&first[..], &others] {
-                for (at, result) in cluster.start_group(group).await {
-                    result.map_err(|error| {
-                        let name = &cluster.servers[at].service.name;
-                        error.while_doing(format_args!("{name} did not start"))
-                    })?;
-                }
+                cluster.start_all(group).await?;
             }
             Ok(())
         };
@@ -90,6 +70,30 @@ impl Cluster {
         }
     }
 
+    /// Mounts the cluster on the directory `path`, which is absolute; from here on its daemon is watched
+    /// like a server.
+    ///
+    /// # Errors
+    /// `Local` when it does not start, with what it said.
+    pub async fn mount(&mut self, path: &Path) -> Result<()> {
+        self.members.push(Member::new(Role::Mount(path.into()), None));
+        let started = self.start_all(&[self.members.len() - 1]).await;
+        if started.is_err() {
+            self.members.pop();
+        }
+        started
+    }
+
+    /// Starts these members side by side, all or none.
+    async fn start_all(&mut self, places: &[usize]) -> Result<()> {
+        for (at, result) in self.start_group(places).await {
+            result.map_err(|error| {
+                error.while_doing(format_args!("{} did not start", self.members[at].name()))
+            })?;
+        }
+        Ok(())
+    }
+
     /// The cluster's directory.
     pub fn dir(&self) -> &ClusterDir {
         &self.dir
@@ -97,13 +101,13 @@ impl Cluster {
 
     /// Where the server `name` listens, or listened last.
     pub fn address(&self, name: &str) -> Option<SocketAddr> {
-        self.servers.iter().find(|server| server.service.name == name)?.address
+        self.members.iter().find(|member| member.name() == name)?.address
     }
 
     /// The process of the server `name`, while it runs.
     pub fn pid(&self, name: &str) -> Option<u32> {
-        let server = self.servers.iter().find(|server| server.service.name == name)?;
-        server.process.as_ref().map(Process::pid)
+        let member = self.members.iter().find(|member| member.name() == name)?;
+        member.process.as_ref().map(Process::pid)
     }
 
     /// Starts the server `name` again, after [`Self::kill`] or when it ended by itself.
@@ -112,11 +116,11 @@ impl Cluster {
     /// `Busy` when it runs, `Local` when it does not start.
     pub async fn start_server(&mut self, name: &str) -> Result<()> {
         let at = self.find(name)?;
-        let server = &mut self.servers[at];
-        if server.process.as_mut().is_some_and(|process| process.exited().is_none()) {
+        let member = &mut self.members[at];
+        if member.process.as_mut().is_some_and(|process| process.exited().is_none()) {
             return Err(Error::new(Code::Busy, format!("{name} runs already")));
         }
-        server.process = None;
+        member.process = None;
         self.start_group(&[at]).await.into_iter().try_for_each(|(_, result)| result)
     }
 
@@ -126,20 +130,20 @@ impl Cluster {
     /// `NotFound` when there is no such server or it does not run.
     pub async fn kill(&mut self, name: &str) -> Result<Exit> {
         let at = self.find(name)?;
-        let mut process = self.servers[at].process.take().ok_or_else(|| not_running(name))?;
+        let mut process = self.members[at].process.take().ok_or_else(|| not_running(name))?;
         process.signal(Signal::KILL);
         let exit = process.wait(&self.env, KILL_WITHIN).await;
         self.write_state();
         exit.ok_or_else(|| Error::new(Code::Local, format!("{name} does not end after SIGKILL")))
     }
 
-    /// Kills all servers at once.
+    /// Kills everything at once.
     pub async fn kill_all(&mut self) {
-        for process in self.servers.iter_mut().filter_map(|server| server.process.as_mut()) {
+        for process in self.members.iter_mut().filter_map(|member| member.process.as_mut()) {
             process.signal(Signal::KILL);
         }
-        for server in &mut self.servers {
-            if let Some(mut process) = server.process.take() {
+        for member in &mut self.members {
+            if let Some(mut process) = member.process.take() {
                 process.wait(&self.env, KILL_WITHIN).await;
             }
         }
@@ -162,35 +166,42 @@ impl Cluster {
         self.signal(name, Signal::CONT)
     }
 
-    /// Stops everything: the manager first, so that nobody is declared dead meanwhile, then the metadata
-    /// server, then the storage servers. Whoever takes too long is killed.
+    /// Stops everything: a mount first, while its servers can take what was written; then the manager, so
+    /// that nobody is declared dead meanwhile, the metadata server, and the storage servers. Whoever takes
+    /// too long is killed.
     pub async fn stop(&mut self) {
+        self.stop_kind(None, FLUSH_WITHIN).await;
         for kind in [ServiceKind::Mgmtd, ServiceKind::Meta, ServiceKind::Storage] {
-            let of_kind = |server: &&mut Server| server.service.kind == kind;
-            for server in self.servers.iter_mut().filter(of_kind) {
-                if let Some(process) = &mut server.process {
-                    process.signal(Signal::TERM);
-                    process.signal(Signal::CONT);
-                }
-            }
-            let deadline = self.env.deadline_after(STOP_WITHIN);
-            for server in self.servers.iter_mut().filter(of_kind) {
-                let Some(mut process) = server.process.take() else { continue };
-                let name = server.service.name.clone();
-                let left = deadline.left(self.env.now()).max(Duration::from_millis(1));
-                if process.wait(&self.env, left).await.is_some() {
-                    (self.report)(Event::Stopped { name });
-                } else {
-                    process.signal(Signal::KILL);
-                    process.wait(&self.env, KILL_WITHIN).await;
-                    (self.report)(Event::Killed { name });
-                }
-            }
+            self.stop_kind(Some(kind), STOP_WITHIN).await;
         }
         self.write_state();
     }
 
-    /// Starts the servers at these places side by side; a result for each.
+    /// Stops the servers of a kind, or with `None` the mount.
+    async fn stop_kind(&mut self, kind: Option<ServiceKind>, within: Duration) {
+        let of_kind = |member: &&mut Member| member.role.kind() == kind;
+        for member in self.members.iter_mut().filter(of_kind) {
+            if let Some(process) = &mut member.process {
+                process.signal(Signal::TERM);
+                process.signal(Signal::CONT);
+            }
+        }
+        let deadline = self.env.deadline_after(within);
+        for member in self.members.iter_mut().filter(of_kind) {
+            let Some(mut process) = member.process.take() else { continue };
+            let name = member.name().to_string();
+            let left = deadline.left(self.env.now()).max(Duration::from_millis(1));
+            if process.wait(&self.env, left).await.is_some() {
+                (self.report)(Event::Stopped { name });
+            } else {
+                process.signal(Signal::KILL);
+                process.wait(&self.env, KILL_WITHIN).await;
+                (self.report)(Event::Killed { name });
+            }
+        }
+    }
+
+    /// Starts the members at these places side by side; a result for each.
     pub(crate) async fn start_group(&mut self, places: &[usize]) -> Vec<(usize, Result<()>)> {
         let spawned: Vec<_> = places.iter().map(|at| (*at, self.spawn(*at))).collect();
         let mut results = Vec::new();
@@ -200,8 +211,8 @@ impl Cluster {
                 Err(error) => Err(error),
             };
             // Another program may have taken the port since it was chosen.
-            let lost_port = |server: &Server| server.address.is_some_and(|a| !ports::is_free(a));
-            if result.is_err() && lost_port(&self.servers[at]) && self.spawn(at).is_ok() {
+            let lost_port = |member: &Member| member.address.is_some_and(|a| !ports::is_free(a));
+            if result.is_err() && lost_port(&self.members[at]) && self.spawn(at).is_ok() {
                 result = self.await_ready(at).await;
             }
             results.push((at, result));
@@ -211,43 +222,61 @@ impl Cluster {
     }
 
     fn spawn(&mut self, at: usize) -> Result<()> {
-        let wish = self.servers[at].address;
+        if self.members[at].role.kind().is_some() {
+            self.choose_address(at)?;
+        }
+        let mgmtd = self.address("mgmtd");
+        let member = &mut self.members[at];
+        let arguments = member.role.arguments(&self.dir, member.address, mgmtd);
+        let (program, dir, env) = (&self.program, &self.dir, &self.env);
+        member.process = Some(Process::start(program, dir, member.name(), arguments, env)?);
+        member.since = Some(env.wall());
+        Ok(())
+    }
+
+    /// Where a server is to listen: where it did, when that is free.
+    fn choose_address(&mut self, at: usize) -> Result<()> {
+        let wish = self.members[at].address;
         let listen = match wish {
             Some(address) if ports::is_free(address) => address,
             _ => {
-                let given: Vec<_> = self.servers.iter().filter_map(|s| s.address).collect();
+                let given: Vec<_> = self.members.iter().filter_map(|m| m.address).collect();
                 ports::choose(&self.env, &given)?
             }
         };
-        let name = self.servers[at].service.name.clone();
         if let Some(from) = wish.filter(|wish| *wish != listen) {
+            let name = self.members[at].name().into();
             (self.report)(Event::Moved { name, from, to: listen });
         }
-        let mgmtd = self.address("mgmtd");
-        let server = &mut self.servers[at];
-        server.address = Some(listen);
-        let (program, dir, env) = (&self.program, &self.dir, &self.env);
-        let process = Process::start(program, dir, &server.service, listen, mgmtd, env)?;
-        server.process = Some(process);
-        server.since = Some(env.wall());
+        self.members[at].address = Some(listen);
         Ok(())
     }
 
     async fn await_ready(&mut self, at: usize) -> Result<()> {
-        let server = &mut self.servers[at];
-        let name = server.service.name.clone();
-        let process = server.process.as_mut().ok_or_else(|| not_running(&name))?;
-        match process.ready(&self.env, READY_WITHIN).await {
-            Ok(address) => {
-                server.address = Some(address);
-                let pid = process.pid();
-                (self.report)(Event::Ready { name, pid, address });
+        let member = &mut self.members[at];
+        let name = member.name().to_string();
+        let process = member.process.as_mut().ok_or_else(|| not_running(&name))?;
+        let pid = process.pid();
+        let ready = process.ready(&self.env, READY_WITHIN).await;
+        let event = ready.and_then(|place| match &member.role {
+            Role::Mount(path) => Ok(Event::Mounted { path: path.clone(), pid }),
+            Role::Server(_) => {
+                let address = place.parse();
+                let address = address
+                    .map_err(|_| Error::new(Code::Local, format!("it is ready on '{place}'")))?;
+                member.address = Some(address);
+                Ok(Event::Ready { name, pid, address })
+            }
+        });
+        match event {
+            Ok(event) => {
+                (self.report)(event);
                 Ok(())
             }
             Err(error) => {
                 process.signal(Signal::KILL);
                 process.wait(&self.env, KILL_WITHIN).await;
-                server.process = None;
+                member.process = None;
                 Err(error)
             }
         }
@@ -255,13 +284,13 @@ impl Cluster {
 
     fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
         let at = self.find(name)?;
-        let process = self.servers[at].process.as_mut().ok_or_else(|| not_running(name))?;
+        let process = self.members[at].process.as_mut().ok_or_else(|| not_running(name))?;
         process.signal(signal);
         Ok(())
     }
 
     fn find(&self, name: &str) -> Result<usize> {
-        let found = self.servers.iter().position(|server| server.service.name == name);
+        let found = self.members.iter().position(|member| member.name() == name);
         found.ok_or_else(|| Error::new(Code::NotFound, format!("there is no server '{name}'")))
     }
 
@@ -272,12 +301,13 @@ impl Cluster {
     /// Writes down what runs. A full disk does not end a cluster: it is told, and the next change is
     /// written again.
     pub(crate) fn write_state(&mut self) {
-        let servers = self.servers.iter().map(|server| ServerState {
-            name: server.service.name.clone(),
-            address: server.address,
-            pid: server.process.as_ref().map(Process::pid),
-            since: server.process.as_ref().and(server.since),
-            restarts: server.restarts,
+        let servers = self.members.iter().map(|member| ServerState {
+            name: member.name().into(),
+            address: member.address,
+            mount: member.role.mount().map(Into::into),
+            pid: member.process.as_ref().map(Process::pid),
+            since: member.process.as_ref().and(member.since),
+            restarts: member.restarts,
         });
         let written = State { servers: servers.collect() }.write(self.dir.path());
         if let Err(error) = written {
@@ -308,36 +338,35 @@ pub async fn clear_stale(dir: &ClusterDir, env: &Env) -> Result<Vec<Event>> {
     Ok(events)
 }
 
-/// Ends the recorded processes whose arguments name their configuration file.
+/// Ends the recorded processes that still are what was recorded.
 async fn sweep(dir: &ClusterDir, state: &State, env: &Env) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     let services = dir.services();
     for server in &state.servers {
         let service = services.iter().find(|service| service.name == server.name);
-        let (Some(service), Some(pid)) = (service, server.pid) else { continue };
-        let config = dir.config(service);
+        let role = match (service, &server.mount) {
+            (Some(service), _) => Role::Server(service.clone()),
+            (None, Some(path)) => Role::Mount(path.clone()),
+            (None, None) => continue,
+        };
+        let Some(pid) = server.pid else { continue };
         let deadline = env.deadline_after(KILL_WITHIN);
         let mut found = false;
-        while names_file(pid, &config) {
+        while role.is_process(dir, pid) {
             found = true;
             signal_pid(pid, Signal::KILL);
             if deadline.passed(env.now()) {
+                let name = role.name();
                 return Err(Error::new(
                     Code::Busy,
-                    format!("{} of an earlier run (pid {pid}) does not end", service.name),
+                    format!("{name} of an earlier run (pid {pid}) does not end"),
                 ));
             }
             env.sleep(Duration::from_millis(10)).await;
         }
         if found {
-            events.push(Event::Swept { name: service.name.clone(), pid });
+            events.push(Event::Swept { name: role.name().into(), pid });
         }
     }
     Ok(events)
-}
-
-/// Whether the process `pid` runs and has `file` among its arguments.
-fn names_file(pid: u32, file: &Path) -> bool {
-    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    arguments.split(|byte| *byte == 0).any(|argument| argument == file.as_os_str().as_bytes())
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Something that whoever started the cluster wants to know.
@@ -31,6 +32,18 @@ pub enum Event {
         pid: u32,
         /// Where it listens.
         address: SocketAddr,
+    },
+    /// The cluster is mounted.
+    Mounted {
+        /// Where.
+        path: PathBuf,
+        /// The daemon's process.
+        pid: u32,
+    },
+    /// Somebody unmounted it.
+    Unmounted {
+        /// Where it was.
+        path: PathBuf,
     },
     /// The server died; it will be started again.
     Died {
@@ -79,6 +92,10 @@ impl fmt::Display for Event {
             Self::Ready { name, pid, address } => {
                 write!(f, "{name} is ready on {address} (pid {pid})")
             }
+            Self::Mounted { path, pid } => {
+                write!(f, "mounted on {} (pid {pid})", path.display())
+            }
+            Self::Unmounted { path } => write!(f, "{} has been unmounted", path.display()),
             Self::Died { name, how, pause } => {
                 write!(f, "{name} {how}; starting it again in {pause:?}")
             }

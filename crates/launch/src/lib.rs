@@ -3,7 +3,8 @@
 //! A cluster lives in one directory ([`ClusterDir`]); whoever runs it holds the directory's [`Lock`], so
 //! there is one supervisor at most. [`Cluster`] starts the servers as child processes, each by its own
 //! command line, knows from a line on their standard output that they are ready, starts them again when
-//! they die, and stops them in an order in which nobody is declared dead.
+//! they die, and stops them in an order in which nobody is declared dead. A mount of the cluster is one more
+//! child: started last, stopped first.
 //!
 //! Invariants: a directory is a cluster when it has a `cluster.toml`, which is written last; nothing in a
 //! directory that is not a cluster of this layout is touched; a server does not outlive its supervisor.
@@ -14,6 +15,7 @@ mod cluster;
 mod dir;
 mod event;
 mod lock;
+mod member;
 mod ports;
 mod process;
 mod service;

@@ -1,14 +1,14 @@
-//! One server process.
+//! The process of one member of a cluster.
 
+use crate::ClusterDir;
 use crate::child::{READY, SUPERVISOR};
-use crate::{ClusterDir, Service};
 use kiln_env::Env;
-use kiln_types::{Code, Context, Error, Monotonic, Result, ServiceKind};
+use kiln_types::{Code, Context, Error, Monotonic, Result};
 use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -35,6 +35,8 @@ const ONE_SERVERS_VARIABLES: [&str; 6] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
     how: String,
+    /// Nothing went wrong (status 0).
+    pub(crate) fine: bool,
     last_words: String,
 }
 
@@ -48,7 +50,7 @@ impl fmt::Display for Exit {
     }
 }
 
-/// A running server. Dropping it kills it.
+/// A running member of a cluster. Dropping it kills it.
 pub(crate) struct Process {
     child: Child,
     pid: u32,
@@ -60,24 +62,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `service` of the cluster in `dir`, to listen on `listen` and to find the manager at
-    /// `mgmtd`. The kernel ends it with the calling *thread*, which must live as long as the cluster.
+    /// Starts the member `name` of the cluster in `dir`. The kernel ends it with the calling *thread*,
+    /// which must live as long as the cluster.
     pub(crate) fn start(
         program: &Path,
         dir: &ClusterDir,
-        service: &Service,
-        listen: SocketAddr,
-        mgmtd: Option<SocketAddr>,
+        name: &str,
+        arguments: Vec<OsString>,
         env: &Env,
     ) -> Result<Self> {
-        let log = dir.log(&service.name);
+        let log = dir.log(name);
         let (log_file, log_from) = open_log(&log)?;
         let mut command = Command::new(program);
-        command.arg(service.kind.to_string()).arg("--config").arg(dir.config(service));
-        command.arg("--listen").arg(listen.to_string());
-        if let (Some(mgmtd), false) = (mgmtd, service.kind == ServiceKind::Mgmtd) {
-            command.arg("--mgmtd").arg(mgmtd.to_string());
-        }
+        command.args(arguments);
         for (name, _) in std::env::vars_os() {
             let begins = |start: &&str| name.as_encoded_bytes().starts_with(start.as_bytes());
             if ONE_SERVERS_VARIABLES.iter().any(begins) {
@@ -87,13 +84,11 @@ impl Process {
         command.env(SUPERVISOR, std::process::id().to_string());
         command.current_dir(dir.path()).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
-        let mut child = command.spawn().context(format_args!(
-            "start of {} with {}",
-            service.name,
-            program.display()
-        ))?;
+        let started = command.spawn();
+        let mut child =
+            started.context(format_args!("start of {name} with {}", program.display()))?;
         let (Some(pid), Some(output)) = (child.id(), child.stdout.take()) else {
-            return Err(Error::internal(format!("{} has no process or output", service.name)));
+            return Err(Error::internal(format!("{name} has no process or output")));
         };
         let output = BufReader::new(output);
         Ok(Self { child, pid, started: env.now(), output, log, log_from })
@@ -109,7 +104,7 @@ impl Process {
     }
 
     /// Waits until it says that it is ready, and where.
-    pub(crate) async fn ready(&mut self, env: &Env, within: Duration) -> Result<SocketAddr> {
+    pub(crate) async fn ready(&mut self, env: &Env, within: Duration) -> Result<String> {
         let mut line = String::new();
         let read = env.timeout(within, "start", self.output.read_line(&mut line)).await;
         let failed = |what: String| Error::new(Code::Local, what);
@@ -117,7 +112,7 @@ impl Process {
             Ok(Ok(length)) if length > 0 => line
                 .trim_end()
                 .strip_prefix(READY)
-                .and_then(|address| address.parse().ok())
+                .map(String::from)
                 .ok_or_else(|| failed(format!("it said '{}'", line.trim_end()))),
             Ok(_) => match self.wait(env, Duration::from_secs(5)).await {
                 Some(exit) => Err(failed(format!("it {exit}"))),
@@ -154,7 +149,7 @@ impl Process {
             (None, None) => status.to_string(),
         };
         let last_words = last_words(&self.log, self.log_from).unwrap_or_default();
-        Exit { how, last_words }
+        Exit { how, fine: status.success(), last_words }
     }
 }
 

@@ -18,10 +18,13 @@ pub struct State {
 /// One server's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerState {
-    /// `mgmtd`, `meta`, `storage-1`, ..
+    /// `mgmtd`, `meta`, `storage-1`, .., `mount`
     pub name: String,
     /// Where it listens, or listened last.
     pub address: Option<SocketAddr>,
+    /// Where a mount's daemon mounts the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<PathBuf>,
     /// Its process; `None` while it does not run.
     pub pid: Option<u32>,
     /// When that process started.

@@ -1,4 +1,4 @@
-//! Watches the servers of a cluster until it is asked to stop, and starts again what dies.
+//! Watches what runs of a cluster until it is asked to stop, and starts again what dies.
 
 use crate::{Cluster, Event};
 use kiln_types::{Context, Result};
@@ -95,17 +95,21 @@ impl Cluster {
 
     fn note_deaths(&mut self) {
         let mut deaths = Vec::new();
-        for server in &mut self.servers {
-            let Some(process) = &mut server.process else { continue };
+        for member in &mut self.members {
+            let Some(process) = &mut member.process else { continue };
             let Some(exit) = process.exited() else { continue };
             if process.age(&self.env) >= WELL_AFTER {
-                server.pause = Duration::ZERO;
+                member.pause = Duration::ZERO;
             }
-            server.process = None;
-            server.restarts += 1;
-            server.pause = longer(server.pause);
-            server.again = Some(self.env.now().plus(server.pause));
-            let (name, pause) = (server.service.name.clone(), server.pause);
+            member.process = None;
+            if let (true, Some(path)) = (exit.fine, member.role.mount()) {
+                deaths.push(Event::Unmounted { path: path.into() });
+                continue;
+            }
+            member.restarts += 1;
+            member.pause = longer(member.pause);
+            member.again = Some(self.env.now().plus(member.pause));
+            let (name, pause) = (member.name().into(), member.pause);
             deaths.push(Event::Died { name, how: exit.to_string(), pause });
         }
         if !deaths.is_empty() {
@@ -115,7 +119,7 @@ impl Cluster {
     }
 
     fn next_restart(&self) -> Duration {
-        let due = self.servers.iter().filter_map(|server| server.again).min();
+        let due = self.members.iter().filter_map(|member| member.again).min();
         due.map_or(IDLE, |due| due.since(self.env.now()))
     }
 
@@ -123,16 +127,16 @@ impl Cluster {
         let now = self.env.now();
         let is_due = |again: Option<_>| again.is_some_and(|again| again <= now);
         let due: Vec<_> =
-            (0..self.servers.len()).filter(|at| is_due(self.servers[*at].again)).collect();
+            (0..self.members.len()).filter(|at| is_due(self.members[*at].again)).collect();
         for at in &due {
-            self.servers[*at].again = None;
+            self.members[*at].again = None;
         }
         for (at, result) in self.start_group(&due).await {
             if let Err(error) = result {
-                let server = &mut self.servers[at];
-                server.pause = longer(server.pause);
-                server.again = Some(self.env.now().plus(server.pause));
-                let (name, pause) = (server.service.name.clone(), server.pause);
+                let member = &mut self.members[at];
+                member.pause = longer(member.pause);
+                member.again = Some(self.env.now().plus(member.pause));
+                let (name, pause) = (member.name().into(), member.pause);
                 self.tell(Event::NotStarted { name, why: error.message().into(), pause });
             }
         }

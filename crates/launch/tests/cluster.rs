@@ -269,3 +269,42 @@ fn what_a_killed_supervisor_left_is_ended_at_the_next_start() {
         cluster.stop().await;
     });
 }
+
+#[test]
+fn a_mount_starts_last_is_started_again_when_it_dies_and_stops_first() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (path, point) = (temporary.path(), Path::new("/mnt/somewhere"));
+    run(async {
+        let (cluster, events) = start(path).await;
+        let mut cluster = cluster.unwrap();
+        fs::write(path.join("fail-mount"), "").unwrap();
+        let error = cluster.mount(point).await.unwrap_err();
+        assert!(error.message().starts_with("mount did not start"), "{error}");
+        fs::remove_file(path.join("fail-mount")).unwrap();
+        cluster.mount(point).await.unwrap();
+        let mount = || State::read(path).unwrap().servers.pop().unwrap();
+        assert_eq!((mount().name.as_str(), mount().mount.as_deref()), ("mount", Some(point)));
+        let mut stop = Stop::on_any().unwrap();
+        let said = |what: &str| events.lock().unwrap().iter().filter(|e| e.contains(what)).count();
+        let script = async {
+            let pid = rustix::process::Pid::from_raw(mount().pid.unwrap() as i32).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            until("restart", || said("mounted on /mnt/somewhere") == 2).await;
+            assert_eq!(mount().restarts, 1);
+            // Unmounted by somebody: that was wanted.
+            fs::write(path.join("done-mount"), "").unwrap();
+            until("its end", || said("/mnt/somewhere has been unmounted") == 1).await;
+            assert_eq!(mount().pid, None);
+            fs::remove_file(path.join("done-mount")).unwrap();
+        };
+        tokio::select! {
+            result = cluster.supervise(&mut stop) => panic!("it ended: {result:?}"),
+            () = script => {}
+        }
+        cluster.start_server("mount").await.unwrap();
+        cluster.stop().await;
+        let calls = fs::read_to_string(path.join("calls")).unwrap();
+        let stopped = calls.lines().filter(|line| line.starts_with("stopped")).skip(1);
+        assert_eq!(stopped.take(2).collect::<Vec<_>>(), ["stopped mount", "stopped mgmtd"]);
+    });
+}
