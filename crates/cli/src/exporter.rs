@@ -85,7 +85,8 @@ async fn serve(mut stream: TcpStream, identity: &Identity) -> std::io::Result<()
     }
     stream.write_all(answer(&request, identity).as_bytes()).await?;
     stream.shutdown().await?;
-    // What the reader still sends is taken: closing a socket with unread bytes would cut the answer off.
+    // What the reader still sends is taken: closing a socket with unread bytes would cut the answer
+    // off.
     while stream.read(&mut piece).await? > 0 {}
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Counters, gauges and histograms: plain atomics that live in statics.
 //!
-//! An [`Instrument`] is one of them with its definition ([`Single`]), or one for each value of a label
-//! ([`Family`]).
+//! An [`Instrument`] is one of them with its definition ([`Single`]), or one for each value of a
+//! label ([`Family`]).
 
 use std::ops::Deref;
 use std::sync::OnceLock;
@@ -108,8 +108,8 @@ pub struct Single<T> {
     cell: T,
 }
 
-/// A metric with a number for each value of a label: an operation, a disk. A value has its place from
-/// its first use on; finding it again takes no lock.
+/// A metric with a number for each value of a label: an operation, a disk. A value has its place
+/// from its first use on; finding it again takes no lock.
 #[derive(Debug)]
 pub struct Family<T> {
     definition: Definition,

@@ -52,7 +52,7 @@ metrics! {
         Counter NET_ACCEPTED = "kiln_net_accepted", Count, Stable,
             "Connections that were opened to this server and proved themselves.";
         Counter NET_REFUSED = "kiln_net_refused", Count, Stable,
-            "Connections that were refused: no proof, another cluster, a revoked credential, garbage.";
+            "Connections that were refused: no proof, wrong cluster, revoked credential, garbage.";
         Gauge NET_OPEN = "kiln_net_open", Count, Stable,
             "Connections that are open now.";
         Counter NET_FRAMES_REFUSED = "kiln_net_frames_refused", Count, Stable,
@@ -144,7 +144,7 @@ metrics! {
         Histogram MOUNT_DURATION[operation] = "kiln_mount_duration", Nanoseconds, Stable,
             "Time of an operation of a program on the mount.";
         Counter MOUNT_FAILED[code] = "kiln_mount_failed", Count, Stable,
-            "Operations of programs on the mount that ended with an error, a missing name included.";
+            "Operations on the mount that ended with an error, a missing name included.";
         Counter SLOW[operation] = "kiln_slow", Count, Stable,
             "Requests, calls and operations that took as long as log.slow or longer.";
         Gauge STORE_USED[disk] = "kiln_store_used", Bytes, Stable,

@@ -1,5 +1,5 @@
-//! Requests, calls and operations as they are measured: one function around the work counts it, times
-//! it, gives its log lines a span, and logs it when it was slow.
+//! Requests, calls and operations as they are measured: one function around the work counts it,
+//! times it, gives its log lines a span, and logs it when it was slow.
 
 use crate::instrument::{Counter, Family, Gauge, Held, Histogram, Single};
 use crate::log::request_span;
@@ -44,8 +44,8 @@ pub static MOUNT: Work = Work {
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 impl Work {
-    /// Runs `run` as one piece of this work. `operation` is a fixed name (`create`), `peer` who asked or
-    /// is asked. Work that is dropped counts as cancelled.
+    /// Runs `run` as one piece of this work. `operation` is a fixed name (`create`), `peer` who
+    /// asked or is asked. Work that is dropped counts as cancelled.
     ///
     /// # Errors
     /// Those of `run`.

@@ -30,8 +30,8 @@ impl Scrape {
     /// Parses a whole text.
     ///
     /// # Errors
-    /// `Corrupt`, with the line, when it breaks the format: no type, samples of one metric apart from each
-    /// other, the same sample twice, buckets that do not add up.
+    /// `Corrupt`, with the line, when it breaks the format: no type, samples of one metric apart
+    /// from each other, the same sample twice, buckets that do not add up.
     pub fn parse(text: &str) -> Result<Self> {
         let mut reader = Reader::default();
         if !text.is_empty() && !text.ends_with('\n') {

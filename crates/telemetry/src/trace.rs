@@ -1,5 +1,5 @@
-//! Where the time of a request goes: phases, recorded by whoever waits, in the request's own task or,
-//! with [`Trace::scope`], in others that work for it.
+//! Where the time of a request goes: phases, recorded by whoever waits, in the request's own task
+//! or, with [`Trace::scope`], in others that work for it.
 
 use crate::slow;
 use kiln_env::Env;
@@ -126,8 +126,8 @@ impl fmt::Display for About {
     }
 }
 
-/// The record of one request; clones share it. It is empty where slow requests are not logged: everything
-/// does nothing then.
+/// The record of one request; clones share it. It is empty where slow requests are not logged:
+/// everything does nothing then.
 #[derive(Clone, Debug, Default)]
 pub struct Trace(Option<Arc<Mutex<Record>>>);
 

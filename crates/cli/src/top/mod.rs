@@ -28,9 +28,10 @@ use std::time::Duration;
 /// Show what the servers do, and the mounts of this machine: rates, latencies, queues, space
 ///
 /// Requests are counted where they arrive, so that a write to three replicas counts three times.
-/// Latencies (~P50: half of the requests were faster, ~P99: 99 of 100) are about right: they come from
-/// buckets that are powers of two. NOW is what is worked on, QUEUE what waits for disks, commits and
-/// other replicas, DIRTY what was written to a mount and is not stored yet. Ends with q or Ctrl-C.
+/// Latencies (~P50: half of the requests were faster, ~P99: 99 of 100) are about right: they come
+/// from buckets that are powers of two. NOW is what is worked on, QUEUE what waits for disks,
+/// commits and other replicas, DIRTY what was written to a mount and is not stored yet. Ends with q
+/// or Ctrl-C.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How often it is shown anew

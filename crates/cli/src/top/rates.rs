@@ -3,8 +3,8 @@
 use kiln_telemetry::{Buckets, Instrument, Scrape, metrics};
 use serde::Serialize;
 
-/// What a server did between two scrapes. Rates are for each second; latencies are as exact as buckets
-/// that are powers of two.
+/// What a server did between two scrapes. Rates are for each second; latencies are as exact as
+/// buckets that are powers of two.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Activity {
     pub(super) requests: f64,
@@ -133,8 +133,8 @@ fn difference(before: &Buckets, now: &Buckets) -> Buckets {
     now.iter().map(|(bound, count)| (*bound, (count - count_before(*bound)).max(0.0))).collect()
 }
 
-/// The value below which the share `share` of all values lies, as if those of one bucket were spread
-/// evenly over it; `None` when there are none.
+/// The value below which the share `share` of all values lies, as if those of one bucket were
+/// spread evenly over it; `None` when there are none.
 fn quantile(buckets: &Buckets, share: f64) -> Option<f64> {
     let all = buckets.last().map(|(_, count)| *count).filter(|count| *count > 0.0)?;
     let rank = all * share;

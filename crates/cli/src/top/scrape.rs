@@ -24,7 +24,8 @@ pub(super) struct Source {
 /// What `source` says now.
 ///
 /// # Errors
-/// `Unreachable` or `DeadlineExceeded` when it does not answer, `WrongTarget` when somebody else does.
+/// `Unreachable` or `DeadlineExceeded` when it does not answer, `WrongTarget` when somebody else
+/// does.
 pub(super) async fn scrape(source: &Source, env: &Env, within: Duration) -> Result<Scrape> {
     let scraped = async {
         if let Some(server) = &source.server {
