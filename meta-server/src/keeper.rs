@@ -48,10 +48,6 @@ impl Default for KeeperOptions {
 /// The most failed removals whose next try is remembered; others are tried in each round.
 const BACKOFFS_MAX: usize = 10_000;
 
-/// How long after a ring more work may join it: a round looks through all garbage, and through what the
-/// engine still remembers of garbage that is gone. Rounds that take long come less often.
-const JOIN: Duration = Duration::from_millis(200);
-
 type Name = (InodeId, TruncateEpoch);
 
 /// Does the background work of one server.
@@ -78,15 +74,11 @@ impl Keeper {
     pub async fn run(mut self) {
         let store = Arc::clone(&self.store);
         loop {
-            let started = self.env.now();
             if let Err(error) = self.round().await {
                 tracing::warn!(%error, "background work of the metadata server failed");
             }
             let pause = self.env.jittered(self.options.interval);
-            let spent = self.env.now().since(started);
-            if self.env.timeout(pause, "a ring", store.bell.notified()).await.is_ok() {
-                self.env.sleep(JOIN.max(spent * 4)).await;
-            }
+            let _ = self.env.timeout(pause, "a ring", store.bell.notified()).await;
         }
     }
 
