@@ -1,11 +1,12 @@
 //! Telling clients what other clients changed, so that they drop it from their caches.
 //!
-//! A transaction notes what it changes ([`Changes`]); once it is committed, and before it is answered, the
-//! [`Hub`] puts that into one ring for all [`Watcher`]s. Each of them has its own place in the ring, takes
-//! what lies before it as one message, and learns that it lost something when the ring has overtaken it.
+//! A transaction notes what it changes ([`Changes`]); once it is committed, and before it is
+//! answered, the [`Hub`] puts that into one ring for all [`Watcher`]s. Each of them has its own
+//! place in the ring, takes what lies before it as one message, and learns that it lost something
+//! when the ring has overtaken it.
 //!
-//! Invariant: nothing is committed of which a watcher is told neither what it was nor that something was
-//! lost. What is told may not have happened.
+//! Invariant: nothing is committed of which a watcher is told neither what it was nor that
+//! something was lost. What is told may not have happened.
 
 use bytes::Bytes;
 use kiln_env::Env;
@@ -203,8 +204,8 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// The next message: anything may have changed before the first one, later what changed since the
-    /// last one, nothing when nothing did for a second. `None` when the server stops.
+    /// The next message: anything may have changed before the first one, later what changed since
+    /// the last one, nothing when nothing did for a second. `None` when the server stops.
     pub async fn next(&mut self) -> Option<Changes> {
         let Some(quiet_until) = self.quiet_until else {
             self.quiet_until = Some(self.env.now());

@@ -11,8 +11,8 @@ use tonic::Status;
 /// What a watching client gets.
 pub(crate) type Messages = Pin<Box<dyn Stream<Item = Result<v1::Changes, Status>> + Send>>;
 
-/// Sends what `watcher` says until its client is gone or the server stops. What the client does not take
-/// yet stays in the ring.
+/// Sends what `watcher` says until its client is gone or the server stops. What the client does not
+/// take yet stays in the ring.
 pub(crate) fn messages(env: &Env, mut watcher: Watcher) -> Messages {
     let (sender, receiver) = mpsc::channel(1);
     let send = async move {

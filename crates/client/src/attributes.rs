@@ -93,7 +93,8 @@ impl Client {
         required(Some(self.meta.get_attr(request).await?), "attr")
     }
 
-    /// Changes attributes, all or none; [`crate::File::set_attr`] does it with an open file's rights.
+    /// Changes attributes, all or none; [`crate::File::set_attr`] does it with an open file's
+    /// rights.
     ///
     /// # Errors
     /// `NotPermitted` when only the owner or root may, `PermissionDenied`, `StaleHandle`, `IsDirectory`

@@ -30,10 +30,11 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// What can be set.
 ///
-/// While servers are lost, restart, or have too few replicas for writes, a call is tried again and again,
-/// with growing pauses of up to half a second, until its time is over; the error then says what the last
-/// attempt met. Errors that trying again does not change (`NotFound`, `NoSpace`, `ClientEvicted`, ...) are
-/// returned at once. A changing call that ran out of time may or may not have taken effect.
+/// While servers are lost, restart, or have too few replicas for writes, a call is tried again and
+/// again, with growing pauses of up to half a second, until its time is over; the error then says
+/// what the last attempt met. Errors that trying again does not change (`NotFound`, `NoSpace`,
+/// `ClientEvicted`, ...) are returned at once. A changing call that ran out of time may or may not
+/// have taken effect.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How long a read or write of a chunk is tried; `None`: until it is answered.
@@ -92,7 +93,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects over TCP: finds the routing information at `managers` (`host:port`), as the holder of
+    /// Connects over TCP: finds the routing information at `managers` (`host:port`), as the holder
+    /// of
     /// `credential`.
     ///
     /// # Errors
@@ -190,8 +192,8 @@ impl Client {
         self.goodbye().await;
     }
 
-    /// The last that is heard of this incarnation: its sessions are closed, and servers forget what they
-    /// remember for retries. Nothing may be called after it.
+    /// The last that is heard of this incarnation: its sessions are closed, and servers forget what
+    /// they remember for retries. Nothing may be called after it.
     pub async fn goodbye(&self) {
         let goodbye = v1::KeepAliveRequest { client: id_bytes(self.id), goodbye: true };
         let sessions = self.meta.keep_alive(goodbye);

@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OnceCell, Semaphore};
 
-/// An open file. Any number of reads and writes may be under way; each write is durable on every serving
-/// replica when it returns, and the file's length when [`File::sync`] or [`File::close`] does.
+/// An open file. Any number of reads and writes may be under way; each write is durable on every
+/// serving replica when it returns, and the file's length when [`File::sync`] or [`File::close`]
+/// does.
 pub struct File {
     shared: Arc<Shared>,
 }
@@ -99,22 +100,23 @@ impl File {
         self.shared.session.attr()
     }
 
-    /// Learns attributes that a call about the same inode answered, unless newer ones are known: never
-    /// back to an older truncate epoch, nor to an older state of the same epoch.
+    /// Learns attributes that a call about the same inode answered, unless newer ones are known:
+    /// never back to an older truncate epoch, nor to an older state of the same epoch.
     pub fn take_attr(&self, attr: Attr) {
         debug_assert_eq!(attr.inode, self.inode(), "another file's attributes");
         self.shared.session.take_attr(attr);
     }
 
-    /// The length as this file knows it: what the metadata service said, and what was written since.
+    /// The length as this file knows it: what the metadata service said, and what was written
+    /// since.
     pub fn length(&self) -> u64 {
         let (length, epoch) = self.shared.session.length();
         let written = *self.shared.written.lock();
         if written.epoch == epoch { length.max(written.end) } else { length }
     }
 
-    /// Whether something was written that no answered [`Self::sync`] has reported: without, neither an
-    /// fsync nor a close has anything to say to the metadata service.
+    /// Whether something was written that no answered [`Self::sync`] has reported: without, neither
+    /// an fsync nor a close has anything to say to the metadata service.
     pub fn needs_sync(&self) -> bool {
         self.shared.written.lock().is_unreported()
     }
@@ -131,8 +133,8 @@ impl File {
         self.read_raw(offset, buffer).await
     }
 
-    /// Fills `buffer` from `offset` on, whatever the file's length is: zeros where nothing is stored. The
-    /// buffer may come back as other memory.
+    /// Fills `buffer` from `offset` on, whatever the file's length is: zeros where nothing is
+    /// stored. The buffer may come back as other memory.
     ///
     /// # Errors
     /// The first piece's error.
@@ -168,8 +170,8 @@ impl File {
     /// Writes `bytes` at `offset`; durable when it returns.
     ///
     /// # Errors
-    /// The first piece's error; the others may or may not have been written. `BadHandle` when it is not
-    /// open for writing, `FileTooLarge` beyond 2^63 - 1.
+    /// The first piece's error; the others may or may not have been written. `BadHandle` when it is
+    /// not open for writing, `FileTooLarge` beyond 2^63 - 1.
     pub async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
         let end = check_end(offset, bytes.len())?;
         if !self.mode().write {
@@ -200,7 +202,8 @@ impl File {
         for task in tasks {
             task.join().await??;
         }
-        // And again: the file may have been truncated meanwhile, and the bytes written under a new epoch.
+        // And again: the file may have been truncated meanwhile, and the bytes written under a new
+        // epoch.
         self.shared.note_written(end);
         Ok(())
     }
@@ -214,8 +217,8 @@ impl File {
         self.set_attr(self.shared.session.caller(), change).await
     }
 
-    /// Changes attributes, after reporting what was written. For the length the file's own rights count,
-    /// not `caller`'s.
+    /// Changes attributes, after reporting what was written. For the length the file's own rights
+    /// count, not `caller`'s.
     ///
     /// # Errors
     /// As [`crate::Client::set_attr`]; `BadHandle` for a length when it is not open for writing.
@@ -249,10 +252,10 @@ impl File {
         shared.take(reply)
     }
 
-    /// Does what [`Self::sync`] does where that is needed, and ends the session; with nothing to report it
-    /// returns at once, and the session ends soon, as when the file is dropped. Reads and writes that are
-    /// under way should have ended; later ones fail. Any further call returns when the first one's work
-    /// is done, and does it again if that failed.
+    /// Does what [`Self::sync`] does where that is needed, and ends the session; with nothing to
+    /// report it returns at once, and the session ends soon, as when the file is dropped. Reads and
+    /// writes that are under way should have ended; later ones fail. Any further call returns when
+    /// the first one's work is done, and does it again if that failed.
     ///
     /// # Errors
     /// The metadata service's.
@@ -351,8 +354,8 @@ impl Shared {
 }
 
 impl Drop for Shared {
-    /// A file that was not closed. If its writer has not reported everything, that is found out when the
-    /// client has ended.
+    /// A file that was not closed. If its writer has not reported everything, that is found out
+    /// when the client has ended.
     fn drop(&mut self) {
         if !self.closed.initialized() && !self.written.get_mut().is_unreported() {
             self.closing.end(self.session.id().to_vec());

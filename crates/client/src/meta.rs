@@ -32,7 +32,8 @@ pub struct Meta {
     slots: Arc<Mutex<Slots>>,
 }
 
-/// A server keeps one answer for each slot of a client: as many slots as calls are under way at a time.
+/// A server keeps one answer for each slot of a client: as many slots as calls are under way at a
+/// time.
 #[derive(Default)]
 struct Slots {
     sequences: Vec<u64>,
@@ -168,8 +169,8 @@ impl Meta {
         }
     }
 
-    /// The right to one changing call: who asks, under an id that stays through the call's retries. Keep
-    /// it until the call has ended.
+    /// The right to one changing call: who asks, under an id that stays through the call's retries.
+    /// Keep it until the call has ended.
     pub fn turn(&self, caller: &Caller) -> Turn {
         let mut slots = self.slots.lock();
         let slot = slots.free.pop().unwrap_or_else(|| {
@@ -244,8 +245,8 @@ impl Meta {
         }
     }
 
-    /// Leaves a server that did not answer for another one, if there is one. Calls side by side may find
-    /// that out one after the other: only the first leaves it.
+    /// Leaves a server that did not answer for another one, if there is one. Calls side by side may
+    /// find that out one after the other: only the first leaves it.
     fn judge(&self, server: &Server, error: &Error) {
         let answered = !matches!(
             error.code(),
@@ -270,7 +271,8 @@ impl Meta {
         }
     }
 
-    /// The server that was used last, or any that lives; the one that was left last if it is the only one.
+    /// The server that was used last, or any that lives; the one that was left last if it is the
+    /// only one.
     fn server(&self) -> Result<Server> {
         let routing = self.routing.borrow();
         let alive = |server: &Server| {

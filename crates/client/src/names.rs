@@ -26,7 +26,8 @@ pub struct DirEntry {
     pub inode: InodeId,
     /// What that is.
     pub kind: FileKind,
-    /// The listing goes on behind this: from 256 up to 2^63 - 1, and the same as long as the entry exists.
+    /// The listing goes on behind this: from 256 up to 2^63 - 1, and the same as long as the entry
+    /// exists.
     pub cookie: u64,
     /// The attributes, if they were asked for and the caller may search the directory.
     pub attr: Option<Attr>,
@@ -193,9 +194,9 @@ impl Client {
         self.meta.rename(request).await.map(drop)
     }
 
-    /// At most `limit` entries of a directory behind the cookie `after` (0: from the start), in the order
-    /// of cookies, and whether there are no more. What is there all the time appears once, whatever
-    /// changes meanwhile. Neither `.` nor `..` is among them.
+    /// At most `limit` entries of a directory behind the cookie `after` (0: from the start), in the
+    /// order of cookies, and whether there are no more. What is there all the time appears once,
+    /// whatever changes meanwhile. Neither `.` nor `..` is among them.
     ///
     /// # Errors
     /// `NotDirectory`, `PermissionDenied`, `StaleHandle`.

@@ -137,7 +137,8 @@ impl State {
         })
     }
 
-    /// Answers overtake each other: neither an older epoch counts nor an older state of the same one.
+    /// Answers overtake each other: neither an older epoch counts nor an older state of the same
+    /// one.
     fn take(&mut self, attr: Attr) {
         if (attr.epoch, attr.ctime) >= (self.attr.epoch, self.attr.ctime) {
             self.attr = attr;

@@ -44,8 +44,9 @@ pub enum Change {
 
 /// The changes that other clients make, for who keeps anything in a cache.
 ///
-/// A change is committed before it is told, and told about when its maker gets the answer. So an answer to
-/// a call that was under way when a change arrived may be older than that change: it must not be kept.
+/// A change is committed before it is told, and told about when its maker gets the answer. So an
+/// answer to a call that was under way when a change arrived may be older than that change: it must
+/// not be kept.
 pub struct Changes {
     queue: mpsc::Receiver<Change>,
     connected: watch::Receiver<bool>,
@@ -62,8 +63,8 @@ impl Changes {
         self.queue.recv().await.ok_or_else(ended)
     }
 
-    /// Whether changes arrive now: from every living metadata server, none of them silent for more than
-    /// a few seconds. While it is `false`, answers must not be kept.
+    /// Whether changes arrive now: from every living metadata server, none of them silent for more
+    /// than a few seconds. While it is `false`, answers must not be kept.
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.connected.clone()
     }

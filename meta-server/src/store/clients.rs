@@ -49,8 +49,8 @@ impl Store {
         Ok(())
     }
 
-    /// Ends open files of a client, whose writers have reported everything. What is not open any more is
-    /// no error.
+    /// Ends open files of a client, whose writers have reported everything. What is not open any
+    /// more is no error.
     ///
     /// # Errors
     /// `Invalid` for more than 256, `ClientEvicted`, `NotAuthorized`, or what kv reports.

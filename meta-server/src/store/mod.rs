@@ -196,8 +196,8 @@ impl Store {
         Tx { kv, keys, names, now, changes: Changes::default() }
     }
 
-    /// The wall clock, but never back: of two states of an inode, clients take the one with the later
-    /// time of change for the newer one.
+    /// The wall clock, but never back: of two states of an inode, clients take the one with the
+    /// later time of change for the newer one.
     fn now(&self) -> Timestamp {
         let wall = self.env.wall();
         Timestamp(self.clock.fetch_max(wall.0, Ordering::Relaxed).max(wall.0))

@@ -1,5 +1,5 @@
-//! What watchers are told: each operation, own changes, bounds, beats. That nothing is missed is looked at
-//! in `random/cache.rs`.
+//! What watchers are told: each operation, own changes, bounds, beats. That nothing is missed is
+//! looked at in `random/cache.rs`.
 
 use crate::store::{OpenArgs, RenameArgs, SetAttrArgs};
 use crate::tests::{Client, ROOT, WRITE, World, simulate};

@@ -1,4 +1,5 @@
-//! The cache of a client that only watches: with what it is told, nothing in it is ever out of date.
+//! The cache of a client that only watches: with what it is told, nothing in it is ever out of
+//! date.
 
 use super::{Run, code_of};
 use crate::store::Store;
