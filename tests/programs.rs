@@ -356,7 +356,7 @@ fn processes_append_and_lock() {
 fn open_files_need_no_name() {
     on_a_mount(|dir, _| {
         let path = dir.join("doomed");
-        let mut file = File::options().read(true).write(true).create(true).open(&path).unwrap();
+        let mut file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         file.write_all(&[1; 3000]).unwrap();
         let mut reader = File::open(&path).unwrap();
         fs::remove_file(&path).unwrap();
