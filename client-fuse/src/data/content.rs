@@ -88,11 +88,14 @@ impl Content {
     }
 
     /// The metadata service says how long the file is. While it does not know of all that was written
-    /// here, it can only lengthen the file.
+    /// here, it can only lengthen the file: a report tells of what is durable, and bytes may have been
+    /// written after it went.
     pub(crate) fn learn_length(&self, length: u64) {
         let mut state = self.state.lock();
-        if length < state.length && state.written == state.reported {
-            state.ahead.forget(&(length..u64::MAX));
+        let beyond = length..u64::MAX;
+        let told = state.written == state.reported && !state.dirty.touches(&beyond);
+        if length < state.length && told {
+            state.ahead.forget(&beyond);
             state.length = length;
         }
         state.length = state.length.max(length);

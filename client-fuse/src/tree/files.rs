@@ -65,7 +65,7 @@ pub(crate) async fn create(
 
 /// A handle for what `file` opened.
 fn opened(tree: &Tree, file: Arc<File>, flags: OpenFlags) -> Opened {
-    let attr = file.attr();
+    let attr = tree.nodes.newest(file.attr());
     let open = tree.nodes.join_open(attr.inode, || OpenInode::new(&tree.pool, &file));
     open.take_session(&file);
     // Before the open is answered the kernel has to forget what another client made untrue.

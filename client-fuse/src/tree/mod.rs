@@ -138,6 +138,7 @@ impl Tree {
     /// Attributes that a call sent at `sent` answered, as programs here are to see them.
     fn known(&self, sent: Mark, attr: Attr) -> Known {
         let inode = attr.inode;
+        let attr = self.nodes.newest(attr);
         let mut attr = match self.nodes.open(inode) {
             Some(open) => open.learn(attr),
             None => attr,

@@ -35,6 +35,10 @@ impl ContentVersion {
     fn of(attr: &Attr) -> Self {
         Self { epoch: attr.epoch, length: attr.length, mtime: attr.mtime, ctime: attr.ctime }
     }
+
+    fn is_newer_than(&self, attr: &Attr) -> bool {
+        (self.epoch, self.ctime) > (attr.epoch, attr.ctime)
+    }
 }
 
 impl Node {
@@ -91,6 +95,17 @@ impl Nodes {
         true
     }
 
+    /// `attr`, with what this mount knows better: while the answer was on its way, a file may have been
+    /// written and closed here.
+    pub(crate) fn newest(&self, mut attr: Attr) -> Attr {
+        let nodes = self.nodes.lock();
+        let content = nodes.get(&attr.inode).and_then(|node| node.content);
+        if let Some(content) = content.filter(|known| known.is_newer_than(&attr)) {
+            (attr.length, attr.mtime, attr.ctime) = (content.length, content.mtime, content.ctime);
+        }
+        attr
+    }
+
     /// The kernel is given these attributes.
     pub(crate) fn gave(&self, inode: InodeId, attr: &Attr) {
         if let Some(node) = self.nodes.lock().get_mut(&inode) {
@@ -114,6 +129,9 @@ impl Nodes {
     pub(crate) fn changed_here(&self, attr: &Attr, wrote: bool) {
         let mut nodes = self.nodes.lock();
         let Some(node) = nodes.get_mut(&attr.inode) else { return };
+        if node.content.is_some_and(|known| known.is_newer_than(attr)) {
+            return;
+        }
         let version = ContentVersion::of(attr);
         let same = |known: ContentVersion| {
             (known.epoch, known.length, known.mtime) == (attr.epoch, attr.length, attr.mtime)

@@ -115,8 +115,8 @@ impl OpenInode {
         attr
     }
 
-    /// Brings everything that was written to the cluster, and tells the metadata service of it. `None`
-    /// when there was nothing to tell.
+    /// Brings everything that was written to the cluster, and tells the metadata service of it: what it
+    /// answers. `None` when there was nothing to tell.
     ///
     /// # Errors
     /// What the cluster says; also an error of data that was written in the background since the last
@@ -130,7 +130,8 @@ impl OpenInode {
         let told = self.content.report();
         let attr = self.io().sync().await?;
         self.content.reported(told);
-        Ok(Some(self.learn(attr)))
+        self.learn(attr.clone());
+        Ok(Some(attr))
     }
 
     /// Changes attributes, after what was written: one call tells of both.
@@ -147,7 +148,7 @@ impl OpenInode {
         Ok(attr)
     }
 
-    /// Cuts or extends the content to `length`; `cut` is the metadata call.
+    /// Cuts or extends the content to `length`; `cut` is the metadata call: what it answers.
     pub(crate) async fn truncate<F>(&self, length: u64, cut: F) -> Result<Attr>
     where
         F: Future<Output = Result<Attr>> + Send,
@@ -166,7 +167,8 @@ impl OpenInode {
             Ok(attr)
         };
         let attr = self.content.truncate(length, reported).await?;
-        Ok(self.learn(attr))
+        self.learn(attr.clone());
+        Ok(attr)
     }
 }
 
