@@ -35,6 +35,42 @@ const COPY_BYTES: usize = 16 << 10;
 /// Owns the superblock.
 pub(crate) struct Cleaner {
     superblock: Superblock,
+    passes: Passes,
+}
+
+/// Passes over the whole log. Small records leave gaps in it that a copy does not close: on a disk without
+/// a free zone cleaning would go round for ever.
+#[derive(Default)]
+struct Passes {
+    /// Segments that are left of this pass, and the log's bytes when it began.
+    left: usize,
+    before: u64,
+    /// The log's bytes and those needed of it after a pass that made it hardly shorter.
+    in_vain: Option<(u64, u64)>,
+}
+
+impl Passes {
+    /// Whether the next pass would be in vain as well: nothing much changed since.
+    fn is_vain(&self, log: u64, live: u64) -> bool {
+        let same =
+            |(then, needed): (u64, u64)| log <= then + then / 8 && live >= needed - needed / 8;
+        self.in_vain.is_some_and(same)
+    }
+
+    /// A segment of a log of so many segments and bytes is cleaned.
+    fn begin(&mut self, segments: usize, log: u64) {
+        if self.left == 0 {
+            (self.left, self.before, self.in_vain) = (segments, log, None);
+        }
+    }
+
+    /// It is, and that is what is left.
+    fn end(&mut self, log: u64, live: u64) {
+        self.left -= 1;
+        if self.left == 0 && log + log / 16 >= self.before {
+            self.in_vain = Some((log, live));
+        }
+    }
 }
 
 /// Runs until the store ends.
@@ -46,7 +82,7 @@ pub(crate) async fn run(core: Arc<Core>, mut cleaner: Cleaner) {
         }
         fill_spares(&core).await;
         for _ in 0..ROUND {
-            if !needs_cleaning(&core) {
+            if !cleaner.is_needed(&core) {
                 break;
             }
             if let Err(error) = cleaner.clean_one(&core).await {
@@ -94,20 +130,25 @@ async fn give_back(core: &Core) {
     }
 }
 
-fn needs_cleaning(core: &Core) -> bool {
-    let state = core.state.lock();
-    let (log, live) = (state.log_bytes(), state.live());
-    let full = core.space.spares().len() < 2 && log > live / 4 * 5;
-    state.segments.len() > 2 && (full || log > 2 * live + core.options.log_slack_bytes)
-}
-
 impl Cleaner {
     pub(crate) fn new(superblock: Superblock) -> Self {
-        Self { superblock }
+        Self { superblock, passes: Passes::default() }
+    }
+
+    fn is_needed(&self, core: &Core) -> bool {
+        let state = core.state.lock();
+        let (log, live) = (state.log_bytes(), state.live());
+        let full = core.space.spares().len() < 2 && log > live / 4 * 5;
+        let is_long = full || log > 2 * live + core.options.log_slack_bytes;
+        state.segments.len() > 2 && is_long && !self.passes.is_vain(log, live)
     }
 
     /// Cleans the oldest segment.
     pub(crate) async fn clean_one(&mut self, core: &Core) -> Result<()> {
+        {
+            let state = core.state.lock();
+            self.passes.begin(state.segments.len(), state.log_bytes());
+        }
         let _changes = core.target_changes.lock().await;
         let _gate = core.gate.read().await;
         let (oldest, second) = {
@@ -132,7 +173,11 @@ impl Cleaner {
             core.fail(&error);
             return Err(error);
         }
-        core.state.lock().segments.pop_front();
+        {
+            let mut state = core.state.lock();
+            state.segments.pop_front();
+            self.passes.end(state.log_bytes(), state.live());
+        }
         core.space.retire(Dropped { data: Vec::new(), segment: Some(oldest.extent) });
         Ok(())
     }
@@ -394,4 +439,25 @@ async fn copy_targets(core: &Core, segment: Extent) -> Result<()> {
         Core::submit_waiting(&mut state, records, Vec::new(), Effect::Target)
     };
     core.durable(receiver).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_in_vain_is_not_repeated_until_something_changed() {
+        let mut passes = Passes::default();
+        let mut pass = |before: u64, after: u64| {
+            for left in (0..4).rev() {
+                passes.begin(4, before);
+                passes.end(if left == 0 { after } else { before }, 100);
+            }
+            let vain = passes.is_vain(after, 100);
+            (vain, passes.is_vain(after * 2, 100), passes.is_vain(after, 50))
+        };
+        assert_eq!(pass(1000, 500), (false, false, false));
+        assert_eq!(pass(500, 490), (true, false, false));
+        assert_eq!(pass(490, 200), (false, false, false));
+    }
 }
