@@ -250,7 +250,7 @@ pub(crate) fn difference(expected: &Outcome, found: &Outcome) -> Option<String> 
 pub(crate) fn first_difference(expected: &[u8], found: &[u8]) -> String {
     let pairs = || expected.iter().zip(found).enumerate();
     let first = pairs().find(|(_, (a, b))| a != b).map(|(at, _)| at);
-    let last = pairs().filter(|(_, (a, b))| a != b).last().map(|(at, _)| at);
+    let last = pairs().rfind(|(_, (a, b))| a != b).map(|(at, _)| at);
     let (Some(first), Some(last)) = (first, last) else {
         return format!("\n   the lengths differ: {} and {}", expected.len(), found.len());
     };

@@ -6,7 +6,7 @@ use super::convert::{
 use super::privileges::{CAPABILITY, Privileges};
 use super::requests::{Refuse, Requests, send};
 use crate::filesystem::{
-    DirEntry, FileSystem, Handle, Known, Looked, NewFile, Opened, SetAttr, SetXattr,
+    DirEntry, FileSystem, Handle, KernelCache, Known, Looked, NewFile, Opened, SetAttr, SetXattr,
 };
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
@@ -50,12 +50,17 @@ pub(super) struct Adapter {
 impl Adapter {
     /// Requests are worked out in the runtime of the calling task. `ended` is told when nothing is mounted
     /// any more.
-    pub(super) fn new(fs: Arc<dyn FileSystem>, env: Env, ended: oneshot::Sender<()>) -> Self {
+    pub(super) fn new(
+        fs: Arc<dyn FileSystem>,
+        kernel: Arc<dyn KernelCache>,
+        env: Env,
+        ended: oneshot::Sender<()>,
+    ) -> Self {
         Self {
             fs,
             requests: Arc::new(Requests::new(env)),
             pool: Pool::new(IDLE_BYTES_MAX),
-            privileges: Arc::default(),
+            privileges: Arc::new(Privileges::new(kernel)),
             ended: Some(ended),
         }
     }

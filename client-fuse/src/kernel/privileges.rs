@@ -3,10 +3,11 @@
 //! The kernel leaves that to the file system (HANDLE_KILLPRIV_V2), which spares it a question before each
 //! write. Files that have such privileges are few: those that the kernel was shown are remembered.
 
-use crate::filesystem::{FileSystem, SetAttr};
+use crate::filesystem::{FileSystem, KernelCache, SetAttr};
 use kiln_types::{Attr, Caller, Code, FileKind, InodeId, Result};
 use parking_lot::Mutex;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const SET_USER: u32 = 0o4000;
@@ -17,8 +18,8 @@ const GROUP_RUNS: u32 = 0o010;
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 /// Files whose programs run with more rights than whoever starts them.
-#[derive(Default)]
 pub(super) struct Privileges {
+    kernel: Arc<dyn KernelCache>,
     any: AtomicBool,
     files: Mutex<HashSet<InodeId>>,
 }
@@ -30,6 +31,10 @@ fn cleared(mode: u32) -> u32 {
 }
 
 impl Privileges {
+    pub(super) fn new(kernel: Arc<dyn KernelCache>) -> Self {
+        Self { kernel, any: AtomicBool::default(), files: Mutex::default() }
+    }
+
     /// Remembers a file whose attributes the kernel is shown.
     pub(super) fn note(&self, attr: &Attr) {
         if attr.kind == FileKind::File && cleared(attr.mode) != attr.mode {
@@ -63,6 +68,7 @@ impl Privileges {
             if cleared(mode) != mode {
                 let change = SetAttr { mode: Some(cleared(mode)), ..SetAttr::default() };
                 fs.set_attr(&Caller::root(), inode, None, change).await?;
+                self.kernel.drop_attributes(inode);
             }
             self.files.lock().remove(&inode);
         }

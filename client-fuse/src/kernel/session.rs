@@ -59,7 +59,7 @@ impl Session {
         env: &Env,
     ) -> Result<Self> {
         let (sender, ended) = oneshot::channel();
-        let adapter = Adapter::new(fs, env.clone(), sender);
+        let adapter = Adapter::new(fs, Arc::clone(&link) as _, env.clone(), sender);
         let session = fuser::Session::new(adapter, path, &config(options))
             .map_err(|error| refused(path, &error))?;
         link.connect(session.as_fd(), env)?;

@@ -117,13 +117,7 @@ pub(crate) async fn write(tree: &Tree, handle: Handle, offset: u64, bytes: Bytes
         content.write_through(offset, bytes).await?;
         return push(tree, &file, &file.fsync_told).await;
     }
-    content.write(offset, bytes).await?;
-    if file.open.has_set_ids() {
-        // The service takes them away when it learns that somebody wrote.
-        push(tree, &file, &file.fsync_told).await?;
-        tree.kernel.drop_attributes(tree.shown(file.open.inode()));
-    }
-    Ok(())
+    content.write(offset, bytes).await
 }
 
 /// Brings what was written to the cluster; an error of that is told once for each of `told`.

@@ -8,9 +8,6 @@ use kiln_types::{Attr, Caller, Code, Error, InodeId, Result, Timestamp};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-const SET_UID: u32 = 0o4000;
-const SET_GID: u32 = 0o2000;
-
 /// The open state of one inode.
 pub(crate) struct OpenInode {
     inode: InodeId,
@@ -91,11 +88,6 @@ impl OpenInode {
     /// Notes that a program wrote at that time.
     pub(crate) fn wrote(&self, at: Timestamp) {
         self.state.lock().wrote_at = Some(at);
-    }
-
-    /// Whether a program of its owner's or group's rights would be written to.
-    pub(crate) fn has_set_ids(&self) -> bool {
-        self.io().attr().mode & (SET_UID | SET_GID) != 0
     }
 
     /// Takes attributes that a call answered, and gives those that programs here are to see.

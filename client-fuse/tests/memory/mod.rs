@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// How long a read of `slow` takes.
-pub const SLOW: Duration = Duration::from_secs(3);
+pub(crate) const SLOW: Duration = Duration::from_secs(3);
 
-pub struct Memory {
+pub(crate) struct Memory {
     env: Env,
     /// How long the kernel may keep names and attributes.
     keep: Duration,
@@ -42,7 +42,7 @@ fn err<T>(code: Code) -> Result<T> {
 }
 
 impl Memory {
-    pub fn new(env: Env, keep: Duration) -> Self {
+    pub(crate) fn new(env: Env, keep: Duration) -> Self {
         let mut state =
             State { next: 1, nodes: HashMap::new(), open: HashMap::new(), lookups: HashMap::new() };
         state.add(&Caller::root(), FileKind::Directory, 0o755, env.wall());
@@ -50,7 +50,7 @@ impl Memory {
     }
 
     /// Writes a file behind the kernel's back, as another client would.
-    pub fn write_elsewhere(&self, name: &[u8], bytes: &[u8]) -> InodeId {
+    pub(crate) fn write_elsewhere(&self, name: &[u8], bytes: &[u8]) -> InodeId {
         let mut state = self.state.lock();
         let now = self.env.wall();
         let inode = match state.nodes[&InodeId::ROOT].entries.get(name) {
@@ -65,7 +65,7 @@ impl Memory {
     }
 
     /// Inodes that the kernel has looked up and not forgotten.
-    pub fn remembered(&self) -> usize {
+    pub(crate) fn remembered(&self) -> usize {
         self.state.lock().lookups.values().filter(|count| **count > 0).count()
     }
 
