@@ -2,8 +2,9 @@
 //! drives it without one).
 
 use async_trait::async_trait;
+pub use kiln_client::{SetAttr, SetTime, SetXattr, Space};
 use kiln_memory::Bytes;
-use kiln_types::{Attr, Caller, InodeId, Result, Timestamp};
+use kiln_types::{Attr, Caller, InodeId, Result};
 use std::time::Duration;
 
 /// An open file or directory of one mount; never reused while the mount lives.
@@ -71,32 +72,6 @@ pub struct Opened {
     pub direct: bool,
 }
 
-/// A time to set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetTime {
-    /// The present.
-    Now,
-    /// This one.
-    At(Timestamp),
-}
-
-/// Attributes to change; `None` stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct SetAttr {
-    /// Permission bits.
-    pub mode: Option<u32>,
-    /// Owner.
-    pub uid: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
-    /// Length in bytes.
-    pub length: Option<u64>,
-    /// Last access.
-    pub atime: Option<SetTime>,
-    /// Last change of the content.
-    pub mtime: Option<SetTime>,
-}
-
 /// An entry of a directory.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
@@ -107,28 +82,6 @@ pub struct DirEntry {
     /// What it leads to. Entries that a kernel takes in as lookups (all but `.` and `..`) must be counted
     /// with [`FileSystem::looked_up`].
     pub known: Known,
-}
-
-/// Space and inodes of the file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// Bytes that files can have in all, copies counted.
-    pub total_bytes: u64,
-    /// Bytes that are free.
-    pub free_bytes: u64,
-    /// Inodes in use.
-    pub inodes: u64,
-}
-
-/// How an extended attribute is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetXattr {
-    /// Whether it exists or not.
-    Any,
-    /// It must not exist.
-    Create,
-    /// It must exist.
-    Replace,
 }
 
 /// A mounted file system. Calls come in any number at a time; each is answered within the mount's I/O

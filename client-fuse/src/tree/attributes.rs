@@ -1,6 +1,6 @@
 //! Changes of attributes.
 
-use crate::filesystem::{Handle, Known, SetAttr, SetTime};
+use crate::filesystem::{Handle, Known, SetAttr};
 use crate::tree::Tree;
 use crate::tree::open_inode::OpenInode;
 use kiln_types::{Attr, Caller, Code, Error, InodeId, Result};
@@ -29,8 +29,8 @@ pub(crate) async fn set(
         // What was written earlier would bring its own time later, and take set-id bits away.
         let undone = change.mtime.is_some() || change.mode.is_some_and(|mode| mode & SET_IDS != 0);
         let attr = match open.filter(|open| undone && open.content().unreported()) {
-            Some(open) => open.set_attr(caller, in_cluster(rest)).await?,
-            None => tree.client.set_attr(caller, inode, in_cluster(rest)).await?,
+            Some(open) => open.set_attr(caller, rest).await?,
+            None => tree.client.set_attr(caller, inode, rest).await?,
         };
         tree.nodes.changed_here(&attr, change.mtime.is_some());
         answered = Some(attr);
@@ -61,7 +61,7 @@ async fn cut(
     length: u64,
 ) -> Result<Attr> {
     let by_name = async {
-        let change = kiln_client::SetAttr { length: Some(length), ..Default::default() };
+        let change = SetAttr { length: Some(length), ..Default::default() };
         tree.client.set_attr(caller, inode, change).await
     };
     let Some(open) = open else { return by_name.await };
@@ -72,20 +72,5 @@ async fn cut(
             open.truncate(length, async move { io.set_length(length).await }).await
         }
         None => open.truncate(length, by_name).await,
-    }
-}
-
-fn in_cluster(change: SetAttr) -> kiln_client::SetAttr {
-    let time = |time| match time {
-        SetTime::Now => kiln_client::SetTime::Now,
-        SetTime::At(at) => kiln_client::SetTime::At(at),
-    };
-    kiln_client::SetAttr {
-        mode: change.mode,
-        uid: change.uid,
-        gid: change.gid,
-        length: change.length,
-        atime: change.atime.map(time),
-        mtime: change.mtime.map(time),
     }
 }

@@ -316,12 +316,7 @@ impl FileSystem for Tree {
     }
 
     async fn stat_fs(&self) -> Result<Space> {
-        let space = self.client.stat_fs().await?;
-        Ok(Space {
-            total_bytes: space.total_bytes,
-            free_bytes: space.free_bytes,
-            inodes: space.inodes,
-        })
+        self.client.stat_fs().await
     }
 
     async fn get_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {
@@ -339,11 +334,6 @@ impl FileSystem for Tree {
     ) -> Result<()> {
         self.changes()?;
         attributes::offered(name)?;
-        let how = match how {
-            SetXattr::Any => kiln_client::SetXattr::Any,
-            SetXattr::Create => kiln_client::SetXattr::Create,
-            SetXattr::Replace => kiln_client::SetXattr::Replace,
-        };
         self.client.set_xattr(caller, self.inode(inode), name, value, how).await
     }
 
