@@ -4,4 +4,3 @@
 mod behaviour;
 mod disk;
 mod random;
-mod rate;
