@@ -77,7 +77,7 @@ impl StorageChunks {
     ) -> Result<Option<Vec<Listed>>> {
         let Some(start) = *cursor else { return Ok(None) };
         let id = |index| ChunkId::file(file.tree, file.inode, index);
-        let list = List { chain, from: id(start), to: id(range.end), limit: PAGE, last: false };
+        let list = List { chain, from: id(start), to: id(range.end), limit: PAGE };
         let deadline = self.env.deadline_after(CHANGE_TIMEOUT);
         let listing = self.chunks.list(&list, deadline).await?;
         *cursor = listing.last.and_then(|last| last.as_file()).map(|(_, _, index)| index + 1);

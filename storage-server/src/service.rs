@@ -119,12 +119,8 @@ impl ChunkService {
         let target = self.target(list.chain)?;
         let (store, id) = (target.store(), target.id());
         let limit = list.limit.clamp(1, LIST_LIMIT_MAX) as usize;
-        let found = if list.last {
-            store.last_chunk(id, list.from, list.to).await?.into_iter().collect()
-        } else {
-            store.list(id, list.from, list.to, limit).await?
-        };
-        let more = !list.last && found.len() == limit;
+        let found = store.list(id, list.from, list.to, limit).await?;
+        let more = found.len() == limit;
         let last = found.last().map(|(chunk, _)| *chunk).filter(|_| more);
         let chunks = found.into_iter().filter_map(listed).collect();
         Ok(Response::new(Listing { chunks, last }.encode()))

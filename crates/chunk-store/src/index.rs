@@ -7,7 +7,6 @@
 use crate::extent::Position;
 use kiln_types::ChunkId;
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 const LEAF_MAX: usize = 256;
 const LEAF_STEP: usize = 16;
@@ -131,20 +130,6 @@ impl Index {
         })
     }
 
-    /// Entries in `[from, to)`, from the last one back.
-    pub(crate) fn range_back(
-        &self,
-        from: ChunkId,
-        to: ChunkId,
-    ) -> impl Iterator<Item = (ChunkId, Slot)> + '_ {
-        let leaves = self.leaves.range((Bound::Unbounded, Bound::Excluded(to))).rev();
-        let entries = leaves.flat_map(move |(_, leaf)| {
-            let end = leaf.partition_point(|entry| entry.0 < to);
-            leaf[..end].iter().rev().map(|entry| (entry.0, Slot::unpack(entry.1)))
-        });
-        entries.take_while(move |(chunk, _)| *chunk >= from)
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ChunkId, Slot)> + '_ {
         let entries = self.leaves.values().flatten();
         entries.map(|entry| (entry.0, Slot::unpack(entry.1)))
@@ -198,9 +183,6 @@ mod tests {
                         Vec::new()
                     };
                     assert_eq!(index.range(from, to).collect::<Vec<_>>(), expected, "seed {seed}");
-                    let mut back: Vec<_> = index.range_back(from, to).collect();
-                    back.reverse();
-                    assert_eq!(back, expected, "seed {seed}");
                 }
             }
             assert!(index.iter().eq(model.iter().map(|(k, v)| (*k, *v))));

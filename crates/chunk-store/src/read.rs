@@ -255,25 +255,3 @@ async fn heads(core: &Core, wanted: &[(Key, Position)], _: &Lease) -> Result<Vec
     let missing = || Error::internal("a descriptor was not read");
     found.into_iter().map(|head| head.ok_or_else(missing)).collect()
 }
-
-/// The last chunk in `[from, to)` with committed content.
-pub(crate) async fn last_chunk(
-    core: &Core,
-    target: TargetId,
-    from: ChunkId,
-    to: ChunkId,
-) -> Result<Option<(ChunkId, ChunkStat)>> {
-    loop {
-        let last = {
-            let state = core.state.lock();
-            let target = state.target(target)?;
-            target.index.range_back(from, to).find(|(_, slot)| !slot.removed)
-        };
-        let Some((chunk, _)) = last else { return Ok(None) };
-        let stat = stat(core, Key { target, chunk }).await?;
-        // It may have been removed meanwhile: look again.
-        if stat.committed.is_some_and(|version| !version.removed) {
-            return Ok(Some((chunk, stat)));
-        }
-    }
-}

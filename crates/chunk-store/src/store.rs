@@ -240,19 +240,6 @@ impl Store {
         read::list(&self.core, target, from, to, limit).await
     }
 
-    /// The last chunk in `[from, to)` with committed content.
-    ///
-    /// # Errors
-    /// `WrongTarget`, `Corrupt`, `DiskFailed`.
-    pub async fn last_chunk(
-        &self,
-        target: TargetId,
-        from: ChunkId,
-        to: ChunkId,
-    ) -> Result<Option<(ChunkId, ChunkStat)>> {
-        read::last_chunk(&self.core, target, from, to).await
-    }
-
     /// The last write that is remembered of a client's channel.
     pub fn retry_record(
         &self,

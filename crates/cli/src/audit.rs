@@ -115,7 +115,7 @@ async fn list(
     target: TargetId,
     (from, to): (ChunkId, ChunkId),
 ) -> Result<(Vec<Listed>, Option<ChunkId>)> {
-    let list = List { chain, from, to, limit: LIST_LIMIT_MAX, last: false };
+    let list = List { chain, from, to, limit: LIST_LIMIT_MAX };
     let deadline = remote.env.deadline_after(PAGE_WITHIN);
     let listing = remote.client.chunks().list_at(target, &list, deadline).await;
     let listing = listing.context(format_args!("chunks of target {target}"))?;

@@ -226,8 +226,6 @@ pub struct List {
     pub to: ChunkId,
     /// Most chunks in the answer, at most [`LIST_LIMIT_MAX`].
     pub limit: u32,
-    /// Only the last chunk of the range.
-    pub last: bool,
 }
 
 /// A chunk in a [`Listing`].
@@ -465,7 +463,7 @@ impl Body for List {
 
     fn write(&self, to: &mut Encoder) {
         to.u64(self.chain.0).raw(self.from.as_bytes()).raw(self.to.as_bytes());
-        to.u32(self.limit).u8(u8::from(self.last));
+        to.u32(self.limit);
     }
 
     fn read(from: &mut Decoder<'_>) -> Result<Self> {
@@ -474,7 +472,6 @@ impl Body for List {
             from: read_chunk(from)?,
             to: read_chunk(from)?,
             limit: from.u32()?,
-            last: from.u8()? != 0,
         })
     }
 }

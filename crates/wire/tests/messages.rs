@@ -70,7 +70,7 @@ proptest! {
         returns(Write { name, update: update.clone(), capability });
         returns(Forward { name, from: TargetId(numbers.2), version, previous, update });
         returns(WriteDone { version });
-        returns(List { chain: name.chain, from: name.chunk, to: name.chunk, limit: 7, last: true });
+        returns(List { chain: name.chain, from: name.chunk, to: name.chunk, limit: 7 });
         let listed = Listed {
             chunk: name.chunk, version, epoch: TruncateEpoch(1), length: numbers.0, pending: true,
         };
