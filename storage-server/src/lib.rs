@@ -9,6 +9,7 @@
 
 mod disks;
 mod follower;
+mod insist;
 mod peers;
 mod rights;
 mod server;

@@ -1,5 +1,6 @@
 //! One target: the replica's state machine, its chunk store, and the way to its neighbours.
 
+use crate::insist::insist;
 use crate::peers::Peers;
 use kiln_chain::replica::{
     Action, Event, ReadRule, Remembered, Replica, Ticket, Versions, View, refuses,
@@ -385,7 +386,10 @@ impl Target {
                 Some(Event::Committed { chunk, version, result })
             }
             Action::Discard { chunk, version } => {
-                match self.notice(self.store.discard(self.id, chunk, version).await) {
+                // Nothing else happens to the chunk before: it is tried until it is done.
+                let what = format!("drop of version {version} of chunk {chunk}");
+                let discard = || self.store.discard(self.id, chunk, version);
+                match self.notice(insist(&self.env, &what, discard).await) {
                     Ok(()) => Some(Event::Discarded { chunk, version }),
                     // The disk failed: the target leaves its chain, and the version with it.
                     Err(_) => None,
