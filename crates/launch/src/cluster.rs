@@ -1,7 +1,7 @@
 //! The servers of one cluster, and perhaps a mount of it, as child processes: start, signals, stop.
 
 use crate::member::{Member, Role};
-use crate::process::{Process, signal_pid};
+use crate::process::{FirstLine, Process, signal_pid};
 use crate::{ClusterDir, Event, Exit, Lock, ServerState, State, ports};
 use kiln_env::Env;
 use kiln_types::{Code, Error, Result, ServiceKind};
@@ -10,8 +10,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long a server may take to say that it is ready: recovery of a large store included.
-const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a server may take to stop before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// How long a mount may take to bring to the cluster what was written.
@@ -202,7 +200,7 @@ impl Cluster {
     }
 
     /// Starts the members at these places side by side; a result for each.
-    pub(crate) async fn start_group(&mut self, places: &[usize]) -> Vec<(usize, Result<()>)> {
+    async fn start_group(&mut self, places: &[usize]) -> Vec<(usize, Result<()>)> {
         let spawned: Vec<_> = places.iter().map(|at| (*at, self.spawn(*at))).collect();
         let mut results = Vec::new();
         for (at, spawned) in spawned {
@@ -221,7 +219,7 @@ impl Cluster {
         results
     }
 
-    fn spawn(&mut self, at: usize) -> Result<()> {
+    pub(crate) fn spawn(&mut self, at: usize) -> Result<()> {
         if self.members[at].role.kind().is_some() {
             self.choose_address(at)?;
         }
@@ -254,10 +252,17 @@ impl Cluster {
 
     async fn await_ready(&mut self, at: usize) -> Result<()> {
         let member = &mut self.members[at];
+        let process = member.process.as_mut().ok_or_else(|| not_running(member.role.name()))?;
+        let line = process.first_line().await;
+        self.settle(at, line).await
+    }
+
+    /// Takes note of what the member at this place said first: it is ready, or does not run.
+    pub(crate) async fn settle(&mut self, at: usize, line: FirstLine) -> Result<()> {
+        let member = &mut self.members[at];
         let name = member.name().to_string();
         let process = member.process.as_mut().ok_or_else(|| not_running(&name))?;
-        let pid = process.pid();
-        let ready = process.ready(&self.env, READY_WITHIN).await;
+        let (pid, ready) = (process.pid(), process.place(line, &self.env).await);
         let event = ready.and_then(|place| match &member.role {
             Role::Mount(path) => Ok(Event::Mounted { path: path.clone(), pid }),
             Role::Server(_) => {

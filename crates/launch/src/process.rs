@@ -8,14 +8,19 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
+use std::future::poll_fn;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
+use std::task::{self, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
+/// How long a member may take to say that it is ready: recovery of a large store included.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// A log that is longer when its server starts is moved aside.
 const LOG_BYTES_MAX: u64 = 64 << 20;
 /// At most this much of the end of a log is looked at for what a server said last.
@@ -50,12 +55,17 @@ impl fmt::Display for Exit {
     }
 }
 
+/// What a member said first: `None` when it closed its output instead, an error when it took too long.
+pub(crate) type FirstLine = Result<Option<String>>;
+
 /// A running member of a cluster. Dropping it kills it.
 pub(crate) struct Process {
     child: Child,
     pid: u32,
     started: Monotonic,
-    output: BufReader<ChildStdout>,
+    output: Lines<BufReader<ChildStdout>>,
+    /// Ends when it should have said something; `None` when it has, or that is over.
+    patience: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     log: PathBuf,
     /// Where this process's part of the log begins.
     log_from: u64,
@@ -90,8 +100,11 @@ impl Process {
         let (Some(pid), Some(output)) = (child.id(), child.stdout.take()) else {
             return Err(Error::internal(format!("{name} has no process or output")));
         };
-        let output = BufReader::new(output);
-        Ok(Self { child, pid, started: env.now(), output, log, log_from })
+        let output = BufReader::new(output).lines();
+        let (clock, started) = (env.clone(), env.now());
+        let patience: Pin<Box<dyn Future<Output = ()> + Send>> =
+            Box::pin(async move { clock.sleep(READY_WITHIN).await });
+        Ok(Self { child, pid, started, output, patience: Some(patience), log, log_from })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -103,24 +116,44 @@ impl Process {
         env.now().since(self.started)
     }
 
-    /// Waits until it says that it is ready, and where.
-    pub(crate) async fn ready(&mut self, env: &Env, within: Duration) -> Result<String> {
-        let mut line = String::new();
-        let read = env.timeout(within, "start", self.output.read_line(&mut line)).await;
-        let failed = |what: String| Error::new(Code::Local, what);
-        match read {
-            Ok(Ok(length)) if length > 0 => line
-                .trim_end()
-                .strip_prefix(READY)
-                .map(String::from)
-                .ok_or_else(|| failed(format!("it said '{}'", line.trim_end()))),
-            Ok(_) => match self.wait(env, Duration::from_secs(5)).await {
-                Some(exit) => Err(failed(format!("it {exit}"))),
-                None => Err(failed("it closed its output and goes on".into())),
+    /// Whether it has not said anything yet.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.patience.is_some()
+    }
+
+    /// Waits for what it says first; to be called once.
+    pub(crate) async fn first_line(&mut self) -> FirstLine {
+        poll_fn(|context| self.poll_first_line(context)).await
+    }
+
+    /// Ready once, with what it says first.
+    pub(crate) fn poll_first_line(&mut self, context: &mut task::Context<'_>) -> Poll<FirstLine> {
+        let Some(patience) = &mut self.patience else { return Poll::Pending };
+        let line = match Pin::new(&mut self.output).poll_next_line(context) {
+            Poll::Ready(line) => Ok(line.unwrap_or(None)),
+            Poll::Pending => {
+                ready!(patience.as_mut().poll(context));
+                Err(failed(format!("it is not ready after {READY_WITHIN:?}")))
+            }
+        };
+        self.patience = None;
+        Poll::Ready(line)
+    }
+
+    /// Where it is ready, by what it said first.
+    pub(crate) async fn place(&mut self, line: FirstLine, env: &Env) -> Result<String> {
+        let place = match line {
+            Ok(Some(line)) => match line.strip_prefix(READY) {
+                Some(place) => Ok(place.into()),
+                None => Err(failed(format!("it said '{line}'"))),
             },
-            Err(_) => Err(failed(format!("it is not ready after {within:?}"))),
-        }
-        .map_err(|error| error.with_hint(format!("its log is {}", self.log.display())))
+            Ok(None) => match self.wait(env, Duration::from_secs(5)).await {
+                Some(exit) => Err(failed(format!("it {exit}"))),
+                None => Err(failed("it closed its output and goes on")),
+            },
+            Err(error) => Err(error),
+        };
+        place.map_err(|error| error.with_hint(format!("its log is {}", self.log.display())))
     }
 
     /// How it ended, when it has.
@@ -151,6 +184,10 @@ impl Process {
         let last_words = last_words(&self.log, self.log_from).unwrap_or_default();
         Exit { how, fine: status.success(), last_words }
     }
+}
+
+fn failed(what: impl Into<String>) -> Error {
+    Error::new(Code::Local, what)
 }
 
 pub(crate) fn signal_pid(pid: u32, signal: Signal) {

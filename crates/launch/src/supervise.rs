@@ -1,7 +1,10 @@
 //! Watches what runs of a cluster until it is asked to stop, and starts again what dies.
 
+use crate::process::FirstLine;
 use crate::{Cluster, Event};
 use kiln_types::{Context, Result};
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -75,12 +78,11 @@ impl Cluster {
             tokio::select! {
                 () = stop.requested() => break,
                 _ = child_ended.recv() => {}
-                () = env.sleep(pause) => {
-                    tokio::select! {
-                        () = stop.requested() => break,
-                        () = self.restart_due() => {}
-                    }
+                (at, line) = self.first_line() => {
+                    let started = self.settle(at, line).await;
+                    self.note_start(at, started);
                 }
+                () = env.sleep(pause) => self.restart_due(),
             }
         }
         let killed = tokio::select! {
@@ -96,7 +98,9 @@ impl Cluster {
     fn note_deaths(&mut self) {
         let mut deaths = Vec::new();
         for member in &mut self.members {
-            let Some(process) = &mut member.process else { continue };
+            // One that is starting tells by its output.
+            let running = member.process.as_mut().filter(|process| !process.is_starting());
+            let Some(process) = running else { continue };
             let Some(exit) = process.exited() else { continue };
             if process.age(&self.env) >= WELL_AFTER {
                 member.pause = Duration::ZERO;
@@ -123,23 +127,43 @@ impl Cluster {
         due.map_or(IDLE, |due| due.since(self.env.now()))
     }
 
-    async fn restart_due(&mut self) {
+    fn restart_due(&mut self) {
         let now = self.env.now();
-        let is_due = |again: Option<_>| again.is_some_and(|again| again <= now);
-        let due: Vec<_> =
-            (0..self.members.len()).filter(|at| is_due(self.members[*at].again)).collect();
-        for at in &due {
-            self.members[*at].again = None;
-        }
-        for (at, result) in self.start_group(&due).await {
-            if let Err(error) = result {
-                let member = &mut self.members[at];
-                member.pause = longer(member.pause);
-                member.again = Some(self.env.now().plus(member.pause));
-                let (name, pause) = (member.name().into(), member.pause);
-                self.tell(Event::NotStarted { name, why: error.message().into(), pause });
+        for at in 0..self.members.len() {
+            if self.members[at].again.is_some_and(|again| again <= now) {
+                self.members[at].again = None;
+                if let Err(error) = self.spawn(at) {
+                    self.note_start(at, Err(error));
+                }
             }
         }
+        self.write_state();
+    }
+
+    /// Waits for what one of the members that are starting says first.
+    async fn first_line(&mut self) -> (usize, FirstLine) {
+        poll_fn(|context| {
+            for (at, member) in self.members.iter_mut().enumerate() {
+                let process = member.process.as_mut();
+                let line = process.map(|process| process.poll_first_line(context));
+                if let Some(Poll::Ready(line)) = line {
+                    return Poll::Ready((at, line));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn note_start(&mut self, at: usize, started: Result<()>) {
+        if let Err(error) = started {
+            let member = &mut self.members[at];
+            member.pause = longer(member.pause);
+            member.again = Some(self.env.now().plus(member.pause));
+            let (name, pause) = (member.name().into(), member.pause);
+            self.tell(Event::NotStarted { name, why: error.message().into(), pause });
+        }
+        self.write_state();
     }
 }
 

@@ -228,6 +228,43 @@ fn what_dies_is_started_again_after_a_growing_pause() {
 }
 
 #[test]
+fn one_that_takes_long_to_start_holds_up_no_other() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().to_path_buf();
+    run(async {
+        let (cluster, events) = start(&path).await;
+        let mut cluster = cluster.unwrap();
+        let mut stop = Stop::on_any().unwrap();
+        let said = |what: &str| events.lock().unwrap().iter().filter(|e| e.contains(what)).count();
+        let kill = |at: usize| {
+            let pid = State::read(&path).unwrap().servers[at].pid.unwrap() as i32;
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        };
+        let script = async {
+            fs::write(path.join("slow-storage-1"), "").unwrap();
+            kill(2);
+            let started = || fs::read_to_string(path.join("calls")).unwrap();
+            until("a slow start", || started().matches("started storage-1").count() == 2).await;
+            kill(1);
+            until("another's restart", || said("meta is ready") == 2).await;
+            assert_eq!(said("storage-1 is ready"), 1);
+            // It dies before it is ready.
+            kill(2);
+            let why = "storage-1 did not start: it was killed by signal 9";
+            until("a start that fails", || said(why) == 1).await;
+            fs::remove_file(path.join("slow-storage-1")).unwrap();
+            until("its start", || said("storage-1 is ready") == 2).await;
+        };
+        tokio::select! {
+            result = cluster.supervise(&mut stop) => panic!("it ended: {result:?}"),
+            () = script => {}
+        }
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn the_harness_kills_pauses_and_starts_single_servers() {
     let temporary = tempfile::tempdir().unwrap();
     run(async {

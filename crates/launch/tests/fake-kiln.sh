@@ -16,6 +16,7 @@ if [ -e "fail-$name" ]; then
 fi
 trap 'echo "stopped $name" >>calls; exit 0' TERM
 [ -e "deaf-$name" ] && trap '' TERM
+while [ -e "slow-$name" ]; do sleep 0.02; done
 echo "ready $ready"
 while ! [ -e "done-$name" ]; do sleep 0.02; done
 echo "stopped $name" >>calls
