@@ -375,7 +375,11 @@ fn a_dead_daemons_mount_is_taken_over_and_a_living_ones_is_not() {
     let path = dir.path().canonicalize().unwrap();
     let env = Env::real();
     let runtime = runtime();
-    let health = || runtime.block_on(mount::health(&path, &env)).unwrap();
+    let health = || {
+        let mounts = table::read().unwrap();
+        let mount = table::at(&mounts, &path).unwrap();
+        runtime.block_on(mount::health(mount, &env)).unwrap()
+    };
     let prepare = || {
         let mut told = String::new();
         let prepared = runtime.block_on(mount::prepare(&path, &env, |text| told = text));

@@ -38,12 +38,16 @@ pub(super) async fn ask<T: Send + 'static>(
     answer.map_err(|_| Error::internal(format!("{what}: its thread is gone")))
 }
 
-/// How the mount on `path` is.
+/// How a mount is. One whose daemon lives is not asked: a question that is not answered would keep this
+/// process, and the mount busy, until it is.
 ///
 /// # Errors
 /// `Local` when no thread can be started.
-pub async fn health(path: &Path, env: &Env) -> Result<Health> {
-    let place = path.to_path_buf();
+pub async fn health(mount: &table::Mount, env: &Env) -> Result<Health> {
+    if let Some(record) = record_of(mount) {
+        return Ok(if record.daemon.is_paused() { Health::Silent } else { Health::Works });
+    }
+    let place = mount.path.clone();
     match ask(env, "mount", move || rustix::fs::statvfs(&place)).await {
         Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Ok(Health::Dead),
         Ok(_) => Ok(Health::Works),
@@ -113,7 +117,7 @@ async fn take_over(mount: &table::Mount, env: &Env, told: impl FnOnce(String)) -
             .with_hint("name another directory, or unmount that first"));
     }
     let daemon = record_of(mount).map(|record| record.daemon);
-    match health(&mount.path, env).await? {
+    match health(mount, env).await? {
         Health::Works => Err(exists(format!("{} is already mounted on {shown}", mount.source))
             .with_hint(format!("kiln umount {shown} unmounts it"))),
         Health::Silent => {

@@ -32,7 +32,8 @@ async fn stop(path: &Path, env: &Env) -> Result<String> {
         let events = clear_stale(&dir, env).await?;
         let mut swept: String = events.iter().map(|event| format!("{event}\n")).collect();
         swept += &take_away_dead(&dir, env).await?;
-        return Ok(format!("{swept}nothing is running in {}\n", dir.path().display()));
+        let left = still_mounted(&dir)?;
+        return Ok(format!("{swept}nothing is running in {}\n{left}", dir.path().display()));
     };
     tell_users(&dir, env).await?;
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
@@ -80,7 +81,7 @@ async fn take_away_dead(dir: &ClusterDir, env: &Env) -> Result<String> {
     let source = format!("{}:/", dir.path().display());
     for (mount, record) in records()? {
         let ours = record.is_none() && mount.source.starts_with(&source);
-        if ours && health(&mount.path, env).await? == Health::Dead {
+        if ours && health(&mount, env).await? == Health::Dead {
             unmount(&mount.path, How::Lazily)?;
             said += &format!("{} is unmounted; its daemon had died\n", mount.path.display());
         }

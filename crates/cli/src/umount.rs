@@ -53,7 +53,7 @@ async fn take_away(path: &Path, how: How, env: &Env) -> Result<String> {
     }
     let daemon = record_of(mount).map(|record| record.daemon);
     resume(daemon);
-    if health(&path, env).await? == Health::Dead {
+    if health(mount, env).await? == Health::Dead {
         unmount(&path, How::Lazily)?;
         return Ok(format!("{shown} is unmounted; its daemon had died\n"));
     }
@@ -85,7 +85,7 @@ pub(crate) fn busy(path: &Path, users: &[User]) -> Error {
         lines.push(format!("and {} more", users.len() - USERS_SHOWN));
     }
     let who = match lines.is_empty() {
-        true => "by processes that this user may not see".into(),
+        true => "by processes that are about to end, or that this user may not see".into(),
         false => format!("by\n  {}", lines.join("\n  ")),
     };
     Error::new(Code::Busy, format!("{shown} is in use {who}"))
