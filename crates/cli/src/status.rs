@@ -9,7 +9,7 @@ use kiln_client_fuse::mount::{Record, records};
 use kiln_config::format_size;
 use kiln_env::Env;
 use kiln_launch::{ClusterDir, Lock, ServerState, State};
-use kiln_types::{ClusterId, Code, Error, Result, RoutingInfo};
+use kiln_types::{ClusterId, Code, Error, Result, RoutingInfo, Timestamp};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -88,7 +88,7 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
     let shape = dir.shape();
     let servers = State::read(dir.path())?.servers.into_iter();
     let mut servers: Vec<_> = servers.map(|server| look_at(server, env)).collect();
-    servers.extend(other_mounts(dir, &servers, env)?);
+    add_mounts(&mut servers, dir, env)?;
     Ok(Status {
         cluster: dir.id(),
         dir: dir.path().into(),
@@ -131,10 +131,7 @@ impl Status {
 
 fn look_at(server: ServerState, env: &Env) -> Server {
     let memory = server.pid.and_then(resident_bytes);
-    let up = match (server.since, memory) {
-        (Some(since), Some(_)) => env.wall().0.saturating_sub(since.0),
-        _ => 0,
-    };
+    let since = server.since.filter(|_| memory.is_some());
     Server {
         name: server.name,
         pid: server.pid,
@@ -142,32 +139,42 @@ fn look_at(server: ServerState, env: &Env) -> Server {
         mount: server.mount,
         running: memory.is_some(),
         alive: None,
-        up_seconds: Duration::from_nanos(u64::try_from(up).unwrap_or(0)).as_secs(),
+        up_seconds: since.map_or(0, |since| seconds_since(since, env)),
         restarts: server.restarts,
         memory_bytes: memory.unwrap_or(0),
         metrics: None,
     }
 }
 
-/// The mounts that 'kiln mount' made.
-fn other_mounts(dir: &ClusterDir, known: &[Server], env: &Env) -> Result<Vec<Server>> {
+/// What the daemons of mounts wrote down: of the one that the supervisor runs, and of those that
+/// 'kiln mount' made.
+fn add_mounts(servers: &mut Vec<Server>, dir: &ClusterDir, env: &Env) -> Result<()> {
     let of_dir = |record: &Record| record.cluster_dir.as_deref() == Some(dir.path());
-    let ours = records()?.into_iter().filter_map(|(_, record)| record).filter(of_dir);
-    let pids: Vec<_> = known.iter().filter_map(|server| server.pid).collect();
-    let others = ours.filter(|record| !pids.contains(&record.daemon.pid));
-    let server = |record: Record| Server {
-        name: "mount".into(),
-        pid: Some(record.daemon.pid),
-        address: None,
-        mount: Some(record.path),
-        running: true,
-        alive: None,
-        up_seconds: env.wall().0.saturating_sub(record.since.0).unsigned_abs() / 1_000_000_000,
-        restarts: 0,
-        memory_bytes: resident_bytes(record.daemon.pid).unwrap_or(0),
-        metrics: record.metrics.map(|address| address.to_string()),
-    };
-    Ok(others.map(server).collect())
+    for record in records()?.into_iter().filter_map(|(_, record)| record).filter(of_dir) {
+        let metrics = record.metrics.map(|address| address.to_string());
+        let pid = Some(record.daemon.pid);
+        match servers.iter_mut().find(|server| server.pid == pid) {
+            Some(supervised) => supervised.metrics = metrics,
+            None => servers.push(Server {
+                name: "mount".into(),
+                pid,
+                address: None,
+                mount: Some(record.path),
+                running: true,
+                alive: None,
+                up_seconds: seconds_since(record.since, env),
+                restarts: 0,
+                memory_bytes: resident_bytes(record.daemon.pid).unwrap_or(0),
+                metrics,
+            }),
+        }
+    }
+    Ok(())
+}
+
+fn seconds_since(since: Timestamp, env: &Env) -> u64 {
+    let nanoseconds = env.wall().0.saturating_sub(since.0);
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)).as_secs()
 }
 
 /// The resident memory of a process; `None` when it does not run (or has ended and was not waited for).
