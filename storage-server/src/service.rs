@@ -134,17 +134,22 @@ impl ChunkService {
         Ok(Response::default())
     }
 
-    fn space(&self, peer: &Peer) -> Result<Response> {
+    async fn space(&self, peer: &Peer) -> Result<Response> {
         peer.require_operator()?;
-        let disk = |store: &Arc<Store>| {
+        let mut disks = Vec::with_capacity(self.stores.len());
+        for store in &self.stores {
             let usage = store.usage();
-            DiskSpace {
+            let beneath = store.beneath().await?;
+            disks.push(DiskSpace {
                 disk: store.identity().disk,
                 capacity: usage.capacity_bytes,
                 used: usage.used_bytes,
-            }
-        };
-        Ok(Response::new(Space { disks: self.stores.iter().map(disk).collect() }.encode()))
+                free: usage.free_bytes,
+                backed: usage.backed_bytes,
+                beneath: beneath.map(|beneath| (beneath.id, beneath.free_bytes)),
+            });
+        }
+        Ok(Response::new(Space { disks }.encode()))
     }
 }
 
@@ -180,7 +185,7 @@ impl Handler for ChunkService {
                 Operation::CommittedVersion => self.committed_version(peer, request).await,
                 Operation::List => self.list(peer, request).await,
                 Operation::Goodbye => self.goodbye(request).await,
-                Operation::Space => self.space(peer),
+                Operation::Space => self.space(peer).await,
             }
             .inspect_err(|error| tracing::debug!(%error, "refused"))
         };

@@ -20,13 +20,15 @@ pub struct Identity {
 pub struct Options {
     /// Memory for chunk descriptors that were read lately, in bytes.
     pub cache_bytes: usize,
-    /// How much the log may hold beyond twice what is live before it is cleaned, in bytes.
+    /// How much the log may hold beyond twice what is live before it is cleaned, in bytes; at most
+    /// a sixteenth of the disk.
     pub log_slack_bytes: u64,
     /// How long a removed chunk's version is remembered, so that a replica that was away learns of
     /// it.
     pub tombstone_retention: Duration,
-    /// Space that only removes, commits, discards and cleaning may use, in bytes; at most a
-    /// sixteenth of the disk is kept.
+    /// Space that only removes, truncations, cleaning and, most of it, writes that replace
+    /// stored blocks may use, in bytes; at most a sixteenth of the disk is kept. As much is left to
+    /// others of the file system beneath.
     pub reserve_bytes: u64,
     /// A planted defect, for the test that must find it: acknowledge without syncing the disk.
     #[doc(hidden)]
@@ -182,6 +184,8 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Bytes that writers may still take; the reserve is not among them.
     pub free_bytes: u64,
+    /// Free bytes for which the file system beneath has given the space already.
+    pub backed_bytes: u64,
     /// Bytes that the metadata log occupies.
     pub metadata_bytes: u64,
     /// Chunks that are known, tombstones included.

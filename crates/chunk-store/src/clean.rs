@@ -11,7 +11,8 @@
 //! targets are copied under the lock that changes of targets take.
 
 use crate::core::Core;
-use crate::extent::{Extent, Position};
+use crate::extent::{BLOCK, Extent, Position};
+use crate::join::join_all;
 use crate::record::{Flags, Head, Key, Part, Record};
 use crate::replay::LogReader;
 use crate::space::{Dropped, SPARES};
@@ -29,6 +30,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 const AGE: Duration = Duration::from_secs(1);
 /// Segments that are cleaned in one round.
 const ROUND: usize = 16;
+/// Chunks with parts that are copied at the same time, so that they share batches.
+const TOGETHER: usize = 64;
 /// Bytes of records that are copied in one submission, so that others' records go in between.
 const COPY_BYTES: usize = 16 << 10;
 
@@ -38,8 +41,8 @@ pub(crate) struct Cleaner {
     passes: Passes,
 }
 
-/// Passes over the whole log. Small records leave gaps in it that a copy does not close: on a disk without
-/// a free zone cleaning would go round for ever.
+/// Passes over the whole log. Small records before large ones leave gaps that a copy has as well: on
+/// a full disk cleaning could go round for ever.
 #[derive(Default)]
 struct Passes {
     /// Segments that are left of this pass, and the log's bytes when it began.
@@ -95,9 +98,12 @@ pub(crate) async fn run(core: Arc<Core>, mut cleaner: Cleaner) {
             core.space.age();
             aged_at = core.env.now();
         }
+        if core.space.is_tight() {
+            ask_for_space(&core).await;
+        }
         core.env.sleep(PAUSE).await;
         let changed = core.space.changed.notified();
-        if core.options.discard && core.space.has_stale() {
+        if core.space.is_tight() || core.options.discard && core.space.has_stale() {
             // Either way the next round looks for zones that stayed empty.
             let _ = core.env.timeout(AGE, "maintenance", changed).await;
         } else {
@@ -130,17 +136,45 @@ async fn give_back(core: &Core) {
     }
 }
 
+/// Looks whether the file system beneath has space again.
+async fn ask_for_space(core: &Core) {
+    match core.beneath().await {
+        Ok(Some(beneath)) if beneath.free_bytes < core.shape.zone_bytes() => {}
+        Ok(_) => core.space.relax(),
+        Err(error) => tracing::warn!(disk = %core.disk.describe(), %error, "no answer"),
+    }
+}
+
+impl Core {
+    /// Whether cleaning makes the log shorter: a copy of what is needed has few gaps.
+    pub(crate) fn is_log_cleanable(&self) -> bool {
+        let state = self.state.lock();
+        state.segments.len() > 2 && state.log_bytes() > state.live() / 4 * 5
+    }
+
+    /// Whether cleaning is about to give space back that the log or data lack.
+    pub(crate) fn is_log_being_cleaned(&self) -> bool {
+        self.space.spares().len() < SPARES && self.is_log_cleanable()
+    }
+}
+
 impl Cleaner {
     pub(crate) fn new(superblock: Superblock) -> Self {
         Self { superblock, passes: Passes::default() }
     }
 
     fn is_needed(&self, core: &Core) -> bool {
-        let state = core.state.lock();
-        let (log, live) = (state.log_bytes(), state.live());
-        let full = core.space.spares().len() < 2 && log > live / 4 * 5;
-        let is_long = full || log > 2 * live + core.options.log_slack_bytes;
-        state.segments.len() > 2 && is_long && !self.passes.is_vain(log, live)
+        let (log, live) = {
+            let state = core.state.lock();
+            (state.log_bytes(), state.live())
+        };
+        let disk = core.shape.blocks * BLOCK;
+        let slack = core.options.log_slack_bytes.min(disk / 16);
+        // On a disk that is nearly full the log gives back what it can.
+        let short =
+            core.space.spares().len() < SPARES || core.space.writable_blocks() * BLOCK < disk / 32;
+        let is_long = short || log > 2 * live + slack;
+        is_long && core.is_log_cleanable() && !self.passes.is_vain(log, live)
     }
 
     /// Cleans the oldest segment.
@@ -163,8 +197,12 @@ impl Cleaner {
         for (key, records) in busy {
             copy_busy(core, key, records, &mut large).await?;
         }
-        for key in large {
-            while copy_large(core, key, oldest.extent).await? {}
+        let mut large = large.into_iter().peekable();
+        while large.peek().is_some() {
+            let some = large.by_ref().take(TOGETHER);
+            for copied in join_all(some.map(|key| copy_large(core, key, oldest.extent))).await {
+                copied?;
+            }
         }
         copy_targets(core, oldest.extent).await?;
         self.superblock.head = second.extent;
@@ -213,46 +251,41 @@ struct Later {
     busy: BTreeMap<Key, Vec<(Position, Record)>>,
 }
 
-/// Copies what is needed of a segment and can be copied at once; returns the rest.
+/// Copies what is needed of a segment and can be copied at once; returns the rest. Copies of the
+/// whole segment go into the queue before the first one is waited for: so they share batches, and
+/// the gaps that small batches leave are closed.
 async fn copy_segment(core: &Core, segment: Segment, end: u64) -> Result<Later> {
     let mut reader =
         LogReader::new(Arc::clone(&core.disk), core.pool.clone(), core.identity, segment).await?;
     let mut later = Later::default();
+    let mut records = Vec::new();
     for _ in segment.first_sequence..end {
         let batch = reader.next().await?.ok_or_else(|| Error::corrupt("a batch is damaged"))?;
-        let mut records = Vec::new();
         crate::batch::for_each_record(&batch.bytes, batch.start, |position, record| {
             records.push((position, record));
             Ok(())
         })?;
-        let mut receivers = Vec::new();
-        let mut records = records.into_iter().peekable();
-        while records.peek().is_some() {
-            let mut copies = Copies::default();
-            let mut state = core.state.lock();
-            while copies.bytes < COPY_BYTES {
-                let Some((position, record)) = records.next() else { break };
-                match key_of(&record).filter(|key| state.busy.contains(key)) {
-                    Some(key) => later.busy.entry(key).or_default().push((position, record)),
-                    None => {
-                        copy_record(
-                            core,
-                            &mut state,
-                            position,
-                            record,
-                            &mut copies,
-                            &mut later.large,
-                        );
-                    }
+    }
+    let mut receivers = Vec::new();
+    let mut records = records.into_iter().peekable();
+    while records.peek().is_some() {
+        let mut copies = Copies::default();
+        let mut state = core.state.lock();
+        while copies.bytes < COPY_BYTES {
+            let Some((position, record)) = records.next() else { break };
+            match key_of(&record).filter(|key| state.busy.contains(key)) {
+                Some(key) => later.busy.entry(key).or_default().push((position, record)),
+                None => {
+                    copy_record(core, &mut state, position, record, &mut copies, &mut later.large);
                 }
             }
-            if !copies.records.is_empty() {
-                receivers.push(copies.submit(&mut state));
-            }
         }
-        for receiver in receivers {
-            core.durable(receiver).await?;
+        if !copies.records.is_empty() {
+            receivers.push(copies.submit(&mut state));
         }
+    }
+    for copied in join_all(receivers.into_iter().map(|receiver| core.durable(receiver))).await {
+        copied?;
     }
     Ok(later)
 }
@@ -362,9 +395,15 @@ fn copy_retry(
     }
 }
 
+/// Copies what is needed of a chunk's parts in the segment.
+async fn copy_large(core: &Core, key: Key, segment: Extent) -> Result<()> {
+    while copy_version(core, key, segment).await? {}
+    Ok(())
+}
+
 /// Copies the parts of one version of a chunk (first the committed one's, then the pending one's)
 /// that lie in the segment, and all records that name them. Whether there may be more to do.
-async fn copy_large(core: &Core, key: Key, segment: Extent) -> Result<bool> {
+async fn copy_version(core: &Core, key: Key, segment: Extent) -> Result<bool> {
     let inside = |position: Position| (segment.start..segment.end()).contains(&position.block());
     let _chunk = core.chunks.lock(key).await;
     if !core.state.lock().targets.contains_key(&key.target) {

@@ -9,9 +9,9 @@ use crate::batch::{BatchBuilder, BatchHeader};
 use crate::core::Core;
 use crate::extent::{BLOCK, Extent, Position};
 use crate::record::{Part, Record};
-use crate::state::{Applied, Segment, Submission};
+use crate::state::{Applied, Effect, Segment, Submission};
 use kiln_memory::Bytes;
-use kiln_types::{BLOCK_BYTES, Code, Error, Result};
+use kiln_types::{BLOCK_BYTES, Code, Error, Monotonic, Result};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use std::time::Duration;
 const IDLE: Duration = Duration::from_millis(50);
 /// Batches that share a sync.
 const BATCHES: usize = 4;
+/// How long records wait for the cleaning of a log that has no room left.
+const CLEANING: Duration = Duration::from_secs(2);
 /// So many records without a waiter are written without waiting for company.
 const LAZY_MAX: usize = 512;
 
@@ -40,6 +42,8 @@ pub(crate) struct Writer {
     pub(crate) unproven: bool,
     /// The segment was just begun: its first batch is not written yet.
     pub(crate) rolled: Option<Segment>,
+    /// Since when records wait for the cleaning of the log.
+    pub(crate) short_since: Option<Monotonic>,
 }
 
 /// A batch on its way.
@@ -102,9 +106,10 @@ impl Writer {
         let mut refusal = None;
         while flights.len() < BATCHES && (flights.is_empty() || has_work(core)) {
             let Some((flight, batch)) = self.fill(core) else {
-                refusal = Some(Error::new(Code::NoSpace, "the disk has no room for its log"));
+                refusal = self.wait_for_cleaning(core);
                 break;
             };
+            self.short_since = None;
             let start = self.segment.start + u64::from(self.at);
             match core.disk.write(start * BLOCK, batch.0.clone()).await {
                 Ok(()) => {
@@ -135,12 +140,26 @@ impl Writer {
             self.unproven = flights.iter().any(Flight::has_data);
             settle(core, flights);
         }
-        if let Some(error) = refusal {
-            refuse(core, &error);
-            // Commits stay in the queue until there is space again: do not spin on them.
-            core.env.sleep(IDLE).await;
+        if let Some(error) = &refusal {
+            refuse(core, error);
+        }
+        if refusal.is_some() || self.short_since.is_some() {
+            // What stays in the queue waits until there is space again: do not spin on it.
+            let _ = core.env.timeout(IDLE, "space", core.committer.notified()).await;
         }
         Ok(())
+    }
+
+    /// The log has no room. As long as cleaning may make some, the queue waits.
+    fn wait_for_cleaning(&mut self, core: &Core) -> Option<Error> {
+        let now = core.env.now();
+        let since = *self.short_since.get_or_insert(now);
+        core.space.changed.notify_one();
+        if core.is_log_cleanable() && now.since(since) < CLEANING {
+            return None;
+        }
+        self.short_since = None;
+        Some(Error::new(Code::NoSpace, "the disk has no room for its log"))
     }
 
     /// Takes submissions from the queue into one batch, on a new segment if need be; `None` when
@@ -172,7 +191,8 @@ impl Writer {
 
     /// Goes on to the next segment, which needs one more after it.
     fn roll(&mut self, core: &Core) -> Option<()> {
-        let after = core.space.take_spare().or_else(|| core.space.take_segment())?;
+        let after =
+            core.space.take_spare(is_cleaning(core)).or_else(|| core.space.take_segment())?;
         self.segment = std::mem::replace(&mut self.next, after);
         self.at = 0;
         self.rolled = Some(Segment { extent: self.segment, first_sequence: self.sequence });
@@ -196,6 +216,15 @@ impl Flight {
 
 fn has_work(core: &Core) -> bool {
     !core.state.lock().queue.is_empty()
+}
+
+/// Whether copies of the cleaning are in the queue: the last of the log's space is theirs.
+fn is_cleaning(core: &Core) -> bool {
+    let state = core.state.lock();
+    state
+        .queue
+        .iter()
+        .any(|submission| matches!(submission.effect, Effect::Moved { .. } | Effect::Target))
 }
 
 fn take_one(core: &Core) -> Option<Submission> {

@@ -7,9 +7,9 @@ use crate::group::Group;
 use crate::join::join_all;
 use crate::locks::KeyedLocks;
 use crate::record::{Head, Key, Part, Record, read_record};
-use crate::space::{Lease, Space};
+use crate::space::{Lease, Priority, Space};
 use crate::state::{Effect, Footprint, State, Submission};
-use kiln_disk::Disk;
+use kiln_disk::{Beneath, Disk};
 use kiln_env::Env;
 use kiln_memory::{Buffer, Pool};
 use kiln_telemetry::{Phase, phase};
@@ -43,7 +43,7 @@ pub(crate) struct Core {
 /// The disk's sizes, fixed when it was formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// Blocks of the disk.
+    /// Blocks of the disk, in whole zones.
     pub(crate) blocks: u64,
     /// Blocks of a zone and of a log segment.
     pub(crate) zone_blocks: u32,
@@ -57,7 +57,18 @@ impl Shape {
     pub(crate) fn for_disk(bytes: u64) -> Self {
         let blocks = bytes / BLOCK;
         let zone = (blocks / 64).next_power_of_two().clamp(32, 256);
-        Self { blocks, zone_blocks: zone as u32 }
+        Self { blocks: blocks - blocks % zone, zone_blocks: zone as u32 }
+    }
+
+    /// Blocks that writers leave to others: the same number of the disk, for those who make space,
+    /// and of the file system beneath, for all else that lives there.
+    pub(crate) fn reserve_blocks(self, options: &Options) -> u64 {
+        (options.reserve_bytes / BLOCK).min(self.blocks / 16)
+    }
+
+    /// Bytes of a zone.
+    pub(crate) fn zone_bytes(self) -> u64 {
+        u64::from(self.zone_blocks) * BLOCK
     }
 
     /// The largest batch: what the records of one change may need, and never more than half of the
@@ -250,6 +261,53 @@ impl Core {
     /// Reads runs of blocks into one buffer, back to back, holes as zeros; all at once.
     pub(crate) async fn read_runs(&self, runs: &[Extent]) -> Result<Buffer> {
         phase(&self.env, Phase::DiskRead, read_runs(&self.disk, &self.pool, runs)).await
+    }
+
+    /// Takes blocks for data that have space on the file system beneath.
+    ///
+    /// # Errors
+    /// `NoSpace`, `DiskFailed`.
+    pub(crate) async fn take_space(
+        &self,
+        count: u32,
+        hint: Option<u64>,
+        priority: Priority,
+    ) -> Result<Vec<Extent>> {
+        loop {
+            let taken = self.space.take(count, hint, priority)?;
+            match self.back(&taken.bare).await {
+                Ok(()) => return Ok(taken.extents),
+                // Once more, of what has its space already: nothing of that is bare.
+                Err(error) if error.code() == Code::NoSpace => self.space.give_bare(&taken),
+                Err(error) => {
+                    self.space.give(&taken.extents);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// The file system that gives the disk its space, without what is left to others.
+    pub(crate) async fn beneath(&self) -> Result<Option<Beneath>> {
+        let mut beneath = self.disk.beneath().await?;
+        if let Some(beneath) = &mut beneath {
+            let reserve = self.shape.reserve_blocks(&self.options) * BLOCK;
+            beneath.free_bytes = beneath.free_bytes.saturating_sub(reserve);
+        }
+        Ok(beneath)
+    }
+
+    /// Takes the space of zones from the file system.
+    async fn back(&self, zones: &[Extent]) -> Result<()> {
+        let bytes = zones.iter().map(|zone| zone.bytes()).sum::<u64>();
+        if bytes > 0 && self.beneath().await?.is_some_and(|beneath| beneath.free_bytes < bytes) {
+            return Err(self.space.full());
+        }
+        for neighbours in zones.chunk_by(|one, next| one.end() == next.start) {
+            let length = neighbours.iter().map(|zone| zone.bytes()).sum();
+            self.disk.reserve(neighbours[0].offset(), length).await?;
+        }
+        Ok(())
     }
 
     /// Writes pieces of whole blocks at once; returns when all are over.

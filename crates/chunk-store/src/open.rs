@@ -96,7 +96,14 @@ pub(crate) async fn open(
         durable: last.found.header.sequence,
         unproven: false,
         rolled: None,
+        short_since: None,
     };
+    // A copy of the file may have left out what was zero.
+    for zones in core.space.backed_zones() {
+        if let Err(error) = core.disk.reserve(zones.offset(), zones.bytes()).await {
+            tracing::warn!(disk = %core.disk.describe(), %error, "some zones may lack space");
+        }
+    }
     // Overwrites what recovery may have cut off, so that it is never seen again.
     writer.cycle(&core).await?;
     Ok(Opened { core, writer, cleaner: Cleaner::new(superblock) })
@@ -111,7 +118,7 @@ fn core(
     state: State,
 ) -> Core {
     let shape = Shape { blocks: superblock.blocks, zone_blocks: superblock.zone_blocks };
-    let reserve = (options.reserve_bytes / BLOCK).min(shape.blocks / 16);
+    let reserve = shape.reserve_blocks(&options);
     Core {
         identity: superblock.identity,
         shape,

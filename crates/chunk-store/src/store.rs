@@ -287,10 +287,20 @@ impl Store {
             capacity_bytes: capacity * BLOCK,
             used_bytes: (capacity - free) * BLOCK,
             free_bytes: self.core.space.writable_blocks() * BLOCK,
+            backed_bytes: self.core.space.backed_free_blocks() * BLOCK,
             metadata_bytes: state.log_bytes(),
             chunks: state.targets.values().map(|target| target.index.len() as u64).sum(),
             targets: targets.map(|(id, target)| (*id, target.blocks * BLOCK)).collect(),
         }
+    }
+
+    /// The file system that gives the disk its space, without what the store leaves to others
+    /// there; `None` when the disk has all its space.
+    ///
+    /// # Errors
+    /// `DiskFailed`.
+    pub async fn beneath(&self) -> Result<Option<kiln_disk::Beneath>> {
+        self.core.beneath().await
     }
 
     /// Checks the store against itself: each block has exactly the owners that the descriptors say,

@@ -106,8 +106,6 @@ impl Core {
     }
 
     fn mark_structures(&self, owned: &[Extent], expected: &mut Bits, found: &mut Verification) {
-        let end = expected.len();
-        expected.put_range(self.shape.blocks, end - self.shape.blocks, true);
         expected.put_range(0, SUPERBLOCKS, true);
         for extent in owned {
             mark(expected, *extent, "the log", found);

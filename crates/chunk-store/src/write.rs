@@ -18,14 +18,34 @@ use kiln_telemetry::{Phase, phase};
 use kiln_types::{BLOCK_BYTES, ChunkVersion, Code, Error, Result, TargetId, crc32c};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Writes up to this size are copied into one piece; larger ones are written from the caller's
 /// memory.
 const COPY_MAX: usize = 64 << 10;
 
+/// How often, and how long, a change waits on a full disk for what commits and cleaning give back.
+const TRIES: u32 = 80;
+const WAIT: Duration = Duration::from_millis(25);
+
 pub(crate) async fn prepare(core: Arc<Core>, target: TargetId, update: Update) -> Result<()> {
     check(&update)?;
     let key = Key { target, chunk: update.chunk };
+    for _ in 0..TRIES {
+        if attempt(&core, key, &update).await? {
+            return Ok(());
+        }
+        // Nothing is held here that could keep what others give back, when their commits are
+        // durable.
+        core.barrier().await?;
+        core.env.sleep(WAIT).await;
+    }
+    Err(core.space.full())
+}
+
+/// `false`: there is no space now, but there may be soon: the write only replaces blocks, or the log
+/// is being cleaned.
+async fn attempt(core: &Core, key: Key, update: &Update) -> Result<bool> {
     let (_gate, _chunk) = phase(&core.env, Phase::Queue, async {
         let gate = core.gate.read().await;
         (gate, core.chunks.lock(key).await)
@@ -34,24 +54,24 @@ pub(crate) async fn prepare(core: Arc<Core>, target: TargetId, update: Update) -
     let standing = core.standing(key).await?;
     let committed = standing.committed.as_ref().map(|(_, head)| head.as_ref());
     let pending = standing.pending.as_ref().map(|head| head.version);
-    match judge(committed, pending, &update)? {
-        Verdict::Done => return Ok(()),
+    match judge(committed, pending, update)? {
+        Verdict::Done => return Ok(true),
         Verdict::Commit => {
-            commit(&core, key, update.version)?;
-            return core.barrier().await;
+            commit(core, key, update.version)?;
+            return core.barrier().await.map(|()| true);
         }
         Verdict::Proceed => {}
     }
-    let (data, draft) = Draft::plan(&core, key, &standing, &update).await?;
-    let space = draft.take_space(&core)?;
-    let written = draft.write(&core, key, &standing, &update, data, &space).await;
+    let (data, draft) = Draft::plan(core, key, &standing, update).await?;
+    let Some(space) = draft.take_space(core, key, &standing).await? else { return Ok(false) };
+    let written = draft.write(core, key, &standing, update, data, &space).await;
     if let Err(error) = &written {
         // After a failed sync the disk's content is unknown: its blocks stay as they are.
         if error.code() != Code::Cancelled && core.state.lock().failed.is_none() {
             core.space.give(&space);
         }
     }
-    written
+    written.map(|()| true)
 }
 
 /// Makes a pending version the committed one, in memory at once, on disk with a later batch.
@@ -195,11 +215,44 @@ impl Draft {
         Ok((data, draft))
     }
 
-    fn take_space(&self, core: &Core) -> Result<Vec<Extent>> {
+    /// `None`: there is no space, but there may be soon.
+    async fn take_space(
+        &self,
+        core: &Core,
+        key: Key,
+        standing: &Standing,
+    ) -> Result<Option<Vec<Extent>>> {
         if self.count == 0 {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
-        core.space.take(self.count, self.hint, self.priority)
+        let refused = |taken: &Result<_>| matches!(taken, Err(e) if e.code() == Code::NoSpace);
+        let taken = core.take_space(self.count, self.hint, self.priority).await;
+        if !refused(&taken) {
+            return taken.map(Some);
+        }
+        if core.is_log_being_cleaned() {
+            return Ok(None);
+        }
+        if self.priority != Priority::Writer || !self.renews(core, key, standing).await? {
+            return taken.map(Some);
+        }
+        let taken = core.take_space(self.count, self.hint, Priority::Renewer).await;
+        if refused(&taken) { Ok(None) } else { taken.map(Some) }
+    }
+
+    /// Whether every block that is written replaces one, so that no space is used in the end.
+    async fn renews(&self, core: &Core, key: Key, standing: &Standing) -> Result<bool> {
+        let Some(base) = &self.base else { return Ok(false) };
+        let end = self.first + self.count;
+        for index in self.first / GROUP_BLOCKS..=(end - 1) / GROUP_BLOCKS {
+            let group = core.part(key, base, index as usize, &standing.lease).await?;
+            let start = index * GROUP_BLOCKS;
+            let blocks = self.first.max(start)..end.min(start + GROUP_BLOCKS);
+            if blocks.into_iter().any(|block| group.get(block - start).block == 0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     async fn write(

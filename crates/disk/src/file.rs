@@ -95,11 +95,13 @@ impl DataFile {
         }
     }
 
+    /// Whether no file system is beneath.
+    pub(crate) fn has_all_space(&self) -> bool {
+        self.device
+    }
+
     /// Takes the space of a range, where the file system can do that ahead of writes.
     pub(crate) fn reserve(&self, offset: u64, length: u64) -> Result<()> {
-        if self.device {
-            return Ok(());
-        }
         loop {
             return match rustix::fs::fallocate(&self.fd, FallocateFlags::KEEP_SIZE, offset, length)
             {

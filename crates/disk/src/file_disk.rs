@@ -158,10 +158,10 @@ impl Disk for FileDisk {
 
     async fn reserve(&self, offset: u64, length: u64) -> Result<()> {
         check_range(self.capacity(), offset, length)?;
-        match length {
-            0 => Ok(()),
-            _ => self.blocking(move |file| file.reserve(offset, length)).await,
+        if length == 0 || self.file.has_all_space() {
+            return Ok(());
         }
+        self.blocking(move |file| file.reserve(offset, length)).await
     }
 
     async fn beneath(&self) -> Result<Option<Beneath>> {

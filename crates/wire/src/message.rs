@@ -268,6 +268,13 @@ pub struct DiskSpace {
     pub capacity: u64,
     /// Bytes in use, metadata included.
     pub used: u64,
+    /// Bytes that writers may still take of the disk; its reserve is not among them.
+    pub free: u64,
+    /// Free bytes that need no space of the file system beneath.
+    pub backed: u64,
+    /// The file system that gives the disk its space: its name, the same for all disks on it, and
+    /// the bytes that it may still give to all of them. Nothing for a disk that has all its space.
+    pub beneath: Option<(u128, u64)>,
 }
 
 /// The answer to [`Operation::Space`].
@@ -527,14 +534,25 @@ impl Body for Space {
     fn write(&self, to: &mut Encoder) {
         to.u32(self.disks.len() as u32);
         for disk in &self.disks {
-            to.u128(disk.disk.0).u64(disk.capacity).u64(disk.used);
+            to.u128(disk.disk.0).u64(disk.capacity).u64(disk.used).u64(disk.free).u64(disk.backed);
+            to.u8(u8::from(disk.beneath.is_some()));
+            if let Some((id, free)) = disk.beneath {
+                to.u128(id).u64(free);
+            }
         }
     }
 
     fn read(from: &mut Decoder<'_>) -> Result<Self> {
         let count = read_count(from, 1024)?;
         let disk = |from: &mut Decoder<'_>| {
-            Ok(DiskSpace { disk: DiskId(from.u128()?), capacity: from.u64()?, used: from.u64()? })
+            let (disk, capacity, used) = (DiskId(from.u128()?), from.u64()?, from.u64()?);
+            let (free, backed) = (from.u64()?, from.u64()?);
+            let beneath = match from.u8()? {
+                0 => None,
+                1 => Some((from.u128()?, from.u64()?)),
+                other => return Err(Error::invalid(format!("space answer: flag {other}"))),
+            };
+            Ok(DiskSpace { disk, capacity, used, free, backed, beneath })
         };
         Ok(Self { disks: (0..count).map(|_| disk(from)).collect::<Result<_>>()? })
     }

@@ -77,8 +77,11 @@ proptest! {
         returns(Listing { chunks: vec![listed; 3], last: None });
         returns(Listing { chunks: vec![], last: Some(name.chunk) });
         returns(Goodbye { client: ClientId(9) });
-        let disk = DiskSpace { disk: DiskId(4), capacity: numbers.2, used: 1 };
-        returns(Space { disks: vec![disk; 2] });
+        let disk = DiskSpace {
+            disk: DiskId(4), capacity: numbers.2, used: 1, free: 2, backed: 3, beneath: None,
+        };
+        let on_file = DiskSpace { beneath: Some((5, 6)), ..disk };
+        returns(Space { disks: vec![disk, on_file] });
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! The disk is cut into zones of the size of a log segment. Small requests fill zones that are in
 //! use already, so that whole free zones are left for large chunks, log segments and discards.
+//!
+//! A file on a file system may have less space than its size. So a zone is *backed* before it is
+//! used: whoever takes the first blocks of one takes its space from the file system.
 
 use super::bits::Bits;
 use crate::extent::Extent;
@@ -9,6 +12,9 @@ use kiln_types::{Error, Result};
 
 /// Used zones that are searched for one whole run before an empty zone is begun.
 const ZONES_SEARCHED: usize = 32;
+
+/// Zones that are named as one extent.
+const ZONES_IN_RUN: usize = 1024;
 
 pub(crate) struct Map {
     used: Bits,
@@ -20,19 +26,30 @@ pub(crate) struct Map {
     empty: Bits,
     /// Zones with used and free blocks.
     partial: Bits,
-    /// Zones that were in use since they were last given back to the disk.
-    stale: Bits,
-    /// Stale zones that have been empty for a while.
+    /// Zones that have their space on the file system: in use since they were last given back to
+    /// the disk.
+    backed: Bits,
+    /// Free blocks of the other zones.
+    bare_blocks: u64,
+    /// Backed zones that have been empty for a while.
     aged: Bits,
     /// Where the last search ended, in zones.
     cursor: u64,
 }
 
+/// Blocks that were taken.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) extents: Vec<Extent>,
+    /// Zones of them that were not backed, and are from now on.
+    pub(crate) bare: Vec<Extent>,
+}
+
 impl Map {
-    /// All `blocks` free.
+    /// All `blocks`, whole zones, free.
     pub(crate) fn new(blocks: u64, zone_blocks: u32) -> Self {
         let zone_blocks = u64::from(zone_blocks);
-        let zones = blocks.div_ceil(zone_blocks);
+        let zones = blocks / zone_blocks;
         let mut map = Self {
             used: Bits::new(zones * zone_blocks),
             zone_blocks,
@@ -40,18 +57,22 @@ impl Map {
             zone_free: vec![zone_blocks as u16; zones as usize],
             empty: Bits::new(zones),
             partial: Bits::new(zones),
-            stale: Bits::new(zones),
+            backed: Bits::new(zones),
+            bare_blocks: zones * zone_blocks,
             aged: Bits::new(zones),
             cursor: 0,
         };
         map.empty.put_range(0, zones, true);
-        map.set(blocks, zones * zone_blocks - blocks, true);
-        map.stale.put_range(0, zones, false);
         map
     }
 
     pub(crate) fn free_blocks(&self) -> u64 {
         self.free
+    }
+
+    /// Free blocks that need nothing of the file system.
+    pub(crate) fn backed_free_blocks(&self) -> u64 {
+        self.free - self.bare_blocks
     }
 
     pub(crate) fn used_bits(&self) -> &Bits {
@@ -69,6 +90,10 @@ impl Map {
             let zone = at / self.zone_blocks;
             let n = ((zone + 1) * self.zone_blocks).min(end) - at;
             let free = &mut self.zone_free[zone as usize];
+            if !self.backed.contains(zone) {
+                self.bare_blocks -= u64::from(*free);
+                self.backed.put(zone, true);
+            }
             if used {
                 *free -= n as u16
             } else {
@@ -77,7 +102,6 @@ impl Map {
             let free = u64::from(*free);
             self.empty.put(zone, free == self.zone_blocks);
             self.partial.put(zone, free > 0 && free < self.zone_blocks);
-            self.stale.put(zone, true);
             self.aged.put(zone, false);
             at += n;
         }
@@ -106,56 +130,82 @@ impl Map {
         self.set(extent.start, u64::from(extent.count), false);
     }
 
-    fn grab(&mut self, start: u64, count: u64, out: &mut Vec<Extent>) {
+    fn grab(&mut self, start: u64, count: u64, out: &mut Taken) {
+        let zones = start / self.zone_blocks..(start + count).div_ceil(self.zone_blocks);
+        for zone in zones.filter(|zone| !self.backed.contains(*zone)) {
+            out.bare.push(self.zone(zone));
+        }
         self.set(start, count, true);
-        match out.last_mut() {
+        match out.extents.last_mut() {
             Some(last) if last.end() == start => last.count += count as u32,
-            _ => out.push(Extent::new(start, count as u32)),
+            _ => out.extents.push(Extent::new(start, count as u32)),
         }
     }
 
-    /// Takes `count` blocks in as few runs as a short search finds, best right at `hint`; `None`
-    /// when fewer than `keep` blocks would be left.
-    pub(crate) fn take(&mut self, count: u32, hint: Option<u64>, keep: u64) -> Option<Vec<Extent>> {
+    fn zone(&self, zone: u64) -> Extent {
+        Extent::new(zone * self.zone_blocks, self.zone_blocks as u32)
+    }
+
+    /// Takes `count` blocks in as few runs as a short search finds, best right at `hint`; of backed
+    /// zones only if `only_backed`. `None` when there are not as many.
+    pub(crate) fn take(
+        &mut self,
+        count: u32,
+        hint: Option<u64>,
+        only_backed: bool,
+    ) -> Option<Taken> {
         let mut left = u64::from(count);
-        if self.free < left + keep {
+        let there = if only_backed { self.backed_free_blocks() } else { self.free };
+        if there < left {
             return None;
         }
-        let mut out = Vec::new();
-        if let Some(hint) = hint.filter(|hint| *hint < self.zones() * self.zone_blocks) {
-            let end = self.used.find(true, hint, hint + left).unwrap_or(hint + left);
-            let run = end.min(self.zones() * self.zone_blocks) - hint;
-            if run > 0 {
-                self.grab(hint, run, &mut out);
-                left -= run;
-            }
+        let mut out = Taken::default();
+        if let Some(hint) = hint
+            && let Some(run) = self.run_at(hint, left, only_backed)
+        {
+            self.grab(hint, run, &mut out);
+            left -= run;
         }
         while left >= self.zone_blocks {
-            let Some(zone) = self.empty_zone() else { break };
+            let Some(zone) = self.empty_zone(only_backed) else { break };
             self.grab(zone * self.zone_blocks, self.zone_blocks, &mut out);
             self.cursor = zone;
             left -= self.zone_blocks;
         }
         if left > 0
             && left < self.zone_blocks
-            && let Some(start) = self.find_run(left)
+            && let Some(start) = self.find_run(left, only_backed)
         {
             self.grab(start, left, &mut out);
             self.cursor = start / self.zone_blocks;
             left = 0;
         }
-        self.gather(left, &mut out);
+        self.gather(left, only_backed, &mut out);
         Some(out)
     }
 
-    /// An empty zone, best one that has space on the file system already.
-    fn empty_zone(&self) -> Option<u64> {
-        let used_before = self.empty.next_round_in_both(&self.stale, self.cursor);
-        used_before.or_else(|| self.empty.next_round(self.cursor))
+    /// How many blocks from `hint` on are free, at most `most`; `None` for none.
+    fn run_at(&self, hint: u64, most: u64, only_backed: bool) -> Option<u64> {
+        let zone = hint / self.zone_blocks;
+        let end = match only_backed {
+            _ if zone >= self.zones() => return None,
+            true if !self.backed.contains(zone) => return None,
+            true => (zone + 1) * self.zone_blocks,
+            false => self.zones() * self.zone_blocks,
+        };
+        let end = end.min(hint + most);
+        let run = self.used.find(true, hint, end).unwrap_or(end) - hint;
+        (run > 0).then_some(run)
+    }
+
+    /// An empty zone, best one that is backed.
+    fn empty_zone(&self, only_backed: bool) -> Option<u64> {
+        let backed = self.empty.next_round_in_both(&self.backed, self.cursor);
+        backed.or_else(|| self.empty.next_round(self.cursor).filter(|_| !only_backed))
     }
 
     /// A free run of `count` blocks, less than a zone: in a zone that is in use, or an empty one.
-    fn find_run(&self, count: u64) -> Option<u64> {
+    fn find_run(&self, count: u64, only_backed: bool) -> Option<u64> {
         let mut from = self.cursor;
         for _ in 0..ZONES_SEARCHED {
             let Some(zone) = self.partial.next_round(from) else { break };
@@ -166,7 +216,7 @@ impl Map {
             }
             from = zone + 1;
         }
-        self.empty_zone().map(|zone| zone * self.zone_blocks)
+        self.empty_zone(only_backed).map(|zone| zone * self.zone_blocks)
     }
 
     fn run_in_zone(&self, zone: u64, count: u64) -> Option<u64> {
@@ -182,10 +232,10 @@ impl Map {
     }
 
     /// Takes any free blocks, zone by zone; the caller knows that there are enough.
-    fn gather(&mut self, mut left: u64, out: &mut Vec<Extent>) {
+    fn gather(&mut self, mut left: u64, only_backed: bool, out: &mut Taken) {
         while left > 0 {
             let partial = self.partial.next_round(self.cursor);
-            let Some(zone) = partial.or_else(|| self.empty.next_round(self.cursor)) else { return };
+            let Some(zone) = partial.or_else(|| self.empty_zone(only_backed)) else { return };
             let (mut at, end) = (zone * self.zone_blocks, (zone + 1) * self.zone_blocks);
             while left > 0 {
                 let Some(start) = self.used.find(false, at, end) else { break };
@@ -200,14 +250,13 @@ impl Map {
     }
 
     /// A log segment: a whole zone, or at least half of one.
-    pub(crate) fn take_segment(&mut self) -> Option<Extent> {
-        let whole = self
-            .empty
-            .next_round(self.cursor)
-            .map(|zone| Extent::new(zone * self.zone_blocks, self.zone_blocks as u32));
+    pub(crate) fn take_segment(&mut self, only_backed: bool) -> Option<Extent> {
+        let whole = self.empty_zone(only_backed).map(|zone| self.zone(zone));
         let half = self.zone_blocks / 2;
         let found = whole.or_else(|| {
-            let fits = |zone: &u64| u64::from(self.zone_free[*zone as usize]) >= half;
+            let fits = |zone: &u64| {
+                self.partial.contains(*zone) && u64::from(self.zone_free[*zone as usize]) >= half
+            };
             let zone_with_run = (0..self.zones()).filter(fits);
             let start = zone_with_run.filter_map(|zone| self.run_in_zone(zone, half)).next()?;
             Some(Extent::new(start, half as u32))
@@ -216,15 +265,30 @@ impl Map {
         Some(found)
     }
 
+    /// The backed zones, neighbours together.
+    pub(crate) fn backed_zones(&self) -> Vec<Extent> {
+        let mut runs = Vec::new();
+        let mut at = 0;
+        while let Some(first) = self.backed.find(true, at, self.zones()) {
+            at = self.backed.find(false, first, self.zones()).unwrap_or(self.zones());
+            // An extent's count is limited.
+            runs.extend((first..at).step_by(ZONES_IN_RUN).map(|from| {
+                let to = at.min(from + ZONES_IN_RUN as u64);
+                Extent::new(from * self.zone_blocks, ((to - from) * self.zone_blocks) as u32)
+            }));
+        }
+        runs
+    }
+
     /// Marks the empty zones that were in use, so that those that still are empty at a later time
     /// can be given back to the disk.
     pub(crate) fn age(&mut self) {
-        self.aged.become_both(&self.stale, &self.empty);
+        self.aged.become_both(&self.backed, &self.empty);
     }
 
-    /// Whether there are empty zones that were in use.
+    /// Whether there are empty zones that are backed.
     pub(crate) fn has_stale(&self) -> bool {
-        self.stale.meets(&self.empty)
+        self.backed.meets(&self.empty)
     }
 
     /// Takes a zone that was empty at the last [`Self::age`] and ever since.
@@ -235,10 +299,14 @@ impl Map {
         Some(extent)
     }
 
-    /// The inverse of [`Self::take_aged`], after the disk has taken the zone back.
-    pub(crate) fn give_clean(&mut self, zone: Extent) {
-        self.give(zone);
-        self.stale.put(zone.start / self.zone_blocks, false);
+    /// Takes note that a zone has no space on the file system. One that others use meanwhile is
+    /// taken to have it.
+    pub(crate) fn unback(&mut self, zone: Extent) {
+        let zone = zone.start / self.zone_blocks;
+        if self.empty.contains(zone) && self.backed.contains(zone) {
+            self.backed.put(zone, false);
+            self.bare_blocks += self.zone_blocks;
+        }
     }
 }
 
@@ -252,31 +320,49 @@ mod tests {
     fn agrees_with_a_set_of_blocks() {
         for seed in 0..50 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut map = Map::new(1000, 64);
+            let mut map = Map::new(1024, 64);
             let mut held: Vec<Vec<Extent>> = Vec::new();
             map.take_exactly(Extent::new(0, 2)).expect("free");
             let mut used: BTreeSet<u64> = [0, 1].into();
+            let mut bare: BTreeSet<u64> = (1..16).collect();
             for _ in 0..400 {
+                let backed = |used: &BTreeSet<u64>, bare: &BTreeSet<u64>| {
+                    1024 - used.len() as u64 - bare.len() as u64 * 64
+                };
                 if random.bool() || held.is_empty() {
-                    let (count, keep) = (random.u32(1..150), random.u64(..20));
+                    let (count, only_backed) = (random.u32(1..150), random.bool());
                     let hint = random.bool().then(|| random.u64(..1100));
-                    let taken = map.take(count, hint, keep);
-                    let fits = 1000 - used.len() as u64 >= u64::from(count) + keep;
-                    assert_eq!(taken.is_some(), fits, "seed {seed}");
-                    for extent in taken.iter().flatten() {
+                    let taken = map.take(count, hint, only_backed);
+                    let free = 1024 - used.len() as u64;
+                    let there = if only_backed { backed(&used, &bare) } else { free };
+                    assert_eq!(taken.is_some(), there >= u64::from(count), "seed {seed}");
+                    let Some(taken) = taken else { continue };
+                    for extent in &taken.extents {
                         for block in extent.start..extent.end() {
-                            assert!(block < 1000 && used.insert(block), "seed {seed}: {block}");
+                            assert!(block < 1024 && used.insert(block), "seed {seed}: {block}");
                         }
                     }
-                    assert!(taken.iter().all(|t| blocks_of(t) == u64::from(count)));
-                    held.extend(taken);
+                    for zone in &taken.bare {
+                        assert!(!only_backed && bare.remove(&(zone.start / 64)), "seed {seed}");
+                    }
+                    let zones = |extent: &Extent| extent.start / 64..=(extent.end() - 1) / 64;
+                    let mut zones = taken.extents.iter().flat_map(zones);
+                    assert!(zones.all(|zone| !bare.contains(&zone)), "seed {seed}");
+                    assert_eq!(blocks_of(&taken.extents), u64::from(count));
+                    held.push(taken.extents);
                 } else {
                     for extent in held.swap_remove(random.usize(..held.len())) {
                         map.give(extent);
                         (extent.start..extent.end()).for_each(|block| assert!(used.remove(&block)));
                     }
+                    let zone = random.u64(1..16);
+                    map.unback(Extent::new(zone * 64, 64));
+                    if (zone * 64..(zone + 1) * 64).all(|block| !used.contains(&block)) {
+                        bare.insert(zone);
+                    }
                 }
-                assert_eq!(map.free_blocks(), 1000 - used.len() as u64, "seed {seed}");
+                assert_eq!(map.free_blocks(), 1024 - used.len() as u64, "seed {seed}");
+                assert_eq!(map.backed_free_blocks(), backed(&used, &bare), "seed {seed}");
             }
         }
     }
@@ -285,26 +371,29 @@ mod tests {
     fn small_requests_leave_whole_zones() {
         let mut map = Map::new(64 * 10, 64);
         for _ in 0..32 {
-            assert_eq!(map.take(4, None, 0).map(|e| e.len()), Some(1));
+            assert_eq!(map.take(4, None, false).map(|taken| taken.extents.len()), Some(1));
         }
-        let large = map.take(64 * 8, None, 0).expect("eight zones are untouched");
-        assert_eq!(large.len(), 1);
-        assert_eq!(map.take(1, None, 0), None);
+        assert_eq!(map.take(1, None, true), None, "the two zones in use are full");
+        let large = map.take(64 * 8, None, false).expect("eight zones are untouched");
+        assert_eq!((large.extents.len(), large.bare.len()), (1, 8));
+        assert_eq!(map.take(1, None, false), None);
     }
 
     #[test]
     fn segments_and_stale_zones() {
         let mut map = Map::new(64 * 3, 64);
-        let first = map.take_segment().expect("empty");
+        assert_eq!(map.take_segment(true), None, "nothing is backed");
+        let first = map.take_segment(false).expect("empty");
         assert_eq!(first.count, 64);
-        map.take(40, None, 0).expect("fits");
-        let data = map.take(64, None, 0).expect("fits");
-        assert_eq!(map.take_segment(), None, "only 24 blocks are left");
-        data.into_iter().for_each(|extent| map.give(extent));
+        map.take(40, None, false).expect("fits");
+        let data = map.take(64, None, false).expect("fits");
+        assert_eq!(map.take_segment(false), None, "only 24 blocks are left");
+        data.extents.into_iter().for_each(|extent| map.give(extent));
         assert_eq!(map.take_aged(), None);
         map.age();
         let stale = map.take_aged().expect("was in use and is empty");
-        map.give_clean(stale);
+        map.give(stale);
+        map.unback(stale);
         assert!(!map.has_stale());
         map.give(first);
         map.age();

@@ -7,7 +7,7 @@ mod bits;
 mod map;
 
 pub(crate) use bits::Bits;
-pub(crate) use map::Map;
+pub(crate) use map::{Map, Taken};
 
 use crate::extent::{Extent, blocks_of};
 use kiln_types::{Code, Error, Result};
@@ -22,11 +22,16 @@ pub(crate) const SPARES: usize = 4;
 /// Freed log segments stay with the log up to this many: whole free zones may be rare.
 const SPARES_MAX: usize = 8;
 
+/// Backed blocks that are left to makers of space when the file system beneath is full.
+const MAKERS_BLOCKS: u64 = 16;
+
 /// What is left for those who make space when writers are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// Keeps the reserve.
     Writer,
+    /// Replaces blocks, and gives as many back when it is committed: keeps a quarter of the reserve.
+    Renewer,
     /// May take all: truncations, repairs of the log.
     Maker,
 }
@@ -34,17 +39,19 @@ pub(crate) enum Priority {
 /// The shared allocator of a disk.
 pub(crate) struct Space {
     inner: Arc<Mutex<Inner>>,
-    reserve_blocks: u64,
     /// Wakes the maintenance: something became free, or a spare segment was taken.
     pub(crate) changed: Arc<Notify>,
 }
 
 struct Inner {
     map: Map,
+    reserve_blocks: u64,
     /// Log segments that are ready: allocated, and with space on the file system.
     spares: Vec<Extent>,
     /// The last attempt to get a spare segment failed.
     starved: bool,
+    /// The file system beneath is full: only backed zones are used.
+    tight: bool,
     /// What is neither data nor free, by start: segments of the log, spares, zones that are being
     /// given back.
     owned: BTreeMap<u64, Extent>,
@@ -83,39 +90,77 @@ impl Space {
     pub(crate) fn new(map: Map, reserve_blocks: u64) -> Self {
         let inner = Inner {
             map,
+            reserve_blocks,
             spares: Vec::new(),
             owned: BTreeMap::new(),
             starved: false,
+            tight: false,
             retired: 0,
             current: Arc::new(Node::new()),
         };
         let changed = Arc::new(Notify::new());
-        Self { inner: Arc::new(Mutex::new(inner)), reserve_blocks, changed }
+        Self { inner: Arc::new(Mutex::new(inner)), changed }
     }
 
-    /// Takes blocks for data.
+    /// Takes blocks for data; the bare zones among them need space from the file system before they
+    /// are written, see [`Self::give_bare`].
     ///
     /// # Errors
     /// `NoSpace`.
-    pub(crate) fn take(
-        &self,
-        count: u32,
-        hint: Option<u64>,
-        priority: Priority,
-    ) -> Result<Vec<Extent>> {
+    pub(crate) fn take(&self, count: u32, hint: Option<u64>, priority: Priority) -> Result<Taken> {
         let mut inner = self.inner.lock();
-        let keep = if priority == Priority::Writer { self.reserve_blocks } else { 0 };
-        let no_log = priority == Priority::Writer && inner.starved && inner.spares.len() < 2;
-        let taken = if no_log { None } else { inner.map.take(count, hint, keep) };
-        taken.ok_or_else(|| {
-            Error::new(Code::NoSpace, "the disk is full").with_hint("remove files or add disks")
-        })
+        let keep = match priority {
+            Priority::Writer => inner.reserve_blocks,
+            Priority::Renewer => inner.reserve_blocks / 4,
+            Priority::Maker => 0,
+        };
+        let refusable = priority != Priority::Maker;
+        if refusable && inner.lacks_log() || inner.map.free_blocks() < u64::from(count) + keep {
+            return Err(inner.full());
+        }
+        let tight = inner.tight;
+        let left = inner.map.backed_free_blocks().saturating_sub(u64::from(count));
+        if tight && refusable && left < MAKERS_BLOCKS {
+            return Err(inner.full());
+        }
+        let taken = inner.map.take(count, hint, tight);
+        if taken.is_none() && priority == Priority::Maker && inner.spares.len() > 2 {
+            // What is kept for the log has its space.
+            if let Some(spare) = inner.spares.pop() {
+                inner.give_owned(spare);
+                return inner.map.take(count, hint, tight).ok_or_else(|| inner.full());
+            }
+        }
+        taken.ok_or_else(|| inner.full())
+    }
+
+    /// Gives back what was taken, when the file system has no space for its bare zones: from now on
+    /// only backed ones are used, until [`Self::relax`].
+    pub(crate) fn give_bare(&self, taken: &Taken) {
+        let mut inner = self.inner.lock();
+        inner.give(&taken.extents);
+        taken.bare.iter().for_each(|zone| inner.map.unback(*zone));
+        inner.tight = true;
+    }
+
+    /// Whether the file system beneath was full when it was last asked for space.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.inner.lock().tight
+    }
+
+    /// The file system beneath has space again.
+    pub(crate) fn relax(&self) {
+        self.inner.lock().tight = false;
     }
 
     /// Gives back blocks that nobody has seen.
     pub(crate) fn give(&self, extents: &[Extent]) {
-        let mut inner = self.inner.lock();
-        extents.iter().filter(|e| !e.is_hole()).for_each(|e| inner.map.give(*e));
+        self.inner.lock().give(extents);
+    }
+
+    /// The refusal of a writer.
+    pub(crate) fn full(&self) -> Error {
+        self.inner.lock().full()
     }
 
     /// Begins a read: call it in the same critical section in which the place to read is looked up.
@@ -140,11 +185,12 @@ impl Space {
         drop(old);
     }
 
-    /// A log segment that is ready to be written.
-    pub(crate) fn take_spare(&self) -> Option<Extent> {
-        let spare = self.inner.lock().spares.pop();
+    /// A log segment that is ready to be written. The last one is for `cleaning`, which makes more.
+    pub(crate) fn take_spare(&self, cleaning: bool) -> Option<Extent> {
         self.changed.notify_one();
-        spare
+        let mut inner = self.inner.lock();
+        let last = inner.spares.len() <= 1 && !cleaning;
+        if last { None } else { inner.spares.pop() }
     }
 
     pub(crate) fn put_spare(&self, segment: Extent) {
@@ -160,7 +206,8 @@ impl Space {
     /// Takes space for a new log segment; when there is none, writers are refused until there is.
     pub(crate) fn take_segment(&self) -> Option<Extent> {
         let mut inner = self.inner.lock();
-        let segment = inner.map.take_segment();
+        let tight = inner.tight;
+        let segment = inner.map.take_segment(tight);
         inner.starved = segment.is_none();
         inner.owned.extend(segment.map(|segment| (segment.start, segment)));
         segment
@@ -170,7 +217,13 @@ impl Space {
     pub(crate) fn refuse_segment(&self, segment: Extent) {
         let mut inner = self.inner.lock();
         inner.give_owned(segment);
-        inner.starved = true;
+        inner.map.unback(segment);
+        (inner.starved, inner.tight) = (true, true);
+    }
+
+    /// See [`Map::backed_zones`].
+    pub(crate) fn backed_zones(&self) -> Vec<Extent> {
+        self.inner.lock().map.backed_zones()
     }
 
     /// See [`Map::age`].
@@ -206,8 +259,8 @@ impl Space {
 
     pub(crate) fn give_clean(&self, zone: Extent) {
         let mut inner = self.inner.lock();
-        inner.owned.remove(&zone.start);
-        inner.map.give_clean(zone);
+        inner.give_owned(zone);
+        inner.map.unback(zone);
     }
 
     /// Free blocks, and dropped ones that will soon be free.
@@ -216,9 +269,16 @@ impl Space {
         inner.map.free_blocks() + inner.retired
     }
 
+    /// Free blocks that need nothing of the file system beneath.
+    pub(crate) fn backed_free_blocks(&self) -> u64 {
+        let inner = self.inner.lock();
+        inner.map.backed_free_blocks() + inner.retired
+    }
+
     /// Free blocks that a writer may take.
     pub(crate) fn writable_blocks(&self) -> u64 {
-        self.free_blocks().saturating_sub(self.reserve_blocks)
+        let inner = self.inner.lock();
+        (inner.map.free_blocks() + inner.retired).saturating_sub(inner.reserve_blocks)
     }
 
     /// Which blocks are in use, and which of them are not data; `None` while readers hold dropped
@@ -231,6 +291,31 @@ impl Space {
 }
 
 impl Inner {
+    fn full(&self) -> Error {
+        match self.tight {
+            true => Error::new(Code::NoSpace, "the file system beneath the disk is full")
+                .with_hint("free space on the file system that holds the disk, or remove files"),
+            false => {
+                Error::new(Code::NoSpace, "the disk is full").with_hint("remove files or add disks")
+            }
+        }
+    }
+
+    /// Whether writers are refused because the log has too little space, whatever the data has.
+    fn lacks_log(&self) -> bool {
+        self.starved && self.spares.len() < 3
+    }
+
+    /// How many freed segments the log may keep.
+    fn spares_max(&self) -> usize {
+        let short = self.tight || self.map.free_blocks() < 2 * self.reserve_blocks;
+        if short { SPARES } else { SPARES_MAX }
+    }
+
+    fn give(&mut self, extents: &[Extent]) {
+        extents.iter().filter(|e| !e.is_hole()).for_each(|e| self.map.give(*e));
+    }
+
     fn give_owned(&mut self, extent: Extent) {
         self.owned.remove(&extent.start);
         self.map.give(extent);
@@ -250,9 +335,9 @@ impl Node {
         if let Some(inner) = inner.upgrade() {
             let mut inner = inner.lock();
             inner.retired -= dropped.blocks();
-            dropped.data.iter().filter(|e| !e.is_hole()).for_each(|e| inner.map.give(*e));
+            inner.give(&dropped.data);
             match dropped.segment {
-                Some(segment) if inner.spares.len() < SPARES_MAX => {
+                Some(segment) if inner.spares.len() < inner.spares_max() => {
                     inner.spares.push(segment);
                     inner.starved = false;
                 }
@@ -284,7 +369,7 @@ mod tests {
     fn dropped_blocks_wait_for_the_readers_that_began_before() {
         let space = Space::new(Map::new(640, 64), 0);
         space.take_exactly(Extent::new(0, 64)).expect("free");
-        let take = || space.take(64, None, Priority::Writer).expect("there is space");
+        let take = || space.take(64, None, Priority::Writer).expect("there is space").extents;
         let (first, second, third) = (take(), take(), take());
         let retire = |data| space.retire(Dropped { data, segment: None });
         let early = space.lease();
@@ -306,7 +391,7 @@ mod tests {
         let reader = space.lease();
         for _ in 0..200_000 {
             let data = space.take(1, None, Priority::Writer);
-            let Ok(data) = data else { break };
+            let Ok(Taken { extents: data, .. }) = data else { break };
             space.retire(Dropped { data, segment: None });
         }
         for _ in 0..200_000 {
@@ -326,10 +411,33 @@ mod tests {
     #[test]
     fn the_reserve_is_for_those_who_make_space() {
         let space = Space::new(Map::new(640, 64), 100);
-        let code = |result: Result<Vec<Extent>>| result.map_err(|e| e.code()).map(|_| ());
+        let code = |result: Result<Taken>| result.map_err(|e| e.code()).map(|_| ());
         assert_eq!(code(space.take(541, None, Priority::Writer)), Err(Code::NoSpace));
         assert_eq!(code(space.take(540, None, Priority::Writer)), Ok(()));
         assert_eq!(code(space.take(1, None, Priority::Writer)), Err(Code::NoSpace));
-        assert_eq!(code(space.take(100, None, Priority::Maker)), Ok(()));
+        assert_eq!(code(space.take(76, None, Priority::Renewer)), Err(Code::NoSpace));
+        assert_eq!(code(space.take(75, None, Priority::Renewer)), Ok(()));
+        assert_eq!(code(space.take(25, None, Priority::Maker)), Ok(()));
+    }
+
+    #[test]
+    fn on_a_full_file_system_backed_zones_are_used_and_no_others() {
+        let space = Space::new(Map::new(640, 64), 0);
+        space.take_exactly(Extent::new(0, 2)).expect("free");
+        let take = |count, priority| space.take(count, None, priority);
+        let large = take(128, Priority::Writer).expect("there is space");
+        assert_eq!(large.bare.len(), 2);
+        space.give_bare(&large);
+        let code = |count| take(count, Priority::Writer).map_err(|e| e.code()).map(|_| ());
+        assert!(space.is_tight());
+        assert_eq!((code(47), code(46)), (Err(Code::NoSpace), Ok(())));
+        space.relax();
+        let segments = [(); 4].map(|()| space.take_segment().expect("there is space"));
+        segments.into_iter().for_each(|segment| space.put_spare(segment));
+        space.give_bare(&Taken::default());
+        assert_eq!(code(1), Err(Code::NoSpace));
+        take(64, Priority::Maker).expect("one that was kept for the log");
+        take(64, Priority::Maker).expect("and another one");
+        assert_eq!(take(17, Priority::Maker).map_err(|e| e.code()), Err(Code::NoSpace));
     }
 }

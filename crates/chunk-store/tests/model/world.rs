@@ -336,9 +336,22 @@ impl World {
         if self.below(3) == 0 { self.disk.kill() } else { self.disk.power_loss() }
     }
 
+    /// A tombstone may have been dropped before the store judged the change, which it says by
+    /// taking what the tombstone forbids.
+    fn expire(&mut self, key: Key, op: &Op, result: &Result<(), Error>) {
+        let (Op::Prepare(update), Ok(())) = (op, result) else { return };
+        let mut chunk = self.model.chunk(key);
+        let is_tombstone = chunk.committed.as_ref().is_some_and(|version| version.stat.removed);
+        if self.life.expiry && is_tombstone && chunk.judge(update).is_err() {
+            chunk.committed = None;
+            self.model.chunks.insert(key, chunk);
+        }
+    }
+
     /// Takes an answer into the reference.
     fn judge(&mut self, done: Done, crash: bool) -> Outcome {
         let Done { key, op, result } = done;
+        self.expire(key, &op, &result);
         self.trace(|| format!("{key:?} {op:?} -> {result:?}, crash {crash}"));
         let before = self.model.chunk(key);
         let after = self.model.after(key, &op);
