@@ -487,6 +487,7 @@ fn read_attr(from: &mut Decoder<'_>) -> Result<Attr> {
         gid: from.u32()?,
         links: from.u32()?,
         length: from.u64()?,
+        dense_end: 0,
         atime: read_time(from)?,
         mtime: read_time(from)?,
         ctime: read_time(from)?,

@@ -111,6 +111,7 @@ proptest! {
             gid: n[2] as u32,
             links: 1,
             length: n[3],
+            dense_end: 0,
             atime: Timestamp(1),
             mtime: Timestamp(-2),
             ctime: Timestamp(3),

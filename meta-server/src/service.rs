@@ -9,7 +9,7 @@ use crate::store::{
 };
 use crate::watching::{Messages, messages};
 use kiln_net::{Peer, peer_of};
-use kiln_rpc::convert::{id_from, required};
+use kiln_rpc::convert::{floors, id_from, required};
 use kiln_rpc::v1::{self, meta_server::Meta};
 use kiln_rpc::{Origin, status_from_error};
 use kiln_telemetry::REQUESTS;
@@ -128,6 +128,9 @@ fn inode_chunks(found: InodeChunks) -> v1::InodeChunks {
         length: found.length,
         layout: Some((&found.layout).into()),
         removed: found.removed,
+        dense_end: found.dense_end,
+        epoch: found.epoch.0,
+        floors: floors(&found.floors),
     }
 }
 
@@ -409,7 +412,17 @@ impl Meta for Service {
             let page = self.store.list_inodes(InodeId(ask.after), ask.limit as usize).await?;
             let (inodes, end) = page;
             let inodes = inodes.into_iter().map(inode_chunks).collect();
-            Ok(v1::ListInodesReply { inodes, end })
+            let next_inode = self.store.inode_ids_end().await?.0;
+            Ok(v1::ListInodesReply { inodes, end, next_inode })
+        })
+        .await
+    }
+
+    async fn path_of(&self, request: Request<v1::PathRequest>) -> Reply<v1::PathReply> {
+        answer(&self.store, "path of an inode", request, async |peer, ask| {
+            peer.require_operator()?;
+            let path = self.store.path_of(InodeId(ask.inode)).await?;
+            Ok(v1::PathReply { path: path.unwrap_or_default().into() })
         })
         .await
     }

@@ -134,6 +134,7 @@ impl Tx<'_, '_> {
             gid: inode.gid,
             links: inode.links,
             length: 0,
+            dense_end: 0,
             atime: inode.atime,
             mtime: inode.mtime,
             ctime: inode.ctime,

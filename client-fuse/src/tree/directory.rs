@@ -94,6 +94,7 @@ fn bare(inode: InodeId, kind: FileKind) -> Known {
         gid: 0,
         links: 1,
         length: 0,
+        dense_end: 0,
         atime: Timestamp(0),
         mtime: Timestamp(0),
         ctime: Timestamp(0),

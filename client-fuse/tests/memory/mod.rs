@@ -112,6 +112,7 @@ impl State {
             gid: caller.gid,
             links: if kind == FileKind::Directory { 2 } else { 1 },
             length: 0,
+            dense_end: 0,
             atime: now,
             mtime: now,
             ctime: now,

@@ -13,8 +13,8 @@ use kiln_rpc::convert::required;
 use kiln_rpc::v1;
 use kiln_telemetry::{Phase, Trace, phase};
 use kiln_types::{
-    Attr, Caller, ChainId, ChunkId, Code, Error, InodeId, Layout, Result, Timestamp, TreeId,
-    TruncateEpoch,
+    Acknowledged, Attr, ByteRange, Caller, ChainId, ChunkId, Code, Error, InodeId, Layout, Result,
+    Timestamp, TreeId, TruncateEpoch,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -44,11 +44,12 @@ pub(crate) struct Shared {
 }
 
 /// What was written; it counts under its epoch only.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Written {
     end: u64,
     epoch: TruncateEpoch,
     mtime: Option<Timestamp>,
+    acknowledged: Acknowledged,
     /// How often something was noted here, and how much of that the metadata service has answered.
     noted: u64,
     reported: u64,
@@ -111,7 +112,7 @@ impl File {
     /// since.
     pub fn length(&self) -> u64 {
         let (length, epoch) = self.shared.session.length();
-        let written = *self.shared.written.lock();
+        let written = self.shared.written.lock();
         if written.epoch == epoch { length.max(written.end) } else { length }
     }
 
@@ -181,10 +182,11 @@ impl File {
             return Ok(());
         }
         // Before anything is sent: a write that fails may still have left bytes up to there.
-        self.shared.note_written(end);
+        let epoch = self.shared.note_written(end);
+        let range = ByteRange { start: offset, end };
         if self.shared.piece(offset, bytes.len()) == bytes.len() {
             self.shared.write_piece(offset, bytes).await?;
-            self.shared.note_written(end);
+            self.shared.note_acknowledged(range, epoch);
             return Ok(());
         }
         let (mut tasks, trace) = (Vec::new(), Trace::current());
@@ -202,9 +204,7 @@ impl File {
         for task in tasks {
             task.join().await??;
         }
-        // And again: the file may have been truncated meanwhile, and the bytes written under a new
-        // epoch.
-        self.shared.note_written(end);
+        self.shared.note_acknowledged(range, epoch);
         Ok(())
     }
 
@@ -225,11 +225,11 @@ impl File {
     pub async fn set_attr(&self, caller: &Caller, change: SetAttr) -> Result<Attr> {
         let shared = &self.shared;
         let turn = shared.meta.turn(caller);
-        let written = *shared.written.lock();
+        let (written, noted) = shared.report();
         let mut request = change.request(turn.origin(), self.inode(), shared.session.id());
-        request.written = written.message();
+        request.written = written;
         let reply = shared.meta.set_attr(request).await?;
-        shared.note_reported(written.noted);
+        shared.note_reported(noted);
         shared.take(reply)
     }
 
@@ -240,15 +240,15 @@ impl File {
     pub async fn sync(&self) -> Result<Attr> {
         let shared = &self.shared;
         let turn = shared.meta.turn(shared.session.caller());
-        let written = *shared.written.lock();
+        let (written, noted) = shared.report();
         let request = v1::SyncRequest {
             origin: turn.origin(),
             inode: self.inode().0,
             session: shared.session.id().to_vec().into(),
-            written: written.message(),
+            written,
         };
         let reply = shared.meta.sync(request).await?;
-        shared.note_reported(written.noted);
+        shared.note_reported(noted);
         shared.take(reply)
     }
 
@@ -271,15 +271,15 @@ impl File {
             return Ok(());
         }
         let turn = shared.meta.turn(shared.session.caller());
-        let written = *shared.written.lock();
+        let (written, noted) = shared.report();
         let request = v1::CloseRequest {
             origin: turn.origin(),
             inode: self.inode().0,
             session: shared.session.id().to_vec().into(),
-            written: written.message(),
+            written,
         };
         let reply = shared.meta.close(request).await?;
-        shared.note_reported(written.noted);
+        shared.note_reported(noted);
         shared.take(reply).map(drop)
     }
 }
@@ -291,8 +291,15 @@ impl Written {
 
     /// What there is to report. Nothing twice: a time that was set since would be lost.
     fn message(&self) -> Option<v1::Written> {
-        let mtime_ns = self.mtime.map(|time| time.0);
-        self.is_unreported().then_some(v1::Written { end: self.end, epoch: self.epoch.0, mtime_ns })
+        let (epoch, range) = self.acknowledged.lowest();
+        let range = range.filter(|_| epoch == self.epoch).unwrap_or_default();
+        self.is_unreported().then_some(v1::Written {
+            end: self.end,
+            epoch: self.epoch.0,
+            mtime_ns: self.mtime.map(|time| time.0),
+            acknowledged_from: range.start,
+            acknowledged_to: range.end,
+        })
     }
 }
 
@@ -333,12 +340,32 @@ impl Shared {
         Ok(())
     }
 
-    fn note_written(&self, end: u64) {
-        let (epoch, mtime) = (self.session.epoch(), Some(self.env.wall()));
+    /// Notes that something is written up to `end`, under the epoch that it returns or a later one.
+    fn note_written(&self, end: u64) -> TruncateEpoch {
         let mut written = self.written.lock();
+        let (epoch, mtime) = (self.session.epoch(), Some(self.env.wall()));
         let before = if written.epoch == epoch { written.end } else { 0 };
         (written.end, written.epoch, written.mtime) = (end.max(before), epoch, mtime);
         written.noted += 1;
+        epoch
+    }
+
+    /// Notes that all of `range` was written, not before the file had epoch `began`. It may have been
+    /// truncated meanwhile: then the bytes may count under the new epoch, or may be cut off.
+    fn note_acknowledged(&self, range: ByteRange, began: TruncateEpoch) {
+        let epoch = self.note_written(range.end);
+        if epoch == began {
+            let dense_end = self.session.dense_end(epoch);
+            let mut written = self.written.lock();
+            written.acknowledged.learn(epoch, dense_end);
+            written.acknowledged.add(epoch, range);
+        }
+    }
+
+    /// What there is to report, and how much has been noted up to now.
+    fn report(&self) -> (Option<v1::Written>, u64) {
+        let written = self.written.lock();
+        (written.message(), written.noted)
     }
 
     fn note_reported(&self, noted: u64) {

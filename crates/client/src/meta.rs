@@ -147,6 +147,8 @@ calls! {
     remove_xattr(RemoveXattrRequest) -> Empty;
     /// A page of the inodes that have chunks.
     list_inodes(ListInodesRequest) -> ListInodesReply;
+    /// A path that leads to an inode.
+    path_of(PathRequest) -> PathReply;
 }
 
 impl Meta {

@@ -84,6 +84,12 @@ impl Session {
         self.state.lock().attr.epoch
     }
 
+    /// Up to where every byte was written, as the metadata service knows it of `epoch`.
+    pub(crate) fn dense_end(&self, epoch: TruncateEpoch) -> u64 {
+        let state = self.state.lock();
+        if state.attr.epoch == epoch { state.attr.dense_end } else { 0 }
+    }
+
     fn granted(&self, index: u64) -> (Granted, Monotonic) {
         let state = self.state.lock();
         let granted = Granted {

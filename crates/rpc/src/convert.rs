@@ -166,12 +166,29 @@ impl TryFrom<v1::Layout> for Layout {
     }
 }
 
+/// A file's floors as a message has them.
+pub fn floors(floors: &[(u64, TruncateEpoch)]) -> Vec<v1::EpochFloor> {
+    let floor = |&(first_chunk, epoch): &(u64, TruncateEpoch)| v1::EpochFloor {
+        first_chunk,
+        epoch: epoch.0,
+    };
+    floors.iter().map(floor).collect()
+}
+
+/// A file's floors from a message.
+///
+/// # Errors
+/// `Invalid` when they do not grow.
+pub fn floors_from(message: &[v1::EpochFloor]) -> Result<Vec<(u64, TruncateEpoch)>> {
+    let floors: Vec<_> = message.iter().map(|f| (f.first_chunk, TruncateEpoch(f.epoch))).collect();
+    if !floors.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1) {
+        return Err(Error::invalid("epoch floors do not grow"));
+    }
+    Ok(floors)
+}
+
 impl From<&Attr> for v1::Attr {
     fn from(attr: &Attr) -> Self {
-        let floor = |&(first_chunk, epoch): &(u64, TruncateEpoch)| v1::EpochFloor {
-            first_chunk,
-            epoch: epoch.0,
-        };
         Self {
             inode: attr.inode.0,
             kind: attr.kind as u32,
@@ -185,8 +202,9 @@ impl From<&Attr> for v1::Attr {
             ctime_ns: attr.ctime.0,
             btime_ns: attr.btime.0,
             epoch: attr.epoch.0,
-            floors: attr.floors.iter().map(floor).collect(),
+            floors: floors(&attr.floors),
             layout: attr.layout.as_ref().map(v1::Layout::from),
+            dense_end: attr.dense_end,
         }
     }
 }
@@ -195,11 +213,7 @@ impl TryFrom<v1::Attr> for Attr {
     type Error = Error;
 
     fn try_from(message: v1::Attr) -> Result<Self> {
-        let floors: Vec<_> =
-            message.floors.iter().map(|f| (f.first_chunk, TruncateEpoch(f.epoch))).collect();
-        if !floors.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1) {
-            return Err(Error::invalid("epoch floors do not grow"));
-        }
+        let floors = floors_from(&message.floors)?;
         if message.mode > kiln_types::MODE_PERMISSIONS {
             return Err(Error::invalid(format!("mode {:o} is not a mode", message.mode)));
         }
@@ -211,6 +225,7 @@ impl TryFrom<v1::Attr> for Attr {
             gid: message.gid,
             links: message.links,
             length: message.length,
+            dense_end: message.dense_end,
             atime: Timestamp(message.atime_ns),
             mtime: Timestamp(message.mtime_ns),
             ctime: Timestamp(message.ctime_ns),

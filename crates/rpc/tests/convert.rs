@@ -28,6 +28,7 @@ fn attr() -> Attr {
         gid: 100,
         links: 2,
         length: 1 << 40,
+        dense_end: 1 << 39,
         atime: Timestamp(-1),
         mtime: Timestamp(2),
         ctime: Timestamp(3),

@@ -42,6 +42,9 @@ pub struct Attr {
     pub links: u32,
     /// Length in bytes; of a symlink, its target's length; of a directory, 0.
     pub length: u64,
+    /// Every byte of a file below was written, none is a hole; 0 for other kinds. See
+    /// [`Acknowledged`](crate::Acknowledged).
+    pub dense_end: u64,
     /// Last access.
     pub atime: Timestamp,
     /// Last change of the content.

@@ -7,6 +7,7 @@ mod attr;
 mod checksum;
 mod chunk;
 mod codec;
+mod dense;
 mod error;
 mod ids;
 mod layout;
@@ -20,6 +21,7 @@ pub use attr::{Attr, Caller, FileKind, MODE_PERMISSIONS};
 pub use checksum::{BLOCK_BYTES, block_checksums, crc32c, grid_checksums};
 pub use chunk::{ChunkId, ChunkKind};
 pub use codec::{Decoder, Encoder};
+pub use dense::{Acknowledged, ByteRange};
 pub use error::{Action, Code, Context, Error, Result};
 pub use ids::{
     ChainId, ChainTableId, ChannelId, ClientId, ClusterId, DiskId, Incarnation, InodeId, KeyId,

@@ -5,13 +5,15 @@ use crate::records::{Body, Garbage, Inode, REMOVED, Record};
 use crate::store::Store;
 use crate::tx::Tx;
 use kiln_kv::RangeOptions;
-use kiln_types::{InodeId, Layout, Result};
+use kiln_types::{InodeId, Layout, Result, TruncateEpoch};
 
-/// The most inodes in one page.
+/// The most inodes, or names, in one page.
 const PAGE_MAX: usize = 1024;
+/// The most names in a path that is told.
+const DEPTH_MAX: usize = 4096;
 
 /// An inode that has, or may still have, chunks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InodeChunks {
     /// The inode.
     pub inode: InodeId,
@@ -21,6 +23,12 @@ pub struct InodeChunks {
     pub layout: Layout,
     /// Removed, and its chunks are being collected.
     pub removed: bool,
+    /// As in [`Attr`](kiln_types::Attr), as the next two are.
+    pub dense_end: u64,
+    /// Changes with each truncation.
+    pub epoch: TruncateEpoch,
+    /// Chunks of an older epoch do not count.
+    pub floors: Vec<(u64, TruncateEpoch)>,
 }
 
 impl Store {
@@ -43,6 +51,67 @@ impl Store {
                 return Ok((page.inodes, is_end));
             }
             after = page.complete_to;
+        }
+    }
+
+    /// No inode was ever made with this id or a higher one.
+    ///
+    /// # Errors
+    /// What kv reports.
+    pub async fn inode_ids_end(&self) -> Result<InodeId> {
+        self.transact("inode ids", &|tx| {
+            Box::pin(async move {
+                let key = tx.keys.next_inode();
+                let next = crate::records::number(tx.kv.snapshot_get(&key).await?.as_deref())?;
+                Ok(InodeId(next.max(InodeId::ROOT.0 + 1)))
+            })
+        })
+        .await
+    }
+
+    /// A path that leads to an inode; `None` when it has no name, or it is not known in which
+    /// directory. Names may change meanwhile.
+    ///
+    /// # Errors
+    /// What kv reports.
+    pub async fn path_of(&self, inode: InodeId) -> Result<Option<Vec<u8>>> {
+        let (mut names, mut at) = (Vec::new(), inode);
+        while at != InodeId::ROOT && names.len() < DEPTH_MAX {
+            let Some(parent) = self.parent_of(at).await? else { return Ok(None) };
+            let Some(name) = self.name_in(parent, at).await? else { return Ok(None) };
+            names.push(name);
+            at = parent;
+        }
+        let slashed = names.iter().rev().flat_map(|name| [b"/", name.as_slice()]);
+        let path: Vec<u8> = slashed.flatten().copied().collect();
+        let path = if path.is_empty() { b"/".to_vec() } else { path };
+        Ok((at == InodeId::ROOT).then_some(path))
+    }
+
+    async fn parent_of(&self, inode: InodeId) -> Result<Option<InodeId>> {
+        self.transact("path", &|tx| {
+            Box::pin(async move {
+                let found = tx.find_inode(inode).await?;
+                Ok(found.map(|inode| inode.parent).filter(|parent| *parent != InodeId(0)))
+            })
+        })
+        .await
+    }
+
+    /// The name that `inode` has in a directory, which may be large.
+    async fn name_in(&self, directory: InodeId, inode: InodeId) -> Result<Option<Vec<u8>>> {
+        let mut after = 0;
+        loop {
+            let (entries, end) = self
+                .transact("path", &|tx| Box::pin(tx.entries(directory, after, PAGE_MAX)))
+                .await?;
+            if let Some((_, entry)) = entries.iter().find(|(_, entry)| entry.inode == inode) {
+                return Ok(Some(entry.name.clone()));
+            }
+            match entries.last() {
+                Some((cookie, _)) if !end => after = *cookie,
+                _ => return Ok(None),
+            }
         }
     }
 
@@ -78,8 +147,15 @@ async fn page(tx: &mut Tx<'_, '_>, after: InodeId, limit: usize) -> Result<Page>
             complete_to = inode.id;
         }
         if let Body::File(file) = inode.body {
-            let (length, layout) = (file.length, file.layout);
-            inodes.push(InodeChunks { inode: inode.id, length, layout, removed: false });
+            inodes.push(InodeChunks {
+                inode: inode.id,
+                length: file.length,
+                layout: file.layout,
+                removed: false,
+                dense_end: 0,
+                epoch: file.epoch,
+                floors: file.floors,
+            });
         }
     }
     // A removed inode has one record; those of truncations belong to live ones.
@@ -92,8 +168,15 @@ async fn page(tx: &mut Tx<'_, '_>, after: InodeId, limit: usize) -> Result<Page>
             removed_to = inode;
         }
         if epoch == REMOVED {
-            let layout = Garbage::decode(value)?.layout;
-            inodes.push(InodeChunks { inode, length: 0, layout, removed: true });
+            inodes.push(InodeChunks {
+                inode,
+                length: 0,
+                layout: Garbage::decode(value)?.layout,
+                removed: true,
+                dense_end: 0,
+                epoch,
+                floors: Vec::new(),
+            });
         }
     }
     complete_to = complete_to.min(removed_to);

@@ -107,6 +107,7 @@ mod tests {
             gid: 0,
             links: 1,
             length: 0,
+            dense_end: 0,
             atime: Timestamp(0),
             mtime: Timestamp(0),
             ctime: Timestamp(0),

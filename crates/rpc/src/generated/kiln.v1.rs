@@ -1024,6 +1024,9 @@ pub struct Attr {
     pub floors: ::prost::alloc::vec::Vec<EpochFloor>,
     #[prost(message, optional, tag = "14")]
     pub layout: ::core::option::Option<Layout>,
+    /// Every byte of a file below was written; behind it there may be holes.
+    #[prost(uint64, tag = "15")]
+    pub dense_end: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Entry {
@@ -1152,6 +1155,11 @@ pub struct Written {
     pub epoch: u64,
     #[prost(sint64, optional, tag = "3")]
     pub mtime_ns: ::core::option::Option<i64>,
+    /// Every byte from here up to (and not with) there was acknowledged under the epoch.
+    #[prost(uint64, tag = "4")]
+    pub acknowledged_from: u64,
+    #[prost(uint64, tag = "5")]
+    pub acknowledged_to: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseRequest {
@@ -1391,10 +1399,11 @@ pub struct ChangedName {
 pub struct ListInodesRequest {
     #[prost(uint64, tag = "1")]
     pub after: u64,
+    /// At most 1024; 0: that many.
     #[prost(uint32, tag = "2")]
     pub limit: u32,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InodeChunks {
     #[prost(uint64, tag = "1")]
     pub inode: u64,
@@ -1405,6 +1414,13 @@ pub struct InodeChunks {
     /// Removed, and its chunks are being collected.
     #[prost(bool, tag = "4")]
     pub removed: bool,
+    /// As in Attr.
+    #[prost(uint64, tag = "5")]
+    pub dense_end: u64,
+    #[prost(uint64, tag = "6")]
+    pub epoch: u64,
+    #[prost(message, repeated, tag = "7")]
+    pub floors: ::prost::alloc::vec::Vec<EpochFloor>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListInodesReply {
@@ -1412,6 +1428,20 @@ pub struct ListInodesReply {
     pub inodes: ::prost::alloc::vec::Vec<InodeChunks>,
     #[prost(bool, tag = "2")]
     pub end: bool,
+    /// No inode was ever made with this id or a higher one.
+    #[prost(uint64, tag = "3")]
+    pub next_inode: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathRequest {
+    #[prost(uint64, tag = "1")]
+    pub inode: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathReply {
+    /// Absolute; empty: it has no name, or none that is known.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub path: ::prost::bytes::Bytes,
 }
 /// Generated client implementations.
 pub mod meta_client {
@@ -1986,6 +2016,25 @@ pub mod meta_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "ListInodes"));
             self.inner.unary(req, path, codec).await
         }
+        /// Operator: a path that leads to an inode.
+        pub async fn path_of(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PathRequest>,
+        ) -> std::result::Result<tonic::Response<super::PathReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/PathOf");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "PathOf"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2119,6 +2168,11 @@ pub mod meta_server {
             &self,
             request: tonic::Request<super::ListInodesRequest>,
         ) -> std::result::Result<tonic::Response<super::ListInodesReply>, tonic::Status>;
+        /// Operator: a path that leads to an inode.
+        async fn path_of(
+            &self,
+            request: tonic::Request<super::PathRequest>,
+        ) -> std::result::Result<tonic::Response<super::PathReply>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct MetaServer<T> {
@@ -3302,6 +3356,49 @@ pub mod meta_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListInodesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/PathOf" => {
+                    #[allow(non_camel_case_types)]
+                    struct PathOfSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::PathRequest>
+                    for PathOfSvc<T> {
+                        type Response = super::PathReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PathRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::path_of(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PathOfSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
