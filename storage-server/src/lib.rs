@@ -12,6 +12,7 @@ mod follower;
 mod insist;
 mod peers;
 mod rights;
+mod scrub;
 mod server;
 mod service;
 mod target;

@@ -34,8 +34,8 @@ impl Rights {
         }
     }
 
-    /// Whether `peer` may make this write. Servers may make any; a client only puts bytes, within what
-    /// it was granted, under the epoch that it was granted, in its own name.
+    /// Whether `peer` may make this write. Servers may make any; an operator may remove; a client only
+    /// puts bytes, within what it was granted, under the epoch that it was granted, in its own name.
     ///
     /// # Errors
     /// `CapabilityRefused`; `StaleEpoch` when the capability is of another epoch.
@@ -50,8 +50,11 @@ impl Rights {
             return Ok(());
         }
         let update = &write.update;
+        if update.change == Change::Remove && peer.require_operator().is_ok() {
+            return Ok(());
+        }
         let Change::Write { offset, .. } = update.change else {
-            return Err(refused("only servers truncate and remove chunks"));
+            return Err(refused("only servers truncate chunks, and only they and operators remove them"));
         };
         let capability = self.verify(&write.capability, now)?;
         let index = covers(&capability, &write.name.chunk)?;
@@ -133,7 +136,12 @@ mod tests {
     }
 
     fn client() -> Peer {
-        peer(PeerKind::Client { name: "ada".into(), limits: CredentialLimits::default() })
+        let limits = CredentialLimits { operator: false, ..CredentialLimits::default() };
+        peer(PeerKind::Client { name: "ada".into(), limits })
+    }
+
+    fn operator() -> Peer {
+        peer(PeerKind::Client { name: "eve".into(), limits: CredentialLimits::default() })
     }
 
     fn granted() -> Capability {
@@ -202,6 +210,8 @@ mod tests {
             let rights = Rights::new([key(1)]);
             let server = peer(PeerKind::Server);
             assert!(rights.check_write(&server, &cut, 0, NOW).is_ok(), "a server may");
+            let may = rights.check_write(&operator(), &cut, 0, NOW).is_ok();
+            assert_eq!(may, cut.update.change == Change::Remove, "an operator removes");
         }
         let mut forged = write(5, 2, &granted());
         forged.capability = granted().mint(&key(2));

@@ -1,6 +1,7 @@
 //! What the server answers to chunk requests.
 
 use crate::rights::Rights;
+use crate::scrub::scrub;
 use crate::target::{Incoming, Target};
 use async_trait::async_trait;
 use kiln_chunk_store::{ChunkStat, Store};
@@ -126,6 +127,15 @@ impl ChunkService {
         Ok(Response::new(Listing { chunks, last }.encode()))
     }
 
+    async fn scrub(&self, peer: &Peer, request: Request) -> Result<Response> {
+        peer.require_operator()?;
+        let list = List::decode(&request.body)?;
+        let target = self.target(list.chain)?;
+        let (store, id) = (target.store(), target.id());
+        let done = scrub(&self.env, store, id, &list, request.deadline).await?;
+        Ok(Response::new(done.encode()))
+    }
+
     async fn goodbye(&self, request: Request) -> Result<Response> {
         let goodbye = Goodbye::decode(&request.body)?;
         for store in &self.stores {
@@ -184,6 +194,7 @@ impl Handler for ChunkService {
                 Operation::Forward => self.forward(peer, request).await,
                 Operation::CommittedVersion => self.committed_version(peer, request).await,
                 Operation::List => self.list(peer, request).await,
+                Operation::Scrub => self.scrub(peer, request).await,
                 Operation::Goodbye => self.goodbye(request).await,
                 Operation::Space => self.space(peer).await,
             }

@@ -12,8 +12,8 @@ use kiln_types::{
     RetryKey, RoutingInfo, TargetId, TruncateEpoch, grid_checksums,
 };
 use kiln_wire::{
-    Body, Change, Goodbye, List, Listing, Name, Operation, Read, ReadDone, Space, Update, Write,
-    WriteDone,
+    Body, Change, Goodbye, List, Listing, Name, Operation, Read, ReadDone, Scrubbed, Space, Update,
+    Write, WriteDone,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -306,6 +306,20 @@ impl ChunkClient {
     ) -> Result<Listing> {
         let call = Call::new(Operation::List as u16, list.encode(), deadline);
         Listing::decode(&self.call(target, call).await?.body)
+    }
+
+    /// Lets `target` read a page of its chunks and verify them.
+    ///
+    /// # Errors
+    /// The server's, at once.
+    pub async fn scrub_at(
+        &self,
+        target: TargetId,
+        list: &List,
+        deadline: Deadline,
+    ) -> Result<Scrubbed> {
+        let call = Call::new(Operation::Scrub as u16, list.encode(), deadline);
+        Scrubbed::decode(&self.call(target, call).await?.body)
     }
 
     /// The disks of the server at `address`. For servers and operators.

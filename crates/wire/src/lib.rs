@@ -5,6 +5,7 @@ mod capability;
 mod credential;
 mod frame;
 mod handshake;
+mod listing;
 mod message;
 
 pub use capability::{CAPABILITY_BYTES, CLOCK_SKEW_NS, Capability, CapabilityKey};
@@ -19,7 +20,8 @@ pub use handshake::{
     Accepting, Agreement, Connecting, HANDSHAKE_BYTES_MAX, HANDSHAKE_PREFIX_BYTES, Identity, Nonce,
     Proven, Proving, Purpose, Terms, handshake_bytes, refusal,
 };
+pub use listing::{Damaged, LIST_LIMIT_MAX, List, Listed, Listing, Scrubbed};
 pub use message::{
-    Body, Change, DiskSpace, Forward, Goodbye, LIST_LIMIT_MAX, List, Listed, Listing, Name,
-    Operation, Read, ReadDone, Space, Update, Write, WriteDone,
+    Body, Change, DiskSpace, Forward, Goodbye, Name, Operation, Read, ReadDone, Space, Update,
+    Write, WriteDone,
 };

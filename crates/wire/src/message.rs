@@ -16,9 +16,6 @@ const VERSION: u16 = 1;
 /// Most checksums that one message carries: those of the largest chunk.
 const CHECKSUMS_MAX: usize = CHUNK_BYTES_MAX as usize / BLOCK_BYTES + 1;
 
-/// Most chunks that one [`List`] answer carries.
-pub const LIST_LIMIT_MAX: u32 = 4096;
-
 /// What a frame asks for; its number is the frame's operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -31,12 +28,14 @@ pub enum Operation {
     Forward = 3,
     /// [`Name`], from a replica to the commit point -> [`WriteDone`] with the committed version.
     CommittedVersion = 4,
-    /// [`List`], from a server or operator -> [`Listing`].
+    /// [`List`](crate::List), from a server or operator -> [`Listing`](crate::Listing).
     List = 5,
     /// [`Goodbye`]: a client ends and will not retry any more -> an empty body.
     Goodbye = 6,
     /// An empty body, from a server or operator -> [`Space`].
     Space = 7,
+    /// [`List`](crate::List), from a server or operator -> [`Scrubbed`](crate::Scrubbed).
+    Scrub = 8,
 }
 
 impl Operation {
@@ -50,6 +49,7 @@ impl Operation {
             Self::List => "list",
             Self::Goodbye => "goodbye",
             Self::Space => "space",
+            Self::Scrub => "scrub",
         }
     }
 
@@ -59,12 +59,19 @@ impl Operation {
     /// `Unsupported`.
     pub fn from_number(number: u16) -> Result<Self> {
         use Operation as O;
-        [O::Read, O::Write, O::Forward, O::CommittedVersion, O::List, O::Goodbye, O::Space]
-            .into_iter()
-            .find(|operation| *operation as u16 == number)
-            .ok_or_else(|| {
-                Error::new(Code::Unsupported, format!("operation {number} is not known"))
-            })
+        [
+            O::Read,
+            O::Write,
+            O::Forward,
+            O::CommittedVersion,
+            O::List,
+            O::Goodbye,
+            O::Space,
+            O::Scrub,
+        ]
+        .into_iter()
+        .find(|operation| *operation as u16 == number)
+        .ok_or_else(|| Error::new(Code::Unsupported, format!("operation {number} is not known")))
     }
 }
 
@@ -215,43 +222,6 @@ pub struct WriteDone {
     pub version: ChunkVersion,
 }
 
-/// Lists the chunks of a chain at the server's replica of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct List {
-    /// The chain.
-    pub chain: ChainId,
-    /// The first id.
-    pub from: ChunkId,
-    /// The end, exclusive.
-    pub to: ChunkId,
-    /// Most chunks in the answer, at most [`LIST_LIMIT_MAX`].
-    pub limit: u32,
-}
-
-/// A chunk in a [`Listing`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// The chunk.
-    pub chunk: ChunkId,
-    /// Its committed version.
-    pub version: ChunkVersion,
-    /// Its epoch.
-    pub epoch: TruncateEpoch,
-    /// Its length in bytes.
-    pub length: u32,
-    /// Whether a newer version is pending.
-    pub pending: bool,
-}
-
-/// The answer to a [`List`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listing {
-    /// Chunks with content, in order of their ids.
-    pub chunks: Vec<Listed>,
-    /// The last chunk that was looked at: the next page begins behind it. `None`: the range is done.
-    pub last: Option<ChunkId>,
-}
-
 /// A client incarnation that will not retry any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Goodbye {
@@ -284,15 +254,15 @@ pub struct Space {
     pub disks: Vec<DiskSpace>,
 }
 
-fn write_version(to: &mut Encoder, version: ChunkVersion) {
+pub(crate) fn write_version(to: &mut Encoder, version: ChunkVersion) {
     to.u64(version.chain.0).u64(version.counter);
 }
 
-fn read_version(from: &mut Decoder<'_>) -> Result<ChunkVersion> {
+pub(crate) fn read_version(from: &mut Decoder<'_>) -> Result<ChunkVersion> {
     Ok(ChunkVersion { chain: ChainVersion(from.u64()?), counter: from.u64()? })
 }
 
-fn read_chunk(from: &mut Decoder<'_>) -> Result<ChunkId> {
+pub(crate) fn read_chunk(from: &mut Decoder<'_>) -> Result<ChunkId> {
     ChunkId::from_bytes(from.array()?)
 }
 
@@ -303,7 +273,7 @@ fn write_checksums(to: &mut Encoder, checksums: &[u32]) {
     }
 }
 
-fn read_count(from: &mut Decoder<'_>, limit: usize) -> Result<usize> {
+pub(crate) fn read_count(from: &mut Decoder<'_>, limit: usize) -> Result<usize> {
     let count = from.u32()? as usize;
     if count > limit {
         return Err(Error::corrupt(format!("{count} elements, at most {limit} allowed")));
@@ -462,57 +432,6 @@ impl Body for WriteDone {
 
     fn read(from: &mut Decoder<'_>) -> Result<Self> {
         Ok(Self { version: read_version(from)? })
-    }
-}
-
-impl Body for List {
-    const WHAT: &'static str = "list request";
-
-    fn write(&self, to: &mut Encoder) {
-        to.u64(self.chain.0).raw(self.from.as_bytes()).raw(self.to.as_bytes());
-        to.u32(self.limit);
-    }
-
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
-        Ok(Self {
-            chain: ChainId(from.u64()?),
-            from: read_chunk(from)?,
-            to: read_chunk(from)?,
-            limit: from.u32()?,
-        })
-    }
-}
-
-impl Body for Listing {
-    const WHAT: &'static str = "listing";
-
-    fn write(&self, to: &mut Encoder) {
-        to.u32(self.chunks.len() as u32);
-        for listed in &self.chunks {
-            to.raw(listed.chunk.as_bytes());
-            write_version(to, listed.version);
-            to.u64(listed.epoch.0).u32(listed.length).u8(u8::from(listed.pending));
-        }
-        to.bytes(self.last.as_ref().map_or(&[], |chunk| chunk.as_bytes()));
-    }
-
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
-        let count = read_count(from, LIST_LIMIT_MAX as usize)?;
-        let chunk = |from: &mut Decoder<'_>| {
-            Ok(Listed {
-                chunk: read_chunk(from)?,
-                version: read_version(from)?,
-                epoch: TruncateEpoch(from.u64()?),
-                length: from.u32()?,
-                pending: from.u8()? != 0,
-            })
-        };
-        let chunks = (0..count).map(|_| chunk(from)).collect::<Result<_>>()?;
-        let last = match from.bytes(ChunkId::BYTES)? {
-            [] => None,
-            id => Some(read_chunk(&mut Decoder::new("chunk id", id))?),
-        };
-        Ok(Self { chunks, last })
     }
 }
 

@@ -76,6 +76,10 @@ proptest! {
         };
         returns(Listing { chunks: vec![listed; 3], last: None });
         returns(Listing { chunks: vec![], last: Some(name.chunk) });
+        let damaged = vec![Damaged { chunk: name.chunk, offset: numbers.1 }; 2];
+        let (chunks, bytes) = (numbers.0, numbers.2);
+        returns(Scrubbed { chunks, bytes, damaged: damaged.clone(), last: Some(name.chunk) });
+        returns(Scrubbed { chunks, bytes, damaged, last: None });
         returns(Goodbye { client: ClientId(9) });
         let disk = DiskSpace {
             disk: DiskId(4), capacity: numbers.2, used: 1, free: 2, backed: 3, beneath: None,
@@ -91,6 +95,7 @@ proptest! {
         for bytes in [bytes, with_version] {
             let _ = (Read::decode(&bytes), ReadDone::decode(&bytes), Write::decode(&bytes));
             let _ = (Forward::decode(&bytes), List::decode(&bytes), Listing::decode(&bytes));
+            let _ = Scrubbed::decode(&bytes);
             let _ = (Name::decode(&bytes), Space::decode(&bytes), Goodbye::decode(&bytes));
         }
     }
