@@ -184,7 +184,7 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Bytes that writers may still take; the reserve is not among them.
     pub free_bytes: u64,
-    /// Free bytes for which the file system beneath has given the space already.
+    /// Of the free bytes, those for which the file system beneath has given the space already.
     pub backed_bytes: u64,
     /// Bytes that the metadata log occupies.
     pub metadata_bytes: u64,

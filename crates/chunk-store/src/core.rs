@@ -273,16 +273,23 @@ impl Core {
         hint: Option<u64>,
         priority: Priority,
     ) -> Result<Vec<Extent>> {
-        loop {
-            let taken = self.space.take(count, hint, priority)?;
-            match self.back(&taken.bare).await {
-                Ok(()) => return Ok(taken.extents),
-                // Once more, of what has its space already: nothing of that is bare.
-                Err(error) if error.code() == Code::NoSpace => self.space.give_bare(&taken),
-                Err(error) => {
-                    self.space.give(&taken.extents);
-                    return Err(error);
-                }
+        let take = |only_backed| self.space.take(count, hint, priority, only_backed);
+        if self.space.is_tight() {
+            let taken = take(true);
+            if taken.is_ok() || priority != Priority::Renewer {
+                return taken.map(|taken| taken.extents);
+            }
+        }
+        let taken = take(false)?;
+        match self.back(&taken.bare, priority).await {
+            Ok(()) => Ok(taken.extents),
+            Err(error) if error.code() == Code::NoSpace => {
+                self.space.give_bare(&taken);
+                take(true).map(|taken| taken.extents)
+            }
+            Err(error) => {
+                self.space.give(&taken.extents);
+                Err(error)
             }
         }
     }
@@ -297,10 +304,16 @@ impl Core {
         Ok(beneath)
     }
 
-    /// Takes the space of zones from the file system.
-    async fn back(&self, zones: &[Extent]) -> Result<()> {
+    /// Takes the space of zones from the file system, of which others keep some; half of that for
+    /// one who gives as much back.
+    async fn back(&self, zones: &[Extent], priority: Priority) -> Result<()> {
+        if zones.is_empty() {
+            return Ok(());
+        }
         let bytes = zones.iter().map(|zone| zone.bytes()).sum::<u64>();
-        if bytes > 0 && self.beneath().await?.is_some_and(|beneath| beneath.free_bytes < bytes) {
+        let reserve = self.shape.reserve_blocks(&self.options) * BLOCK;
+        let keep = if priority == Priority::Renewer { reserve / 2 } else { reserve };
+        if self.disk.beneath().await?.is_some_and(|beneath| beneath.free_bytes < bytes + keep) {
             return Err(self.space.full());
         }
         for neighbours in zones.chunk_by(|one, next| one.end() == next.start) {

@@ -287,7 +287,7 @@ impl Store {
             capacity_bytes: capacity * BLOCK,
             used_bytes: (capacity - free) * BLOCK,
             free_bytes: self.core.space.writable_blocks() * BLOCK,
-            backed_bytes: self.core.space.backed_free_blocks() * BLOCK,
+            backed_bytes: self.core.space.backed_writable_blocks() * BLOCK,
             metadata_bytes: state.log_bytes(),
             chunks: state.targets.values().map(|target| target.index.len() as u64).sum(),
             targets: targets.map(|(id, target)| (*id, target.blocks * BLOCK)).collect(),

@@ -107,31 +107,33 @@ impl Space {
     ///
     /// # Errors
     /// `NoSpace`.
-    pub(crate) fn take(&self, count: u32, hint: Option<u64>, priority: Priority) -> Result<Taken> {
+    pub(crate) fn take(
+        &self,
+        count: u32,
+        hint: Option<u64>,
+        priority: Priority,
+        only_backed: bool,
+    ) -> Result<Taken> {
         let mut inner = self.inner.lock();
-        let keep = match priority {
-            Priority::Writer => inner.reserve_blocks,
-            Priority::Renewer => inner.reserve_blocks / 4,
-            Priority::Maker => 0,
+        let (keep, keep_backed) = match priority {
+            Priority::Writer => (inner.reserve_blocks, inner.backed_keep()),
+            Priority::Renewer => (inner.reserve_blocks / 4, MAKERS_BLOCKS),
+            Priority::Maker => (0, 0),
         };
-        let refusable = priority != Priority::Maker;
-        if refusable && inner.lacks_log() || inner.map.free_blocks() < u64::from(count) + keep {
+        let count_blocks = u64::from(count);
+        let lacks_log = priority != Priority::Maker && inner.lacks_log();
+        let lacks_backed =
+            only_backed && inner.map.backed_free_blocks() < count_blocks + keep_backed;
+        if lacks_log || inner.map.free_blocks() < count_blocks + keep {
             return Err(inner.full());
         }
-        let tight = inner.tight;
-        let left = inner.map.backed_free_blocks().saturating_sub(u64::from(count));
-        if tight && refusable && left < MAKERS_BLOCKS {
-            return Err(inner.full());
-        }
-        let taken = inner.map.take(count, hint, tight);
-        if taken.is_none() && priority == Priority::Maker && inner.spares.len() > 2 {
+        if lacks_backed && priority == Priority::Maker && inner.spares.len() > 2 {
             // What is kept for the log has its space.
-            if let Some(spare) = inner.spares.pop() {
-                inner.give_owned(spare);
-                return inner.map.take(count, hint, tight).ok_or_else(|| inner.full());
-            }
+            inner.spares.pop().into_iter().for_each(|spare| inner.give_owned(spare));
+        } else if lacks_backed {
+            return Err(inner.full());
         }
-        taken.ok_or_else(|| inner.full())
+        inner.map.take(count, hint, only_backed).ok_or_else(|| inner.full())
     }
 
     /// Gives back what was taken, when the file system has no space for its bare zones: from now on
@@ -269,10 +271,10 @@ impl Space {
         inner.map.free_blocks() + inner.retired
     }
 
-    /// Free blocks that need nothing of the file system beneath.
-    pub(crate) fn backed_free_blocks(&self) -> u64 {
+    /// Blocks that a writer may take when the file system beneath gives none.
+    pub(crate) fn backed_writable_blocks(&self) -> u64 {
         let inner = self.inner.lock();
-        inner.map.backed_free_blocks() + inner.retired
+        (inner.map.backed_free_blocks() + inner.retired).saturating_sub(inner.backed_keep())
     }
 
     /// Free blocks that a writer may take.
@@ -291,6 +293,11 @@ impl Space {
 }
 
 impl Inner {
+    /// Backed blocks that writers leave to others when the file system beneath is full.
+    fn backed_keep(&self) -> u64 {
+        MAKERS_BLOCKS + self.reserve_blocks / 4
+    }
+
     fn full(&self) -> Error {
         match self.tight {
             true => Error::new(Code::NoSpace, "the file system beneath the disk is full")
@@ -369,7 +376,8 @@ mod tests {
     fn dropped_blocks_wait_for_the_readers_that_began_before() {
         let space = Space::new(Map::new(640, 64), 0);
         space.take_exactly(Extent::new(0, 64)).expect("free");
-        let take = || space.take(64, None, Priority::Writer).expect("there is space").extents;
+        let take =
+            || space.take(64, None, Priority::Writer, false).expect("there is space").extents;
         let (first, second, third) = (take(), take(), take());
         let retire = |data| space.retire(Dropped { data, segment: None });
         let early = space.lease();
@@ -390,7 +398,7 @@ mod tests {
         let space = Space::new(Map::new(640, 64), 0);
         let reader = space.lease();
         for _ in 0..200_000 {
-            let data = space.take(1, None, Priority::Writer);
+            let data = space.take(1, None, Priority::Writer, false);
             let Ok(Taken { extents: data, .. }) = data else { break };
             space.retire(Dropped { data, segment: None });
         }
@@ -411,33 +419,39 @@ mod tests {
     #[test]
     fn the_reserve_is_for_those_who_make_space() {
         let space = Space::new(Map::new(640, 64), 100);
-        let code = |result: Result<Taken>| result.map_err(|e| e.code()).map(|_| ());
-        assert_eq!(code(space.take(541, None, Priority::Writer)), Err(Code::NoSpace));
-        assert_eq!(code(space.take(540, None, Priority::Writer)), Ok(()));
-        assert_eq!(code(space.take(1, None, Priority::Writer)), Err(Code::NoSpace));
-        assert_eq!(code(space.take(76, None, Priority::Renewer)), Err(Code::NoSpace));
-        assert_eq!(code(space.take(75, None, Priority::Renewer)), Ok(()));
-        assert_eq!(code(space.take(25, None, Priority::Maker)), Ok(()));
+        let code = |count, priority| {
+            space.take(count, None, priority, false).map_err(|e| e.code()).map(|_| ())
+        };
+        assert_eq!(code(541, Priority::Writer), Err(Code::NoSpace));
+        assert_eq!(code(540, Priority::Writer), Ok(()));
+        assert_eq!(code(1, Priority::Writer), Err(Code::NoSpace));
+        assert_eq!(code(76, Priority::Renewer), Err(Code::NoSpace));
+        assert_eq!(code(75, Priority::Renewer), Ok(()));
+        assert_eq!(code(25, Priority::Maker), Ok(()));
     }
 
     #[test]
     fn on_a_full_file_system_backed_zones_are_used_and_no_others() {
-        let space = Space::new(Map::new(640, 64), 0);
+        let space = Space::new(Map::new(640, 64), 40);
         space.take_exactly(Extent::new(0, 2)).expect("free");
-        let take = |count, priority| space.take(count, None, priority);
-        let large = take(128, Priority::Writer).expect("there is space");
+        let take = |count, priority, tight| space.take(count, None, priority, tight);
+        let code = |count, priority| take(count, priority, true).map_err(|e| e.code()).map(|_| ());
+        let large = take(128, Priority::Writer, false).expect("there is space");
         assert_eq!(large.bare.len(), 2);
         space.give_bare(&large);
-        let code = |count| take(count, Priority::Writer).map_err(|e| e.code()).map(|_| ());
         assert!(space.is_tight());
-        assert_eq!((code(47), code(46)), (Err(Code::NoSpace), Ok(())));
+        // 62 blocks are backed; a quarter of the reserve is for renewals, 16 for makers of space.
+        assert_eq!(code(37, Priority::Writer), Err(Code::NoSpace));
+        assert_eq!(code(30, Priority::Writer), Ok(()));
+        assert_eq!(code(17, Priority::Renewer), Err(Code::NoSpace));
+        assert_eq!(code(16, Priority::Renewer), Ok(()));
         space.relax();
         let segments = [(); 4].map(|()| space.take_segment().expect("there is space"));
         segments.into_iter().for_each(|segment| space.put_spare(segment));
         space.give_bare(&Taken::default());
-        assert_eq!(code(1), Err(Code::NoSpace));
-        take(64, Priority::Maker).expect("one that was kept for the log");
-        take(64, Priority::Maker).expect("and another one");
-        assert_eq!(take(17, Priority::Maker).map_err(|e| e.code()), Err(Code::NoSpace));
+        assert_eq!(code(1, Priority::Renewer), Err(Code::NoSpace));
+        assert_eq!(code(64, Priority::Maker), Ok(()), "one that was kept for the log");
+        assert_eq!(code(64, Priority::Maker), Ok(()), "and another one");
+        assert_eq!(code(17, Priority::Maker), Err(Code::NoSpace));
     }
 }
