@@ -74,6 +74,7 @@ impl Args {
 pub(crate) fn mgmtd(args: &Args) -> Outcome {
     run(args, |config: MgmtdConfig, env, ready, shutdown| async move {
         let kv = open_kv(&config.node, &config.kv, &env).await?;
+        let shutdown = or_failure(shutdown, &kv);
         let ended = kiln_mgmtd::run(config, env, kv.clone(), ready, shutdown).await;
         ended.and(kv.close().await)
     })
@@ -83,6 +84,7 @@ pub(crate) fn mgmtd(args: &Args) -> Outcome {
 pub(crate) fn meta(args: &MemberArgs) -> Outcome {
     run_member(args, |config: MetaConfig, env, ready, shutdown| async move {
         let kv = open_kv(&config.node, &config.kv, &env).await?;
+        let shutdown = or_failure(shutdown, &kv);
         let ended = kiln_meta_server::run(config, env, kv.clone(), ready, shutdown).await;
         ended.and(kv.close().await)
     })
@@ -103,6 +105,17 @@ async fn open_kv(node: &NodeConfig, kv: &KvConfig, env: &Env) -> Result<Arc<Embe
             Ok(Arc::new(EmbeddedKv::open(node.data_dir.join("kv"), env, options).await?))
         }
     }
+}
+
+/// Ends as well when the engine has failed: a new process opens it anew.
+fn or_failure(shutdown: Shutdown, kv: &Arc<EmbeddedKv>) -> Shutdown {
+    let kv = Arc::clone(kv);
+    Box::pin(async move {
+        tokio::select! {
+            () = shutdown => {}
+            () = kv.failed() => {}
+        }
+    })
 }
 
 /// Runs a server by itself.

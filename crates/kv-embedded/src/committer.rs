@@ -75,6 +75,10 @@ impl Committer {
 
     /// Validates, writes, syncs, publishes and answers, in this order.
     fn commit(&mut self, requests: Vec<Request>) {
+        if let Err(full) = self.opened.room.check() {
+            requests.into_iter().for_each(|request| drop(request.answer.send(Err(full.clone()))));
+            return;
+        }
         let version = self.published.version + 1;
         let mut group = Group { before: Arc::clone(&self.published), changes: Changes::new() };
         let mut answers = Vec::with_capacity(requests.len());
@@ -86,7 +90,7 @@ impl Committer {
         if answers.iter().any(|(_, outcome)| outcome.is_ok()) {
             if let Err(error) = self.write(group.changes) {
                 tracing::error!(%error, "the store failed and refuses everything until a restart");
-                *self.shared.state.write() = State::Failed(error.clone());
+                self.shared.fail(error.clone());
                 for (_, outcome) in answers.iter_mut().filter(|(_, outcome)| outcome.is_ok()) {
                     *outcome = Err(error.clone());
                 }
@@ -171,7 +175,7 @@ impl Drop for FailOnPanic {
         if std::thread::panicking() {
             let error = Error::new(Code::DiskFailed, "the committer panicked");
             let error = error.with_hint("a defect; restart the server and report it");
-            *self.0.state.write() = State::Failed(error);
+            self.0.fail(error);
         }
     }
 }

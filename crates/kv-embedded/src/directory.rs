@@ -1,11 +1,13 @@
 //! The directory: its lock, its format marker, and a creation that a crash cannot leave half done.
 
 use crate::Options;
+use crate::room::Room;
 use crate::snapshot::Published;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use kiln_types::{Code, Context, Error, Result};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const LOCK: &str = "LOCK";
 const STORE: &str = "store";
@@ -31,6 +33,7 @@ pub(crate) struct Directory {
 pub(crate) struct Opened {
     pub(crate) database: Database,
     pub(crate) keyspace: Keyspace,
+    pub(crate) room: Arc<Room>,
     /// Held until the tree is closed; fields drop in this order.
     _lock: File,
 }
@@ -59,8 +62,11 @@ impl Directory {
             self.create(options)?;
         }
         check_format(&store)?;
+        // The tree writes when it is opened.
+        let room = Arc::new(Room::new(&self.path, options.memtable_bytes));
+        room.check()?;
         let (database, keyspace) = open_tree(&store.join(TREE), options)?;
-        Ok(Opened { database, keyspace, _lock: self.lock })
+        Ok(Opened { database, keyspace, room, _lock: self.lock })
     }
 
     fn create(&self, options: Options) -> Result<()> {

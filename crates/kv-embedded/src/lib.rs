@@ -1,7 +1,7 @@
 //! The embedded key-value engine: durable, group-committed, opened in-process by one server.
 //!
-//! A directory holds `LOCK` (an exclusive lock while the engine is open) and `store` (the format marker
-//! and a log-structured merge tree). Transactions read the latest published snapshot. One committer
+//! A directory holds `LOCK` (an exclusive lock while the engine is open), `store` (the format marker
+//! and a log-structured merge tree) and `ballast` (space that is held back for a full file system). Transactions read the latest published snapshot. One committer
 //! thread takes all commits that wait, validates them against what was written since their snapshots,
 //! writes one batch, syncs once, publishes the new snapshot and answers all. Reads run on the caller's
 //! thread: they are served from memory or the page cache, or wait for the local disk.
@@ -12,10 +12,12 @@
 
 mod committer;
 mod directory;
+mod room;
 mod snapshot;
 
 use crate::committer::{Committer, Request};
 use crate::directory::{Directory, Opened};
+use crate::room::Room;
 use crate::snapshot::Published;
 use async_trait::async_trait;
 use kiln_env::Env;
@@ -27,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 /// What waits for the committer at most, in KiB.
 const QUEUE_KIB: u32 = 32 << 10;
@@ -68,7 +70,11 @@ struct Shared {
     env: Env,
     state: RwLock<State>,
     queue: RwLock<Option<mpsc::Sender<Request>>>,
+    /// Room in the queue.
     room: Arc<Semaphore>,
+    disk: Arc<Room>,
+    /// Wakes those who wait for a failure.
+    failed: Notify,
 }
 
 /// What a new transaction finds.
@@ -95,6 +101,17 @@ impl EmbeddedKv {
         let thread = env.spawn_thread("kv-commit", move || committer.run()).context(&what)?;
         tracing::info!(path = %path.display(), "store opened");
         Ok(Self { shared, committer: Mutex::new(Some(thread)), path })
+    }
+
+    /// Ends when the engine has failed: nothing works any more until it is opened anew.
+    pub async fn failed(&self) {
+        loop {
+            let failed = self.shared.failed.notified();
+            if matches!(*self.shared.state.read(), State::Failed(_)) {
+                return;
+            }
+            failed.await;
+        }
     }
 
     /// Makes what waits durable, and lets go of the directory. Transactions that are still open see
@@ -144,6 +161,10 @@ impl Kv for EmbeddedKv {
         let shared = Arc::clone(&self.shared);
         Ok(Box::new(OptimisticTransaction::new(shared, &self.shared.env, published)))
     }
+
+    fn may_grow(&self) -> Result<()> {
+        self.shared.disk.may_grow()
+    }
 }
 
 impl Shared {
@@ -153,7 +174,14 @@ impl Shared {
             state: RwLock::new(State::Open(Arc::new(opened.publish(0)))),
             queue: RwLock::new(Some(queue)),
             room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
+            disk: Arc::clone(&opened.room),
+            failed: Notify::new(),
         }
+    }
+
+    fn fail(&self, error: Error) {
+        *self.state.write() = State::Failed(error);
+        self.failed.notify_waiters();
     }
 
     fn published(&self) -> Result<Arc<Published>> {

@@ -51,12 +51,25 @@ pub trait Kv: Send + Sync + 'static {
     /// # Errors
     /// What the engine reports of its disk or network (`DiskFailed`, `Unreachable`, `Cancelled`).
     async fn begin(&self) -> Result<Box<dyn Transaction>>;
+
+    /// Whether there is room for what grows. Transactions that remove something, or that keep the
+    /// service going, go on for a while without.
+    ///
+    /// # Errors
+    /// `NoSpace`.
+    fn may_grow(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[async_trait]
 impl<K: Kv + ?Sized> Kv for Arc<K> {
     async fn begin(&self) -> Result<Box<dyn Transaction>> {
         (**self).begin().await
+    }
+
+    fn may_grow(&self) -> Result<()> {
+        (**self).may_grow()
     }
 }
 
