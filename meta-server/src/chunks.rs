@@ -1,7 +1,8 @@
 //! What the metadata server asks of the storage servers.
 
 use async_trait::async_trait;
-use kiln_types::{InodeId, Layout, Result, TreeId, TruncateEpoch};
+use kiln_types::{ChainId, InodeId, Layout, Result, TreeId, TruncateEpoch};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// A file as storage knows it.
@@ -13,6 +14,18 @@ pub struct ChunkFile {
     pub inode: InodeId,
     /// Its placement.
     pub layout: Layout,
+}
+
+/// Chunks to remove: those of a range of a file with an epoch below one. Each is decided by its
+/// chain, so that a chunk which a writer has just renewed stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// The file.
+    pub file: ChunkFile,
+    /// Indexes; `u64::MAX` as the end: to the last one that is stored.
+    pub range: Range<u64>,
+    /// The first epoch that stays.
+    pub below: TruncateEpoch,
 }
 
 /// The space of all storage servers.
@@ -44,18 +57,15 @@ pub trait ChunkService: Send + Sync + 'static {
         floor: TruncateEpoch,
     ) -> Result<()>;
 
-    /// Removes the stored chunks of `range` whose epoch is below `below`, each decided by its
-    /// chain, so that a chunk which a writer has just renewed stays. `range.end` is `u64::MAX` when
-    /// it is not known where the stored chunks end: the chains are asked.
+    /// The chains that may hold chunks of files with `layout`.
     ///
     /// # Errors
-    /// What a chain answers; the rest stays for the next try.
-    async fn remove_chunks(
-        &self,
-        file: &ChunkFile,
-        range: Range<u64>,
-        below: TruncateEpoch,
-    ) -> Result<()>;
+    /// `UnknownMember` when its chain table is not known yet.
+    fn chains(&self, layout: &Layout) -> Result<BTreeSet<ChainId>>;
+
+    /// Carries out removals, in the order of their inodes, on one chain. Says of each how it went;
+    /// what a failed one left stays for the next try.
+    async fn remove_chunks(&self, chain: ChainId, removals: &[Removal]) -> Vec<Result<()>>;
 
     /// Settles what a dead writer left pending and says where the file ends: one past the last byte
     /// of the chunks that count under `floors` (as in [`Attr::floors`](kiln_types::Attr)).

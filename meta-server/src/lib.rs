@@ -18,21 +18,24 @@
 
 mod access;
 mod chunks;
+mod collector;
 mod keeper;
 mod keys;
 mod name;
 mod placement;
 mod records;
+mod removal;
 mod server;
 mod service;
 mod storage;
 mod store;
+mod sweeper;
 mod tx;
 mod watch;
 mod watching;
 
-pub use chunks::{ChunkFile, ChunkService, ChunkSpace};
-pub use keeper::{Keeper, KeeperOptions};
+pub use chunks::{ChunkFile, ChunkService, ChunkSpace, Removal};
+pub use keeper::Keeper;
 pub use name::NAME_BYTES_MAX;
 pub use placement::{Table, Tables};
 pub use records::{FLOORS_MAX, TARGET_BYTES_MAX, Wish, XATTR_BYTES_MAX};

@@ -18,15 +18,18 @@ pub const XATTR_BYTES_MAX: usize = 64 << 10;
 /// A value with a type and a version.
 pub(crate) trait Record: Sized {
     const TYPE: u16;
+    /// What is written; older ones are read too.
+    const VERSION: u16 = 1;
     const WHAT: &'static str;
     fn write(&self, to: &mut Encoder);
-    fn read(from: &mut Decoder<'_>) -> Result<Self>;
+    /// Reads the fields of a version up to [`VERSION`](Self::VERSION).
+    fn read(from: &mut Decoder<'_>, version: u16) -> Result<Self>;
 
     fn encode(&self) -> Vec<u8> {
         let mut body = Encoder::new();
         self.write(&mut body);
         let mut record = Encoder::new();
-        record.u16(Self::TYPE).u16(VERSION).bytes(&body.finish());
+        record.u16(Self::TYPE).u16(Self::VERSION).bytes(&body.finish());
         record.finish()
     }
 
@@ -40,21 +43,20 @@ pub(crate) trait Record: Sized {
             let text = format!("{}: a record of type {kind}, not {}", Self::WHAT, Self::TYPE);
             return Err(Error::corrupt(text));
         }
-        if version != VERSION {
-            let text = format!("{}: version {version}, this build knows {VERSION}", Self::WHAT);
+        if version == 0 || version > Self::VERSION {
+            let (what, newest) = (Self::WHAT, Self::VERSION);
+            let text = format!("{what}: version {version}, this build knows up to {newest}");
             return Err(Error::new(Code::ProtocolMismatch, text)
                 .with_hint("start the version of kiln that wrote it"));
         }
         let body = header.bytes(bytes.len())?;
         header.finish()?;
         let mut fields = Decoder::new(Self::WHAT, body);
-        let record = Self::read(&mut fields)?;
+        let record = Self::read(&mut fields, version)?;
         fields.finish()?;
         Ok(record)
     }
 }
-
-const VERSION: u16 = 1;
 
 /// What is fixed when a tree is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +101,9 @@ pub(crate) struct File {
     /// What the last truncation has yet to cut off, under the file's epoch.
     pub(crate) cut: Option<Cut>,
     pub(crate) layout: Layout,
+    /// When somebody who could write let go of it last: until the capability has ended, too, writes
+    /// may still arrive.
+    pub(crate) writer_left: Timestamp,
 }
 
 /// The chunk that a truncation goes through, and the bytes of it that stay.
@@ -181,8 +186,9 @@ pub(crate) struct Garbage {
     pub(crate) first: u64,
     /// Exclusive; `u64::MAX`: not known.
     pub(crate) end: u64,
-    /// Until then someone may hold a capability of an older epoch.
-    pub(crate) not_before: Timestamp,
+    /// Until then someone may hold a capability to write such chunks: they are removed at once, and
+    /// once more after that.
+    pub(crate) writable_until: Timestamp,
 }
 
 /// The epoch in the key of a removed file's garbage record: above every epoch.
@@ -306,13 +312,14 @@ impl Record for Format {
         to.u64(self.hash_key[0]).u64(self.hash_key[1]);
     }
 
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         Ok(Self { hash_key: [from.u64()?, from.u64()?] })
     }
 }
 
 impl Record for Inode {
     const TYPE: u16 = 2;
+    const VERSION: u16 = 2;
     const WHAT: &'static str = "inode record";
 
     fn write(&self, to: &mut Encoder) {
@@ -330,6 +337,7 @@ impl Record for Inode {
                     to.u64(cut.index).u32(cut.length);
                 }
                 write_layout(to, &file.layout);
+                write_time(to, file.writer_left);
             }
             Body::Directory(directory) => {
                 write_time(to, directory.mtime_set);
@@ -341,7 +349,7 @@ impl Record for Inode {
         }
     }
 
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, version: u16) -> Result<Self> {
         let (id, kind) = (InodeId(from.u64()?), read_kind(from)?);
         let (mode, uid, gid) = (from.u32()?, from.u32()?, from.u32()?);
         if mode > MODE_PERMISSIONS {
@@ -360,6 +368,8 @@ impl Record for Inode {
                     false => None,
                 },
                 layout: read_layout(from)?,
+                // Not known of the first version: not later than the last change.
+                writer_left: if version > 1 { read_time(from)? } else { ctime },
             }),
             FileKind::Directory => Body::Directory(Directory {
                 mtime_set: read_time(from)?,
@@ -382,7 +392,7 @@ impl Record for Slot {
         }
     }
 
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         let more = read_flag(from)?;
         let entry = match read_flag(from)? {
             true => Some(Dentry {
@@ -404,7 +414,7 @@ impl Record for Handle {
         to.u64(self.inode.0).u8(u8::from(self.read)).u8(u8::from(self.write));
     }
 
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         Ok(Self { inode: InodeId(from.u64()?), read: read_flag(from)?, write: read_flag(from)? })
     }
 }
@@ -423,7 +433,7 @@ impl Record for Client {
         };
     }
 
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         match read_flag(from)? {
             false => {
                 let name = String::from_utf8(from.bytes(CREDENTIAL_NAME_BYTES_MAX)?.to_vec());
@@ -450,7 +460,7 @@ impl Record for Reply {
         }
     }
 
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         let request = RequestId(from.u128()?);
         let session = match read_flag(from)? {
             true => Some(SessionId(from.u128()?)),
@@ -507,15 +517,15 @@ impl Record for Garbage {
 
     fn write(&self, to: &mut Encoder) {
         write_layout(to, &self.layout);
-        write_time(to.u64(self.first).u64(self.end), self.not_before);
+        write_time(to.u64(self.first).u64(self.end), self.writable_until);
     }
 
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         Ok(Self {
             layout: read_layout(from)?,
             first: from.u64()?,
             end: from.u64()?,
-            not_before: read_time(from)?,
+            writable_until: read_time(from)?,
         })
     }
 }
@@ -532,7 +542,7 @@ impl Record for Xattr {
         to.bytes(&self.0);
     }
 
-    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         Ok(Self(from.bytes(XATTR_BYTES_MAX)?.to_vec()))
     }
 }

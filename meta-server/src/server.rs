@@ -1,6 +1,6 @@
 //! The whole server: opens the tree, listens, registers, keeps house.
 
-use crate::keeper::{Keeper, KeeperOptions};
+use crate::keeper::Keeper;
 use crate::placement::{Table, Tables};
 use crate::records::Wish;
 use crate::service::Service;
@@ -92,7 +92,7 @@ pub async fn run(
         key: CapabilityKey::derive(&key),
     };
     let store = Arc::new(Store::open(parts, settings(&config)).await?);
-    let keeper = Keeper::new(Arc::clone(&store), KeeperOptions::default());
+    let keeper = Keeper::new(Arc::clone(&store));
     let keeper = env.spawn("keeper", keeper.run());
     let watched = Arc::clone(&store);
     let service = MetaServer::new(Service { store, chunks });

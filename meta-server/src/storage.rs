@@ -1,11 +1,15 @@
 //! The chunk service over the storage servers, through the client library.
 
-use crate::chunks::{ChunkFile, ChunkService, ChunkSpace};
+use crate::chunks::{ChunkFile, ChunkService, ChunkSpace, Removal};
+use crate::removal::{Doomed, Run, Step, Sweep};
 use async_trait::async_trait;
 use kiln_client::{ChunkClient, Grant, Granted, Place};
 use kiln_env::Env;
-use kiln_types::{ChainId, ChunkId, Code, Deadline, Error, Result, ServiceKind, TruncateEpoch};
-use kiln_wire::{Change, List, Listed};
+use kiln_types::{
+    ChainId, ChunkId, Code, Deadline, Error, Layout, Result, ServiceKind, TruncateEpoch,
+};
+use kiln_wire::{Change, List, Listed, Listing};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +20,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 const SPACE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Chunks of a page of a listing.
 const PAGE: u32 = 1024;
-/// Removals of one chain that may be under way.
-const REMOVALS: usize = 16;
+/// Requests of one sweep of a chain that may be under way.
+const REQUESTS: usize = 16;
 
 /// [`ChunkService`] with the server's own identity.
 pub struct StorageChunks {
@@ -58,15 +62,6 @@ impl StorageChunks {
         }
     }
 
-    /// The distinct chains of a file.
-    fn chains(&self, file: &ChunkFile) -> Result<(Vec<ChainId>, Vec<ChainId>)> {
-        let stripe = self.chunks.routing().stripe(&file.layout)?;
-        let mut chains = stripe.clone();
-        chains.sort_unstable();
-        chains.dedup();
-        Ok((stripe, chains))
-    }
-
     /// The page at the cursor, which moves behind it; `None` when the chain has no more in `range`.
     async fn page(
         &self,
@@ -84,32 +79,49 @@ impl StorageChunks {
         Ok(Some(listing.chunks))
     }
 
-    async fn remove_page(
+    /// Lists the chunks of each run at once.
+    async fn list_all(&self, chain: ChainId, runs: &[Run]) -> Vec<Result<Listing>> {
+        let list = |run: &Run| List { chain, from: run.from, to: run.to, limit: PAGE };
+        let requests = runs.iter().map(list).map(|list| {
+            let (chunks, deadline) =
+                (Arc::clone(&self.chunks), self.env.deadline_after(CHANGE_TIMEOUT));
+            async move { chunks.list(&list, deadline).await }
+        });
+        self.together("list chunks", requests).await
+    }
+
+    /// Removes chunks at once.
+    async fn remove_all(
         &self,
-        file: &ChunkFile,
-        stripe: &[ChainId],
-        page: Vec<Listed>,
-        below: TruncateEpoch,
-    ) -> Result<()> {
-        let old = page.into_iter().filter(|listed| listed.epoch < below);
-        let indexes: Vec<u64> =
-            old.filter_map(|listed| listed.chunk.as_file()).map(|(_, _, index)| index).collect();
-        for group in indexes.chunks(REMOVALS) {
-            let removals: Vec<_> = group
-                .iter()
-                .map(|index| {
-                    let place = self.place(file, stripe, *index);
-                    let chunks = Arc::clone(&self.chunks);
-                    let deadline = self.env.deadline_after(CHANGE_TIMEOUT);
-                    let removal = remove(chunks, place, below, deadline);
-                    self.env.spawn("remove chunk", removal)
-                })
-                .collect();
-            for removal in removals {
-                removal.join().await??;
-            }
+        chain: ChainId,
+        removals: &[Removal],
+        doomed: &[Doomed],
+    ) -> Vec<Result<()>> {
+        let requests = doomed.iter().map(|doomed| {
+            let Removal { file, below, .. } = &removals[doomed.removal];
+            let place = Place {
+                chain,
+                chunk: ChunkId::file(file.tree, file.inode, doomed.index),
+                index: doomed.index,
+                chunk_bytes: file.layout.chunk_bytes,
+            };
+            let deadline = self.env.deadline_after(CHANGE_TIMEOUT);
+            remove(Arc::clone(&self.chunks), place, *below, deadline)
+        });
+        self.together("remove chunk", requests).await
+    }
+
+    async fn together<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        requests: impl Iterator<Item = impl Future<Output = Result<T>> + Send + 'static>,
+    ) -> Vec<Result<T>> {
+        let tasks: Vec<_> = requests.map(|request| self.env.spawn(what, request)).collect();
+        let mut outcomes = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            outcomes.push(task.join().await.flatten());
         }
-        Ok(())
+        outcomes
     }
 }
 
@@ -143,31 +155,40 @@ impl ChunkService for StorageChunks {
         epoch: TruncateEpoch,
         floor: TruncateEpoch,
     ) -> Result<()> {
-        let (stripe, _) = self.chains(file)?;
+        let stripe = self.chunks.routing().stripe(&file.layout)?;
         let place = self.place(file, &stripe, index);
         let deadline = self.env.deadline_after(CHANGE_TIMEOUT);
         let (grant, change) = (ServerGrant { epoch, floor }, Change::Truncate { length });
         unless_newer(self.chunks.change(&grant, place, change, None, deadline).await.map(drop))
     }
 
-    async fn remove_chunks(
-        &self,
-        file: &ChunkFile,
-        range: Range<u64>,
-        below: TruncateEpoch,
-    ) -> Result<()> {
-        let (stripe, chains) = self.chains(file)?;
-        for chain in chains {
-            let mut cursor = Some(range.start);
-            while let Some(page) = self.page(file, chain, &range, &mut cursor).await? {
-                self.remove_page(file, &stripe, page, below).await?;
+    fn chains(&self, layout: &Layout) -> Result<BTreeSet<ChainId>> {
+        Ok(self.chunks.routing().stripe(layout)?.into_iter().collect())
+    }
+
+    async fn remove_chunks(&self, chain: ChainId, removals: &[Removal]) -> Vec<Result<()>> {
+        let mut sweep = Sweep::new(removals);
+        loop {
+            match sweep.next(REQUESTS) {
+                Step::List(runs) => {
+                    let listings = self.list_all(chain, &runs).await;
+                    for (run, listing) in runs.into_iter().zip(listings) {
+                        sweep.listed(run, listing);
+                    }
+                }
+                Step::Remove(doomed) => {
+                    let outcomes = self.remove_all(chain, removals, &doomed).await;
+                    for (doomed, outcome) in doomed.into_iter().zip(outcomes) {
+                        sweep.removed(doomed, outcome);
+                    }
+                }
+                Step::Done => return sweep.outcomes(),
             }
         }
-        Ok(())
     }
 
     async fn stored_end(&self, file: &ChunkFile, floors: &[(u64, TruncateEpoch)]) -> Result<u64> {
-        let (_, chains) = self.chains(file)?;
+        let chains = self.chains(&file.layout)?;
         let floor = |index: u64| {
             let found = floors.iter().rev().find(|(first, _)| *first <= index);
             found.map_or(TruncateEpoch(0), |(_, epoch)| *epoch)

@@ -6,6 +6,8 @@ use crate::name::{NUMBERS, NameHash};
 use crate::records::{
     self, Answer, Body, Client, Dentry, File, Garbage, Handle, Inode, REMOVED, Record, Reply, Slot,
 };
+use crate::store::capability_end;
+use crate::store::garbage::Task;
 use crate::watch::Changes;
 use kiln_kv::{KeyRange, RangeOptions, Transaction};
 use kiln_telemetry::about;
@@ -13,6 +15,7 @@ use kiln_types::{
     Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, Redundancy, RequestId,
     Result, Timestamp,
 };
+use std::time::Duration;
 
 /// A transaction on one tree.
 ///
@@ -27,6 +30,10 @@ pub(crate) struct Tx<'a, 's> {
     pub(crate) now: Timestamp,
     /// What watchers have to be told of it.
     pub(crate) changes: Changes,
+    /// What it leaves to be collected once it is committed.
+    pub(crate) garbage: Vec<Task>,
+    /// How long a capability opens chunks.
+    pub(crate) capability: Duration,
 }
 
 /// A directory entry and where it is stored.
@@ -106,7 +113,7 @@ impl Tx<'_, '_> {
         self.kv.clear_range(keys.xattrs(inode.id));
         self.kv.add(&keys.inode_count(), -1);
         match &inode.body {
-            Body::File(file) => self.leave_garbage(inode.id, file),
+            Body::File(file) => self.leave_file(inode.id, file),
             Body::Directory(_) => {
                 self.kv.clear(&keys.links(inode.id));
                 self.kv.clear(&keys.changed(inode.id));
@@ -117,11 +124,22 @@ impl Tx<'_, '_> {
 
     /// One garbage record for all chunks of a file in place of those of its truncations. A write
     /// that failed may have left some behind what the file's length tells.
-    fn leave_garbage(&mut self, id: InodeId, file: &File) {
+    fn leave_file(&mut self, id: InodeId, file: &File) {
         self.kv.clear_range(self.keys.garbage_of(id));
-        let (layout, not_before) = (file.layout, self.now);
-        let garbage = Garbage { layout, first: 0, end: u64::MAX, not_before };
-        self.put(&self.keys.garbage(id, REMOVED), &garbage);
+        let writable_until = self.capability_end(file.writer_left);
+        let garbage = Garbage { layout: file.layout, first: 0, end: u64::MAX, writable_until };
+        self.leave_garbage(Task { inode: id, epoch: REMOVED, garbage });
+    }
+
+    /// Notes chunks that have to be removed.
+    pub(crate) fn leave_garbage(&mut self, task: Task) {
+        self.put(&self.keys.garbage(task.inode, task.epoch), &task.garbage);
+        self.garbage.push(task);
+    }
+
+    /// When a capability that was given out at `from` has surely ended.
+    pub(crate) fn capability_end(&self, from: Timestamp) -> Timestamp {
+        capability_end(from, self.capability)
     }
 
     /// Everything that stat tells about an inode, as it was when the transaction began its changes.
@@ -350,13 +368,18 @@ impl Tx<'_, '_> {
         &mut self,
         client: ClientId,
         id: SessionId,
-        inode: &Inode,
+        inode: &mut Inode,
         write: bool,
     ) -> Result<()> {
         self.kv.clear(&self.keys.session(inode.id, write, client, id));
         self.kv.clear(&self.keys.handle(client, id));
-        if inode.links == 0 && !inode.is_directory() && !self.is_open(inode.id).await? {
+        if write {
+            inode.file_mut()?.writer_left = self.now;
+        }
+        if inode.links == 0 && !self.is_open(inode.id).await? {
             self.drop_inode(inode);
+        } else if write {
+            self.put_unseen(inode);
         }
         Ok(())
     }

@@ -42,11 +42,7 @@ impl Store {
                 Ok(())
             })
         })
-        .await?;
-        if goodbye {
-            self.bell.notify_one();
-        }
-        Ok(())
+        .await
     }
 
     /// Ends open files of a client, whose writers have reported everything. What is not open any
@@ -63,15 +59,10 @@ impl Store {
         if sessions.len() > PAGE {
             return Err(Error::invalid(format!("more than {PAGE} sessions at once")));
         }
-        let drops = self
-            .transact("end of open files", &|tx| {
-                Box::pin(end_sessions(tx, client, &who.credential, sessions))
-            })
-            .await?;
-        if drops {
-            self.bell.notify_one();
-        }
-        Ok(())
+        self.transact("end of open files", &|tx| {
+            Box::pin(end_sessions(tx, client, &who.credential, sessions))
+        })
+        .await
     }
 
     /// The clients behind `after`, a page of them.
@@ -201,7 +192,6 @@ impl Store {
                 })
                 .await?;
             if is_done {
-                self.bell.notify_one();
                 return Ok(());
             }
         }
@@ -229,22 +219,19 @@ impl Store {
     }
 }
 
-/// Whether inodes without a name were among them.
 async fn end_sessions(
     tx: &mut Tx<'_, '_>,
     client: ClientId,
     credential: &str,
     sessions: &[SessionId],
-) -> Result<bool> {
+) -> Result<()> {
     tx.check_client(client, credential).await?;
-    let mut drops = false;
     for session in sessions {
         let Some(handle) = tx.find_session(client, *session).await? else { continue };
-        let inode = tx.inode(handle.inode).await?;
-        drops |= inode.links == 0;
-        tx.end_session(client, *session, &inode, handle.write).await?;
+        let mut inode = tx.inode(handle.inode).await?;
+        tx.end_session(client, *session, &mut inode, handle.write).await?;
     }
-    Ok(drops)
+    Ok(())
 }
 
 /// `false`: the file was truncated since storage was asked.
@@ -272,6 +259,6 @@ async fn end_session(
             tx.put_inode(&inode);
         }
     }
-    tx.end_session(client, session, &inode, handle.write).await?;
+    tx.end_session(client, session, &mut inode, handle.write).await?;
     Ok(true)
 }

@@ -13,6 +13,7 @@
 use crate::access;
 use crate::chunks::ChunkFile;
 use crate::records::{Cut, FLOORS_MAX, File, Garbage, Inode};
+use crate::store::garbage::Task;
 use crate::store::open::Written;
 use crate::store::{LENGTH_MAX, Outcome, Store, Who};
 use crate::tx::Tx;
@@ -110,9 +111,9 @@ impl Store {
             return Err(Error::new(Code::Busy, text).with_hint("try again in a minute"));
         }
         file.floors.push((first, file.epoch));
-        let not_before = self.capability_end(tx.now);
-        let garbage = Garbage { layout: file.layout, first, end, not_before };
-        tx.put(&tx.keys.garbage(id, file.epoch), &garbage);
+        let writable_until = tx.capability_end(tx.now);
+        let garbage = Garbage { layout: file.layout, first, end, writable_until };
+        tx.leave_garbage(Task { inode: id, epoch: file.epoch, garbage });
         let stays = (length % chunk_bytes) as u32;
         file.cut = (stays != 0).then_some(Cut { index: length / chunk_bytes, length: stays });
         Ok(())

@@ -27,6 +27,7 @@ use crate::placement::Tables;
 use crate::records::{Answer, Body, Directory, Format, Inode, Record, Wish};
 use crate::tx::Tx;
 use crate::watch::{Changes, Hub, Watcher};
+use garbage::Handover;
 use ids::Ids;
 use kiln_env::Env;
 use kiln_kv::{Body as Boxed, Kv, Transaction, transact};
@@ -118,8 +119,8 @@ pub struct Store {
     pub(crate) keys: Keys,
     names: NameHash,
     ids: Ids,
-    /// Rung when there is work for the keeper.
-    pub(crate) bell: tokio::sync::Notify,
+    /// What committed changes left for the keeper.
+    pub(crate) handover: Handover,
     hub: Arc<Hub>,
     /// The last time that a change got, see [`Store::now`].
     clock: AtomicI64,
@@ -173,7 +174,7 @@ impl Store {
             keys,
             names: NameHash::new(format.hash_key),
             ids: Ids::default(),
-            bell: tokio::sync::Notify::new(),
+            handover: Handover::default(),
             hub,
             clock: AtomicI64::default(),
         })
@@ -193,7 +194,9 @@ impl Store {
 
     fn tx<'a, 's>(&self, kv: &'a mut (dyn Transaction + 's)) -> Tx<'a, 's> {
         let (keys, names, now) = (self.keys, self.names, self.now());
-        Tx { kv, keys, names, now, changes: Changes::default() }
+        let capability = self.settings.capability;
+        let (changes, garbage) = (Changes::default(), Vec::new());
+        Tx { kv, keys, names, now, changes, garbage, capability }
     }
 
     /// The wall clock, but never back: of two states of an inode, clients take the one with the
@@ -223,17 +226,18 @@ impl Store {
         F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, T> + Sync,
     {
         let telling = self.hub.telling(None);
-        let output = transact(&*self.kv, &self.env, what, |kv| {
+        let (output, garbage) = transact(&*self.kv, &self.env, what, |kv| {
             let telling = Arc::clone(&telling);
             Box::pin(async move {
                 let mut tx = self.tx(kv);
                 let output = body(&mut tx).await?;
                 telling.note(&tx.changes);
-                Ok(output)
+                Ok((output, tx.garbage))
             })
         })
         .await?;
         telling.done();
+        self.handover.give(garbage);
         Ok(output)
     }
 
@@ -266,33 +270,39 @@ impl Store {
         F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, Outcome> + Sync,
     {
         let telling = self.hub.telling(Some(change.client));
-        let outcome = transact(&*self.kv, &self.env, what, |kv| {
+        let (outcome, garbage) = transact(&*self.kv, &self.env, what, |kv| {
             let telling = Arc::clone(&telling);
             Box::pin(async move {
                 let mut tx = self.tx(kv);
                 tx.admit(change.client, &change.who.credential).await?;
                 if let Some(answer) = tx.replay(change.client, change.request).await? {
-                    return Ok(Outcome::Done(answer));
+                    return Ok((Outcome::Done(answer), Vec::new()));
                 }
                 let outcome = body(&mut tx).await?;
                 if let Outcome::Done(answer) = &outcome {
                     tx.record(change.client, change.request, answer);
                 }
                 telling.note(&tx.changes);
-                Ok(outcome)
+                Ok((outcome, tx.garbage))
             })
         })
         .await?;
         telling.done();
+        self.handover.give(garbage);
         Ok(outcome)
     }
 
-    /// How long after its last legal use a capability might still open chunks somewhere: its
-    /// lifetime, the clocks' difference at either end, and the time of a transaction.
+    /// When a capability that was given out at `from` has surely ended.
     pub(crate) fn capability_end(&self, from: Timestamp) -> Timestamp {
-        let lifetime = i64::try_from(self.settings.capability.as_nanos()).unwrap_or(i64::MAX);
-        Timestamp(from.0.saturating_add(lifetime).saturating_add(3 * CLOCK_SKEW_NS))
+        capability_end(from, self.settings.capability)
     }
+}
+
+/// When a capability that was given out at `from` might open chunks nowhere any more: its lifetime,
+/// the clocks' difference at either end, and the time of a transaction.
+pub(crate) fn capability_end(from: Timestamp, lifetime: Duration) -> Timestamp {
+    let lifetime = i64::try_from(lifetime.as_nanos()).unwrap_or(i64::MAX);
+    Timestamp(from.0.saturating_add(lifetime).saturating_add(3 * CLOCK_SKEW_NS))
 }
 
 /// Reads the tree's format; makes the tree when there is none.

@@ -22,7 +22,6 @@ impl Store {
     pub async fn unlink(&self, change: &Change, parent: InodeId, name: &[u8]) -> Result<()> {
         name::check(name)?;
         self.change(change, "unlink", &|tx| Box::pin(unlink(tx, change, parent, name))).await?;
-        self.bell.notify_one();
         Ok(())
     }
 

@@ -144,11 +144,7 @@ impl Store {
                 Box::pin(report(tx, change, inode, session, written, true))
             })
             .await?;
-        let attr = answer.into_attr()?;
-        if attr.links == 0 {
-            self.bell.notify_one();
-        }
-        Ok(attr)
+        answer.into_attr()
     }
 
     /// A new capability for an open file.
@@ -279,6 +275,7 @@ fn new_file(
             floors: Vec::new(),
             cut: None,
             layout,
+            writer_left: Timestamp(0),
         }),
     })
 }
@@ -363,7 +360,7 @@ async fn report(
     }
     let attr = tx.attr(&inode).await?;
     if closes {
-        tx.end_session(change.client, session, &inode, handle.write).await?;
+        tx.end_session(change.client, session, &mut inode, handle.write).await?;
     }
     Ok(Outcome::from(attr))
 }

@@ -43,7 +43,6 @@ impl Store {
             return Err(Error::invalid("either no_replace or exchange"));
         }
         self.change(change, "rename", &|tx| Box::pin(rename(tx, change, args))).await?;
-        self.bell.notify_one();
         Ok(())
     }
 }

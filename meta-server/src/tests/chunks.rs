@@ -1,13 +1,13 @@
 //! Storage in memory: chunks with their epochs, byte by byte, and lost or refused requests.
 
-use crate::chunks::{ChunkFile, ChunkService, ChunkSpace};
+use crate::chunks::{ChunkFile, ChunkService, ChunkSpace, Removal};
 use async_trait::async_trait;
 use kiln_env::Env;
-use kiln_types::{Attr, Code, Error, InodeId, Layout, Result, TruncateEpoch};
+use kiln_types::{Attr, ChainId, Code, Error, InodeId, Layout, Result, TruncateEpoch};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 #[derive(Clone, Debug, Default)]
 struct Chunk {
@@ -21,6 +21,10 @@ pub(crate) struct FakeChunks {
     env: Env,
     /// While set, nobody answers.
     pub(crate) down: AtomicBool,
+    /// These do not answer.
+    pub(crate) away: Mutex<BTreeSet<ChainId>>,
+    /// Sweeps of chains that were begun.
+    pub(crate) sweeps: AtomicUsize,
     chunks: Mutex<BTreeMap<(InodeId, u64), Chunk>>,
     /// Every cut that was ever asked for.
     cuts: Mutex<Vec<CutRequest>>,
@@ -37,8 +41,14 @@ struct CutRequest {
 
 impl FakeChunks {
     pub(crate) fn new(env: &Env) -> Self {
-        let down = AtomicBool::new(false);
-        Self { env: env.clone(), down, chunks: Mutex::default(), cuts: Mutex::default() }
+        Self {
+            env: env.clone(),
+            down: AtomicBool::new(false),
+            away: Mutex::default(),
+            sweeps: AtomicUsize::new(0),
+            chunks: Mutex::default(),
+            cuts: Mutex::default(),
+        }
     }
 
     /// A client's write of one byte under the epoch of its capability.
@@ -104,6 +114,20 @@ impl FakeChunks {
         chunk.bytes.retain(|at, _| *at < cut.length);
     }
 
+    fn remove(&self, chain: ChainId, removal: &Removal) -> Result<()> {
+        let Removal { file, range, below } = removal;
+        if self.away.lock().contains(&chain) {
+            return Err(Error::new(Code::DeadlineExceeded, "the chain is away"));
+        }
+        self.strike("chunks.refuse_removal")?;
+        self.chunks.lock().retain(|(inode, index), chunk| {
+            let is_here = index % u64::from(file.layout.stripe) == chain.0;
+            let is_it = *inode == file.inode && range.contains(index) && is_here;
+            !is_it || chunk.epoch >= *below
+        });
+        self.strike("chunks.lose_removal")
+    }
+
     fn strike(&self, name: &'static str) -> Result<()> {
         match self.down.load(Ordering::Relaxed) || self.env.fault(name) {
             true => Err(Error::new(Code::Unreachable, "an injected failure of storage")),
@@ -134,17 +158,14 @@ impl ChunkService for FakeChunks {
         self.strike("chunks.lose_cut")
     }
 
-    async fn remove_chunks(
-        &self,
-        file: &ChunkFile,
-        range: Range<u64>,
-        below: TruncateEpoch,
-    ) -> Result<()> {
-        self.strike("chunks.refuse_removal")?;
-        self.chunks.lock().retain(|(inode, index), chunk| {
-            *inode != file.inode || !range.contains(index) || chunk.epoch >= below
-        });
-        self.strike("chunks.lose_removal")
+    fn chains(&self, layout: &Layout) -> Result<BTreeSet<ChainId>> {
+        Ok((0..u64::from(layout.stripe)).map(ChainId).collect())
+    }
+
+    async fn remove_chunks(&self, chain: ChainId, removals: &[Removal]) -> Vec<Result<()>> {
+        self.sweeps.fetch_add(1, Ordering::Relaxed);
+        self.env.sleep(Duration::from_millis(5)).await;
+        removals.iter().map(|removal| self.remove(chain, removal)).collect()
     }
 
     async fn stored_end(&self, file: &ChunkFile, floors: &[(u64, TruncateEpoch)]) -> Result<u64> {

@@ -1,16 +1,16 @@
 //! Open files: who holds them, what lives through them, and how they end.
 
+use crate::Keeper;
 use crate::store::{CreateArgs, SetAttrArgs, SetTime, Settings, Who, Written};
 use crate::tests::{CHUNK, READ, ROOT, WRITE, World, code, invariants, key, root, simulate};
-use crate::{Keeper, KeeperOptions};
-use kiln_types::{ClientId, Code, RequestId, Timestamp, TreeId};
+use kiln_types::{ChainId, ClientId, Code, RequestId, Timestamp, TreeId};
 use kiln_wire::Capability;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 fn keeper(world: &World) -> Keeper {
-    Keeper::new(Arc::clone(&world.store), KeeperOptions::default())
+    Keeper::new(Arc::clone(&world.store))
 }
 
 #[test]
@@ -113,9 +113,73 @@ fn garbage_waits_for_storage_and_outlives_servers() {
         tries.round().await.expect("a round");
         assert_eq!(world.chunks.stored().len(), 1, "it waits before it tries again");
         let restarted = world.another().await;
-        keeper(&restarted).round().await.expect("a round");
+        let mut keeper = keeper(&restarted);
+        keeper.round().await.expect("a round");
+        assert_eq!(world.chunks.stored(), []);
+        // Its writer's capability has not ended: what comes late is removed too.
+        world.chunks.write(&file.attr, file.attr.epoch, CHUNK, 8).expect("a late write");
+        world.env.sleep(Duration::from_secs(30)).await;
+        keeper.round().await.expect("a round");
+        assert_eq!(world.chunks.stored().len(), 1);
+        world.env.sleep(Duration::from_secs(50)).await;
+        keeper.round().await.expect("a round");
         assert_eq!(world.chunks.stored(), []);
         assert_eq!(world.store.list_inodes(ROOT, 0).await.expect("a list"), (vec![], true));
+    });
+}
+
+#[test]
+fn files_that_nobody_wrote_for_long_are_collected_in_one_go() {
+    simulate(8, false, |world| async move {
+        let mut client = world.client(1);
+        for n in 0..300 {
+            let file = client.create(ROOT, &format!("{n}"), 0o644, WRITE).await.expect("a file");
+            world.chunks.write(&file.attr, file.attr.epoch, n % 7 * CHUNK, 7).expect("a write");
+            client.close(&file, n % 7 * CHUNK + 1).await.expect("a close");
+        }
+        world.env.sleep(Duration::from_secs(80)).await;
+        let keeper = keeper(&world);
+        let running = world.env.spawn("keeper", keeper.run());
+        for n in 0..300 {
+            client.unlink(ROOT, &format!("{n}")).await.expect("an unlink");
+        }
+        world.env.sleep(Duration::from_secs(1)).await;
+        assert_eq!(world.chunks.stored(), []);
+        assert_eq!(invariants::dump(&world).await.get(&b'G'), None);
+        // Not one by one: few sweeps, each of many files, on each of 4 chains.
+        let sweeps = world.chunks.sweeps.load(Ordering::Relaxed);
+        assert!(sweeps <= 4 * 4, "{sweeps} sweeps");
+        drop(running);
+    });
+}
+
+#[test]
+fn a_chain_that_is_away_keeps_only_its_own_chunks() {
+    simulate(9, false, |world| async move {
+        let mut client = world.client(1);
+        let running = world.env.spawn("keeper", keeper(&world).run());
+        let away = ChainId(2);
+        world.chunks.away.lock().insert(away);
+        for n in 0..50 {
+            let file = client.create(ROOT, "f", 0o644, WRITE).await.expect("a file");
+            for index in 0..4 {
+                let (attr, offset) = (&file.attr, index * CHUNK);
+                world.chunks.write(attr, attr.epoch, offset, 7).expect("a write");
+            }
+            client.close(&file, 3 * CHUNK + 1).await.expect("a close");
+            client.unlink(ROOT, "f").await.expect("an unlink");
+            world.env.sleep(Duration::from_secs(7)).await;
+            world.store.keep_alive(&root(), client.id, false).await.expect("a beat");
+            // Chunk 2 of each file is on that chain.
+            let stored = world.chunks.stored();
+            assert!(stored.len() == n + 1 && stored.iter().all(|(_, index)| *index == 2));
+        }
+        world.chunks.away.lock().clear();
+        world.env.sleep(Duration::from_secs(10)).await;
+        assert_eq!(world.chunks.stored(), []);
+        world.env.sleep(Duration::from_secs(100)).await;
+        assert_eq!(invariants::dump(&world).await.get(&b'G'), None);
+        drop(running);
     });
 }
 
@@ -150,6 +214,8 @@ fn a_dead_writers_file_ends_where_storage_says() {
         assert!(world.env.now().since(evicted) > capability + Duration::from_secs(10));
         let attr = other.attr(file.attr.inode).await.expect("it");
         assert_eq!((attr.length, world.chunks.read(&attr, CHUNK + 9)), (CHUNK + 10, 7));
+        keeper.round().await.expect("a round");
+        world.env.sleep(Duration::from_secs(80)).await;
         keeper.round().await.expect("a round");
         invariants::check(&world).await;
         invariants::check_chunks(&world).await;

@@ -2,6 +2,7 @@
 //! the same tree; with conflicts, commits of unknown outcome, servers that stop in the middle, lost
 //! and repeated requests, and storage that fails.
 
+use crate::Keeper;
 use crate::SessionId;
 use crate::store::{
     Change, CreateArgs, OpenArgs, Opened, RenameArgs, SetAttrArgs, SetTime, Store, Who, Written,
@@ -9,7 +10,6 @@ use crate::store::{
 };
 use crate::tests::model::{By, Model, Span};
 use crate::tests::{CHUNK, Client, ROOT, World, abandon, code, invariants, root, simulate, user};
-use crate::{Keeper, KeeperOptions};
 use kiln_types::{Attr, Code, FileKind, InodeId, Result, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
@@ -511,7 +511,7 @@ fn code_of<T>(outcome: &Result<T>) -> Option<Code> {
 
 async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
     let mut run = Run::new(world, seed, lossy).await;
-    let mut keeper = Keeper::new(Arc::clone(&run.world.store), KeeperOptions::default());
+    let mut keeper = Keeper::new(Arc::clone(&run.world.store));
     for step in 0..steps {
         run.step().await;
         if step % 4 == 0 {

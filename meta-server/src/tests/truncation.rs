@@ -1,9 +1,9 @@
 //! Truncations that are interrupted, and writers that do not know of them.
 
+use crate::Keeper;
 use crate::records::FLOORS_MAX;
 use crate::store::LENGTH_MAX;
 use crate::tests::{CHUNK, Client, READ, ROOT, WRITE, World, code, invariants, simulate};
-use crate::{Keeper, KeeperOptions};
 use kiln_types::{Code, TruncateEpoch};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -83,10 +83,7 @@ fn a_writer_that_missed_a_truncation_changes_nothing_behind_it() {
         world.chunks.write(&renewed.attr, renewed.attr.epoch, 2 * CHUNK + 1, 6).expect("a write");
         a.close(&renewed, 2 * CHUNK + 2).await.expect("a close");
         capabilities_end(&world, &[&a, &b]).await;
-        Keeper::new(Arc::clone(&world.store), KeeperOptions::default())
-            .round()
-            .await
-            .expect("a round");
+        Keeper::new(Arc::clone(&world.store)).round().await.expect("a round");
         let attr = b.attr(inode).await.expect("attributes");
         assert_eq!(attr.floors, []);
         let read = |offset| world.chunks.read(&attr, offset);
@@ -108,7 +105,7 @@ fn floors_are_kept_until_no_old_capability_is_left_and_are_bounded() {
         client.truncate(inode, 99 * CHUNK).await.expect("growth");
         assert_eq!(code(client.truncate(inode, 98 * CHUNK).await), Err(Code::Busy));
         // A cut before all others needs no further floor.
-        let mut keeper = Keeper::new(Arc::clone(&world.store), KeeperOptions::default());
+        let mut keeper = Keeper::new(Arc::clone(&world.store));
         keeper.round().await.expect("a round");
         let floors = client.attr(inode).await.expect("attributes").floors;
         assert_eq!(floors.len(), FLOORS_MAX, "too early");
