@@ -83,12 +83,12 @@ pub async fn resolve(path: &Path, env: &Env) -> Result<PathBuf> {
 }
 
 /// Makes sure that something can be mounted on `path`, and says where that is without symlinks. What a
-/// dead daemon left there is taken away; `told` is told of it.
+/// dead daemon left there is taken away. `told` is told of that, and of what will be hidden.
 ///
 /// # Errors
 /// `NotFound` and `NotDirectory` for the path, `Exists` when something is mounted there, `Unsupported`
 /// when this machine has no FUSE.
-pub async fn prepare(path: &Path, env: &Env, told: impl FnOnce(String)) -> Result<PathBuf> {
+pub async fn prepare(path: &Path, env: &Env, mut told: impl FnMut(String)) -> Result<PathBuf> {
     let hint = |error: Error| match error.code() {
         Code::NotFound => error.with_hint(format!("mkdir -p {} makes it", path.display())),
         _ => error,
@@ -96,7 +96,7 @@ pub async fn prepare(path: &Path, env: &Env, told: impl FnOnce(String)) -> Resul
     let point = resolve(path, env).await.map_err(hint)?;
     let mounts = table::read()?;
     if let Some(mount) = table::at(&mounts, &point) {
-        take_over(mount, env, told).await?;
+        take_over(mount, env, &mut told).await?;
     }
     let metadata = fs::metadata(&point).context(point.display())?;
     if !metadata.is_dir() {
@@ -105,6 +105,10 @@ pub async fn prepare(path: &Path, env: &Env, told: impl FnOnce(String)) -> Resul
             .with_hint("a cluster is mounted on a directory"));
     }
     check_machine()?;
+    if fs::read_dir(&point).is_ok_and(|mut entries| entries.next().is_some()) {
+        let shown = point.display();
+        told(format!("{shown} is not empty: what it holds is hidden while the cluster is there"));
+    }
     Ok(point)
 }
 
