@@ -199,6 +199,8 @@ impl Filesystem for Adapter {
             if gives_away || size.is_some() {
                 let set_ids = gives_away || caller.uid != 0;
                 privileges.take_from(&*fs, inode(number), set_ids).await?;
+            } else if change == SetAttr::default() {
+                privileges.give_up(&*fs, inode(number), &caller).await?;
             }
             fs.set_attr(&caller, inode(number), through, change).await
         };

@@ -48,6 +48,29 @@ impl Privileges {
         self.any.store(true, Ordering::Release);
     }
 
+    fn has(&self, inode: InodeId) -> bool {
+        self.any.load(Ordering::Acquire) && self.files.lock().contains(&inode)
+    }
+
+    /// Takes a file's privileges away for a change of attributes that changes none: the kernel asks for
+    /// that at chown(path, -1, -1), with no check of who may, and also before a write, which clears them
+    /// itself. So nothing is done for others than the owner.
+    pub(super) async fn give_up(
+        &self,
+        fs: &dyn FileSystem,
+        inode: InodeId,
+        caller: &Caller,
+    ) -> Result<()> {
+        if !self.has(inode) {
+            return Ok(());
+        }
+        let owner = fs.get_attr(&Caller::root(), inode).await?.attr.uid;
+        if caller.uid == 0 || caller.uid == owner {
+            self.take_from(fs, inode, true).await?;
+        }
+        Ok(())
+    }
+
     /// Takes a file's privileges away before it is written to. `set_ids`: its bits, too; a user who may
     /// keep them loses capabilities alone.
     pub(super) async fn take_from(
@@ -56,7 +79,7 @@ impl Privileges {
         inode: InodeId,
         set_ids: bool,
     ) -> Result<()> {
-        if !self.any.load(Ordering::Acquire) || !self.files.lock().contains(&inode) {
+        if !self.has(inode) {
             return Ok(());
         }
         match fs.remove_xattr(&Caller::root(), inode, CAPABILITY).await {
