@@ -31,7 +31,7 @@ pub struct Removal {
 /// The space of all storage servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct ChunkSpace {
-    /// Bytes of all disks, divided by the number of replicas.
+    /// Bytes in use and those that can still be written, divided by the number of replicas.
     pub total_bytes: u64,
     /// Bytes that can still be written, divided by the number of replicas.
     pub free_bytes: u64,

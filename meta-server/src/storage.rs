@@ -8,8 +8,8 @@ use kiln_env::Env;
 use kiln_types::{
     ChainId, ChunkId, Code, Deadline, Error, Layout, Result, ServiceKind, TruncateEpoch,
 };
-use kiln_wire::{Change, List, Listed, Listing};
-use std::collections::BTreeSet;
+use kiln_wire::{Change, DiskSpace, List, Listed, Listing};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -217,13 +217,13 @@ impl ChunkService for StorageChunks {
         let routing = self.chunks.routing();
         let alive = |kind| routing.nodes.values().filter(move |n| n.kind == kind && n.alive);
         let deadline = self.env.deadline_after(SPACE_TIMEOUT);
-        let (mut total, mut used, mut answered) = (0, 0, false);
+        let mut disks = Vec::new();
+        let mut answered = false;
         for node in alive(ServiceKind::Storage) {
             match self.chunks.space(&node.address, deadline).await {
                 Ok(space) => {
                     answered = true;
-                    total += space.disks.iter().map(|disk| disk.capacity).sum::<u64>();
-                    used += space.disks.iter().map(|disk| disk.used).sum::<u64>();
+                    disks.extend(space.disks);
                 }
                 Err(error) => tracing::warn!(address = %node.address, %error, "no space answer"),
             }
@@ -233,9 +233,51 @@ impl ChunkService for StorageChunks {
         }
         let replicas = routing.chains.values().map(|chain| chain.members.len()).max();
         let replicas = replicas.unwrap_or(1).max(1) as u64;
-        Ok(ChunkSpace {
-            total_bytes: total / replicas,
-            free_bytes: total.saturating_sub(used) / replicas,
-        })
+        let used: u64 = disks.iter().map(|disk| disk.used).sum();
+        let free = free_bytes(&disks);
+        Ok(ChunkSpace { total_bytes: (used + free) / replicas, free_bytes: free / replicas })
+    }
+}
+
+/// What writers may still take of disks, of which some may share a file system.
+fn free_bytes(disks: &[DiskSpace]) -> u64 {
+    let mut systems = BTreeMap::<u128, (u64, u64, u64)>::new();
+    let mut free = 0;
+    for disk in disks {
+        match disk.beneath {
+            None => free += disk.free,
+            Some((id, room)) => {
+                let (free, backed, least) = systems.entry(id).or_insert((0, 0, room));
+                *free += disk.free;
+                *backed += disk.backed.min(disk.free);
+                *least = room.min(*least);
+            }
+        }
+    }
+    free + systems.values().map(|(free, backed, room)| (*free).min(backed + room)).sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_types::DiskId;
+
+    #[test]
+    fn disks_share_what_their_file_system_has_left() {
+        let disk = |free, backed, beneath| DiskSpace {
+            disk: DiskId(1),
+            capacity: 1000,
+            used: 100,
+            free,
+            backed,
+            beneath,
+        };
+        assert_eq!(free_bytes(&[disk(700, 0, None), disk(100, 0, None)]), 800);
+        let plenty = [disk(700, 50, Some((1, 5000))), disk(300, 0, Some((1, 4000)))];
+        assert_eq!(free_bytes(&plenty), 1000);
+        let scarce = [disk(700, 50, Some((1, 500))), disk(300, 400, Some((1, 450)))];
+        assert_eq!(free_bytes(&scarce), 50 + 300 + 450);
+        let two = [disk(700, 0, Some((1, 500))), disk(700, 0, Some((2, 20)))];
+        assert_eq!(free_bytes(&two), 520);
     }
 }
