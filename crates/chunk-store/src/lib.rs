@@ -21,6 +21,11 @@
 //! a cache of descriptors of fixed size. A read of any size costs at most one more block of I/O
 //! when its descriptor is not cached (two for chunks above 1 MiB).
 //!
+//! Space: the disk is cut into zones of up to 1 MiB. A file may have less space than its size, so a
+//! zone is *backed* before it is used. Writers leave a reserve of the disk, and as much of the file
+//! system beneath; the log keeps segments of its own. So what makes space (removals, truncations,
+//! cleaning) is never refused.
+//!
 //! Invariants:
 //! - What was acknowledged is in a synced batch, and so is all data that it names.
 //! - A block is handed out only when the record that dropped it is durable and no reader that began
