@@ -277,9 +277,12 @@ impl Space {
         (inner.map.backed_free_blocks() + inner.retired).saturating_sub(inner.backed_keep())
     }
 
-    /// Free blocks that a writer may take.
+    /// Free blocks that a writer may take; none while the log lacks space.
     pub(crate) fn writable_blocks(&self) -> u64 {
         let inner = self.inner.lock();
+        if inner.lacks_log() {
+            return 0;
+        }
         (inner.map.free_blocks() + inner.retired).saturating_sub(inner.reserve_blocks)
     }
 
