@@ -1,5 +1,6 @@
 //! The values of the schema. Every record begins with its type u16, its version u16 and the length
-//! u32 of what follows, little-endian; fields follow in the order of the struct.
+//! u32 of what follows, little-endian; fields follow in the order of the struct, those of later
+//! versions at the end. Records of older versions are read, and written anew in the latest.
 
 use crate::SessionId;
 use kiln_types::{
@@ -104,6 +105,8 @@ pub(crate) struct File {
     /// When somebody who could write let go of it last: until the capability has ended, too, writes
     /// may still arrive.
     pub(crate) writer_left: Timestamp,
+    /// See [`Attr::dense_end`].
+    pub(crate) dense_end: u64,
 }
 
 /// The chunk that a truncation goes through, and the bytes of it that stay.
@@ -319,7 +322,7 @@ impl Record for Format {
 
 impl Record for Inode {
     const TYPE: u16 = 2;
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
     const WHAT: &'static str = "inode record";
 
     fn write(&self, to: &mut Encoder) {
@@ -338,6 +341,7 @@ impl Record for Inode {
                 }
                 write_layout(to, &file.layout);
                 write_time(to, file.writer_left);
+                to.u64(file.dense_end);
             }
             Body::Directory(directory) => {
                 write_time(to, directory.mtime_set);
@@ -370,6 +374,7 @@ impl Record for Inode {
                 layout: read_layout(from)?,
                 // Not known of the first version: not later than the last change.
                 writer_left: if version > 1 { read_time(from)? } else { ctime },
+                dense_end: if version > 2 { from.u64()? } else { 0 },
             }),
             FileKind::Directory => Body::Directory(Directory {
                 mtime_set: read_time(from)?,
@@ -447,6 +452,7 @@ impl Record for Client {
 
 impl Record for Reply {
     const TYPE: u16 = 6;
+    const VERSION: u16 = 2;
     const WHAT: &'static str = "recorded answer";
 
     fn write(&self, to: &mut Encoder) {
@@ -460,14 +466,14 @@ impl Record for Reply {
         }
     }
 
-    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, version: u16) -> Result<Self> {
         let request = RequestId(from.u128()?);
         let session = match read_flag(from)? {
             true => Some(SessionId(from.u128()?)),
             false => None,
         };
         let attr = match read_flag(from)? {
-            true => Some(read_attr(from)?),
+            true => Some(read_attr(from, version)?),
             false => None,
         };
         Ok(Self { request, answer: Answer { attr, session } })
@@ -486,10 +492,11 @@ fn write_attr(to: &mut Encoder, attr: &Attr) {
     if let Some(layout) = &attr.layout {
         write_layout(to, layout);
     }
+    to.u64(attr.dense_end);
 }
 
-fn read_attr(from: &mut Decoder<'_>) -> Result<Attr> {
-    Ok(Attr {
+fn read_attr(from: &mut Decoder<'_>, version: u16) -> Result<Attr> {
+    let mut attr = Attr {
         inode: InodeId(from.u64()?),
         kind: read_kind(from)?,
         mode: from.u32()?,
@@ -508,7 +515,11 @@ fn read_attr(from: &mut Decoder<'_>) -> Result<Attr> {
             true => Some(read_layout(from)?),
             false => None,
         },
-    })
+    };
+    if version > 1 {
+        attr.dense_end = from.u64()?;
+    }
+    Ok(attr)
 }
 
 impl Record for Garbage {

@@ -28,15 +28,16 @@ fn floors() -> impl Strategy<Value = Vec<(u64, TruncateEpoch)>> {
 
 fn bodies() -> impl Strategy<Value = Body> {
     let cut = proptest::option::of((any::<u64>(), any::<u32>()));
-    let file = (any::<u64>(), any::<u64>(), floors(), cut, layouts(), any::<i64>());
+    let file = (any::<[u64; 3]>(), floors(), cut, layouts(), any::<i64>());
     prop_oneof![
-        file.prop_map(|(length, epoch, floors, cut, layout, writer_left)| Body::File(File {
+        file.prop_map(|([length, epoch, dense_end], floors, cut, layout, left)| Body::File(File {
             length,
             epoch: TruncateEpoch(epoch),
             floors,
             cut: cut.map(|(index, length)| Cut { index, length }),
             layout,
-            writer_left: Timestamp(writer_left),
+            writer_left: Timestamp(left),
+            dense_end,
         })),
         (any::<i64>(), any::<u32>(), any::<u32>()).prop_map(|(time, chunk_bytes, stripe)| {
             let wish = Wish { chunk_bytes, stripe };
@@ -86,25 +87,31 @@ fn check<R: Record + PartialEq + std::fmt::Debug>(record: &R, at: usize, flip: u
     assert!(R::decode(&bytes).is_err());
 }
 
-/// What the first version wrote is read.
-fn check_first_version(mut inode: Inode) {
+/// What earlier versions wrote is read.
+fn check_earlier_versions(inode: &Inode) {
+    let mut inode = inode.clone();
     let mut body = Encoder::new();
     inode.write(&mut body);
     let mut body = body.finish();
-    if let Body::File(file) = &mut inode.body {
-        body.truncate(body.len() - 8);
-        file.writer_left = inode.ctime;
+    for version in (1..Inode::VERSION).rev() {
+        if let Body::File(file) = &mut inode.body {
+            body.truncate(body.len() - 8);
+            match version {
+                2 => file.dense_end = 0,
+                _ => file.writer_left = inode.ctime,
+            }
+        }
+        let mut record = Encoder::new();
+        record.u16(Inode::TYPE).u16(version).bytes(&body);
+        assert_eq!(Inode::decode(&record.finish()).as_ref(), Ok(&inode));
     }
-    let mut record = Encoder::new();
-    record.u16(Inode::TYPE).u16(1).bytes(&body);
-    assert_eq!(Inode::decode(&record.finish()), Ok(inode));
 }
 
 proptest! {
     #[test]
     fn inodes_and_slots(inode in inodes(), name: Vec<u8>, more: bool, at: usize, flip in 1u8..) {
         check(&inode, at, flip);
-        check_first_version(inode.clone());
+        check_earlier_versions(&inode);
         let name = name[..name.len().min(255)].to_vec();
         let entry = Dentry { name, inode: inode.id, kind: inode.kind() };
         check(&Slot { more, entry: Some(entry) }, at, flip);
@@ -132,7 +139,7 @@ proptest! {
             gid: n[2] as u32,
             links: 1,
             length: n[3],
-            dense_end: 0,
+            dense_end: n[2],
             atime: Timestamp(1),
             mtime: Timestamp(-2),
             ctime: Timestamp(3),

@@ -13,7 +13,7 @@ use kiln_rpc::convert::{floors, id_from, required};
 use kiln_rpc::v1::{self, meta_server::Meta};
 use kiln_rpc::{Origin, status_from_error};
 use kiln_telemetry::REQUESTS;
-use kiln_types::{Attr, Caller, Code, Error, InodeId, Result, Timestamp, TruncateEpoch};
+use kiln_types::{Attr, ByteRange, Caller, Code, Error, InodeId, Result, Timestamp, TruncateEpoch};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -91,6 +91,7 @@ fn written(message: Option<v1::Written>) -> Written {
         end: message.end,
         epoch: TruncateEpoch(message.epoch),
         mtime: message.mtime_ns.map(Timestamp),
+        acknowledged: ByteRange { start: message.acknowledged_from, end: message.acknowledged_to },
     }
 }
 

@@ -164,6 +164,7 @@ impl Tx<'_, '_> {
         match &inode.body {
             Body::File(file) => {
                 attr.length = file.length;
+                attr.dense_end = file.dense_end;
                 attr.epoch = file.epoch;
                 attr.floors.clone_from(&file.floors);
                 attr.layout = Some(file.layout);

@@ -152,7 +152,7 @@ async fn page(tx: &mut Tx<'_, '_>, after: InodeId, limit: usize) -> Result<Page>
                 length: file.length,
                 layout: file.layout,
                 removed: false,
-                dense_end: 0,
+                dense_end: file.dense_end,
                 epoch: file.epoch,
                 floors: file.floors,
             });

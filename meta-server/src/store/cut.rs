@@ -83,7 +83,7 @@ impl Store {
         if length < file.length || others {
             self.cut_off(tx, id, file, length, others)?;
         }
-        file.length = length;
+        (file.length, file.dense_end) = (length, file.dense_end.min(length));
         tx.changes.content(id);
         (inode.mode, inode.mtime, inode.ctime) = (mode, tx.now, tx.now);
         Ok(None)
@@ -130,12 +130,15 @@ pub(crate) fn take_written(
     check_length(written.end)?;
     let (id, mode) = (inode.id, access::mode_after_write(inode, &who.caller));
     let file = inode.file_mut()?;
-    // What was written before a truncation never makes the file longer.
-    if written.epoch == file.epoch && written.end > file.length {
-        if file.cut.is_some() {
-            return Ok(Some(Outcome::Cut(id)));
+    // What was written before a truncation makes the file neither longer nor denser.
+    if written.epoch == file.epoch {
+        if written.end > file.length {
+            if file.cut.is_some() {
+                return Ok(Some(Outcome::Cut(id)));
+            }
+            file.length = written.end;
         }
-        file.length = written.end;
+        file.dense_end = written.acknowledged.extend(file.dense_end).min(file.length);
     }
     (inode.mode, inode.mtime, inode.ctime) = (mode, written.mtime.unwrap_or(now), now);
     Ok(None)

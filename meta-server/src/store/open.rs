@@ -10,7 +10,7 @@ use crate::store::lookup::{inode_of, reach, reach_directory};
 use crate::store::{Change, LENGTH_MAX, Outcome, Store, Who};
 use crate::tx::{Tx, dentry};
 use kiln_types::{
-    Attr, ClientId, Code, Error, FileKind, InodeId, MODE_PERMISSIONS, Result, Timestamp,
+    Attr, ByteRange, ClientId, Code, Error, FileKind, InodeId, MODE_PERMISSIONS, Result, Timestamp,
     TruncateEpoch,
 };
 use kiln_wire::Capability;
@@ -66,6 +66,8 @@ pub struct Written {
     pub epoch: TruncateEpoch,
     /// When, if not now.
     pub mtime: Option<Timestamp>,
+    /// Bytes that were all written and acknowledged, under the same epoch.
+    pub acknowledged: ByteRange,
 }
 
 impl Store {
@@ -276,6 +278,7 @@ fn new_file(
             cut: None,
             layout,
             writer_left: Timestamp(0),
+            dense_end: 0,
         }),
     })
 }

@@ -156,13 +156,13 @@ impl Client {
 
     pub(crate) async fn close(&mut self, opened: &Opened, end: u64) -> Result<Attr> {
         let (change, session) = (self.change(), opened.session.expect("an open file"));
-        let written = Written { end, epoch: opened.attr.epoch, mtime: None };
+        let written = Written { end, epoch: opened.attr.epoch, ..Written::default() };
         self.world.store.close(&change, opened.attr.inode, session, &written).await
     }
 
     pub(crate) async fn sync(&mut self, opened: &Opened, end: u64) -> Result<Attr> {
         let (change, session) = (self.change(), opened.session.expect("an open file"));
-        let written = Written { end, epoch: opened.attr.epoch, mtime: None };
+        let written = Written { end, epoch: opened.attr.epoch, ..Written::default() };
         self.world.store.sync(&change, opened.attr.inode, session, &written).await
     }
 

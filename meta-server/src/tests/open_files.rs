@@ -80,7 +80,7 @@ fn a_time_that_is_set_after_writing_stays() {
         let args = SetAttrArgs {
             mtime: Some(SetTime::At(then)),
             session: file.session,
-            written: Written { end: 9, epoch: file.attr.epoch, mtime: None },
+            written: Written { end: 9, epoch: file.attr.epoch, ..Written::default() },
             ..SetAttrArgs::default()
         };
         let change = client.change();

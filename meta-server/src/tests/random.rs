@@ -10,12 +10,12 @@ use crate::store::{
 };
 use crate::tests::model::{By, Model, Span};
 use crate::tests::{CHUNK, Client, ROOT, World, abandon, code, invariants, root, simulate, user};
-use kiln_types::{Attr, Code, FileKind, InodeId, Result, Timestamp};
+use kiln_types::{Acknowledged, Attr, ByteRange, Code, FileKind, InodeId, Result, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Where files are written: around the edges of the first chunks.
-const SPOTS: [u64; 8] = [0, 1, 100, CHUNK - 1, CHUNK, CHUNK + 7, 3 * CHUNK - 1, 3 * CHUNK + 5];
+const SPOTS: [u64; 9] = [0, 1, 2, 100, CHUNK - 1, CHUNK, CHUNK + 7, 3 * CHUNK - 1, 3 * CHUNK + 5];
 const NO_INODE: InodeId = InodeId(u64::MAX);
 
 /// Repeats a request until it is answered; sometimes once more.
@@ -49,6 +49,7 @@ struct OpenFile {
     write: bool,
     attr: Attr,
     written: Written,
+    acknowledged: Acknowledged,
 }
 
 struct Run {
@@ -177,8 +178,9 @@ impl Run {
         self.numbers += 1;
         let inode = attr.inode;
         self.model.open.insert(number, inode);
-        let written = Written::default();
-        self.open.push(OpenFile { number, client, session, inode, write, attr, written });
+        let (written, acknowledged) = Default::default();
+        let file = OpenFile { number, client, session, inode, write, attr, written, acknowledged };
+        self.open.push(file);
     }
 
     /// An open file knows what the client learned of its inode.
@@ -322,11 +324,14 @@ impl Run {
         self.world.chunks.write(&attr, attr.epoch, offset, byte).expect("a write");
         self.log.push(format!("write {inode} at {offset} under {:?}", attr.epoch));
         self.model.nodes.get_mut(&inode).expect("open").bytes.insert(offset, byte);
-        let written = &mut self.open[at].written;
+        let OpenFile { written, acknowledged, .. } = &mut self.open[at];
         if written.epoch != attr.epoch {
-            *written = Written { end: 0, epoch: attr.epoch, mtime: None };
+            *written = Written { end: 0, epoch: attr.epoch, ..Written::default() };
         }
         written.end = written.end.max(offset + 1);
+        acknowledged.learn(attr.epoch, attr.dense_end);
+        acknowledged.add(attr.epoch, ByteRange { start: offset, end: offset + 1 });
+        written.acknowledged = acknowledged.lowest().1.unwrap_or_default();
         if self.lossy && self.rng.u8(..4) == 0 {
             self.world.chunks.repeat_cuts(|inode| self.model.nodes.contains_key(&inode));
         }

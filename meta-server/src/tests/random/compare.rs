@@ -48,6 +48,10 @@ impl Run {
             match node.kind {
                 FileKind::File => {
                     assert_eq!(attr.length, node.length, "length of {id}");
+                    assert!(attr.dense_end <= attr.length, "inode {id}");
+                    for offset in 0..attr.dense_end {
+                        assert_ne!(self.world.chunks.read(&attr, offset), 0, "a hole in {id}");
+                    }
                     for spot in SPOTS {
                         let byte = node.bytes.get(&spot).filter(|_| spot < node.length);
                         let read = self.world.chunks.read(&attr, spot);
