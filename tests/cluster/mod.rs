@@ -41,6 +41,16 @@ impl TestCluster {
 
     /// The same; a client that is not heard for `lease` loses its open files.
     pub(crate) fn start_with(storage: u32, replicas: u32, lease: Option<Duration>) -> Self {
+        Self::start_small(storage, replicas, lease, 8 << 30)
+    }
+
+    /// The same; each server's disk takes `capacity` bytes.
+    pub(crate) fn start_small(
+        storage: u32,
+        replicas: u32,
+        lease: Option<Duration>,
+        capacity: u64,
+    ) -> Self {
         let temporary = tempfile::tempdir().expect("a temporary directory");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let mut cluster = Self {
@@ -51,7 +61,7 @@ impl TestCluster {
                 storage: Some(storage),
                 replicas: Some(replicas),
                 disks: Some(1),
-                capacity: Some(8 << 30),
+                capacity: Some(capacity),
             },
             lease,
             path: temporary.path().join("cluster"),
