@@ -40,6 +40,7 @@ macro_rules! insist {
 
 mod cache;
 mod compare;
+mod late;
 
 struct OpenFile {
     number: u64,
@@ -62,6 +63,8 @@ struct Run {
     clients: Vec<Client>,
     users: Vec<Who>,
     open: Vec<OpenFile>,
+    /// What writers that are gone were given, and when they went.
+    gone: Vec<(Attr, Timestamp)>,
     numbers: u64,
     started: Timestamp,
     log: Vec<String>,
@@ -87,6 +90,7 @@ impl Run {
             clients: (1..4).map(|id| world.client(id)).collect(),
             users,
             open: Vec::new(),
+            gone: Vec::new(),
             numbers: 0,
             started: world.env.wall(),
             log: Vec::new(),
@@ -301,7 +305,10 @@ impl Run {
         self.expect(format!("report {inode} {written:?} {closes}"), &attr, Ok(()));
         if closes {
             self.model.close(number);
-            self.open.swap_remove(at);
+            let file = self.open.swap_remove(at);
+            if file.write {
+                self.gone.push((file.attr, self.world.env.wall()));
+            }
         } else {
             self.open[at].written = Written::default();
         }
@@ -499,7 +506,11 @@ impl Run {
             16 => self.truncate(&who).await,
             17 => self.xattr(&who).await,
             18..=19 => self.look(&who).await,
-            20..=22 => self.write().await,
+            20..=21 => self.write().await,
+            22 => {
+                self.write_late();
+                self.write().await;
+            }
             _ => {
                 if let Some(at) = self.any_open(false) {
                     let closes = self.rng.bool();
