@@ -2,7 +2,7 @@
 
 use super::{Run, SPOTS};
 use crate::store::Settings;
-use kiln_types::{Attr, Timestamp};
+use kiln_types::Attr;
 
 impl Run {
     /// A write to a file that is removed arrives late, while its capability still holds.
