@@ -34,6 +34,8 @@ pub(crate) struct Tx<'a, 's> {
     pub(crate) garbage: Vec<Task>,
     /// How long a capability opens chunks.
     pub(crate) capability: Duration,
+    /// Whether the engine has room for what grows; `NoSpace` if not.
+    pub(crate) room: Result<()>,
 }
 
 /// A directory entry and where it is stored.
@@ -98,9 +100,14 @@ impl Tx<'_, '_> {
     }
 
     /// Puts a new inode.
-    pub(crate) fn make_inode(&mut self, inode: &Inode) {
+    ///
+    /// # Errors
+    /// `NoSpace` when the engine has room for little else than removals.
+    pub(crate) fn make_inode(&mut self, inode: &Inode) -> Result<()> {
+        self.room.clone()?;
         self.put_unseen(inode);
         self.kv.add(&self.keys.inode_count(), 1);
+        Ok(())
     }
 
     /// Takes away an inode that has neither a name nor a session, and leaves what it stored to the

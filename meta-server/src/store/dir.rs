@@ -146,7 +146,7 @@ async fn make(
     tx.insert(above.id, dentry(name, id, FileKind::Directory)).await?;
     tx.touch(above.id);
     tx.add_links(above.id, 1);
-    tx.make_inode(&inode);
+    tx.make_inode(&inode)?;
     Ok(Outcome::from(tx.attr(&inode).await?))
 }
 

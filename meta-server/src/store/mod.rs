@@ -195,8 +195,8 @@ impl Store {
     fn tx<'a, 's>(&self, kv: &'a mut (dyn Transaction + 's)) -> Tx<'a, 's> {
         let (keys, names, now) = (self.keys, self.names, self.now());
         let capability = self.settings.capability;
-        let (changes, garbage) = (Changes::default(), Vec::new());
-        Tx { kv, keys, names, now, changes, garbage, capability }
+        let (changes, garbage, room) = (Changes::default(), Vec::new(), self.kv.may_grow());
+        Tx { kv, keys, names, now, changes, garbage, capability, room }
     }
 
     /// The wall clock, but never back: of two states of an inode, clients take the one with the

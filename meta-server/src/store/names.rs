@@ -124,6 +124,7 @@ async fn link(
     if inode.links >= LINKS_MAX {
         return Err(Error::new(Code::TooManyLinks, format!("{LINKS_MAX} names")));
     }
+    tx.room.clone()?;
     inode.links += 1;
     inode.ctime = tx.now;
     if inode.parent == InodeId(0) {
@@ -161,6 +162,6 @@ async fn symlink(
     };
     tx.insert(directory.id, dentry(name, id, FileKind::Symlink)).await?;
     tx.touch(directory.id);
-    tx.make_inode(&inode);
+    tx.make_inode(&inode)?;
     Ok(Outcome::from(tx.attr(&inode).await?))
 }

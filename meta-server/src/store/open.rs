@@ -242,7 +242,7 @@ async fn create(
     let inode = new_file(store, tx, change, &directory, args, id)?;
     tx.insert(directory.id, dentry(&args.name, id, FileKind::File)).await?;
     tx.touch(directory.id);
-    tx.make_inode(&inode);
+    tx.make_inode(&inode)?;
     let open_new = OpenArgs { truncate: false, ..args.open };
     open(store, tx, change, inode, open_new, session, true).await
 }

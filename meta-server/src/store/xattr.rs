@@ -127,6 +127,7 @@ async fn set(
 ) -> Result<Outcome> {
     let mut inode = reach(tx, &change.who, inode).await?;
     check_set(&inode, &change.who.caller, name)?;
+    tx.room.clone()?;
     let key = tx.keys.xattr_name(inode.id, name);
     let exists = tx.kv.get(&key).await?.is_some();
     match (exists, mode) {
