@@ -263,3 +263,22 @@ fn a_cluster_that_stays_away_is_an_error_in_time_and_none_when_it_is_back() {
     again.sync_all().unwrap();
     assert_eq!(fs::read(dir.join("open")).unwrap(), b"again");
 }
+
+#[test]
+fn a_lost_clusters_mount_goes_away_unless_somebody_uses_it() {
+    if !possible() {
+        return;
+    }
+    let mut cluster = TestCluster::start(1, 1);
+    let mut mount = cluster.mount();
+    fs::write(mount.path().join("f"), "there").unwrap();
+    let mut user = Command::new("sleep").arg("300").current_dir(mount.path()).spawn().unwrap();
+    cluster.kill_all();
+    let path = mount.path().to_str().unwrap();
+    let refused = cluster.run(&["umount", path]);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("sleep (pid"), "{said}");
+    mount.unmount();
+}
