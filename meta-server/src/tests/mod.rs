@@ -2,6 +2,7 @@
 
 mod chunks;
 mod concurrent;
+mod full;
 mod invariants;
 mod model;
 mod open_files;
