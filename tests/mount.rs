@@ -6,11 +6,14 @@ mod cluster;
 mod model;
 
 use cluster::TestCluster;
-use cluster::mount::possible;
+use cluster::mount::{possible, wait_for};
 use model::op::{Fill, Op};
 use model::world::Defect;
 use model::{Pair, random_run, two, wanted};
-use rustix::fs::RenameFlags;
+use rustix::fs::{RenameFlags, XattrFlags, getxattr, setxattr};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 #[test]
 fn two_local_directories_are_the_same() {
@@ -105,4 +108,34 @@ fn what_one_mount_has_closed_another_one_sees() {
     let tried = [&one.make_dir("tried"), &other.path().join("tried")];
     let (seed, steps) = wanted(150);
     two::random_run(&model, tried.map(|path| path.as_path()), seed, steps);
+}
+
+/// The kernel asks for capabilities before a write; that there are none is remembered.
+#[test]
+fn capabilities_that_another_mount_gives_go_with_the_next_write() {
+    if !possible() || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let cluster = TestCluster::start(1, 1);
+    let (one, other) = (cluster.mount(), cluster.mount());
+    let (path, seen) = (one.path().join("f"), other.path().join("f"));
+    let file = File::create(&path).unwrap();
+    let write = || {
+        file.metadata().unwrap();
+        file.write_at(b"program", 0).unwrap();
+    };
+    // Version 2, effective: CAP_NET_BIND_SERVICE.
+    let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let has_it = || getxattr(&seen, "security.capability", &mut [0_u8; 20]) == Ok(20);
+    for path in [&seen, &path] {
+        write();
+        write();
+        setxattr(path, "security.capability", &value, XattrFlags::empty()).unwrap();
+        assert!(has_it());
+        let gone = || {
+            write();
+            (!has_it()).then_some(())
+        };
+        assert!(wait_for(Duration::from_secs(20), gone).is_some(), "it stays");
+    }
 }

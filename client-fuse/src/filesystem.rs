@@ -7,6 +7,10 @@ use kiln_memory::Bytes;
 use kiln_types::{Attr, Caller, InodeId, Result};
 use std::time::Duration;
 
+/// The extended attribute in which the kernel keeps a program's capabilities. It asks for it before a
+/// write, whenever it was given attributes since the last one.
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
+
 /// An open file or directory of one mount; never reused while the mount lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Handle(pub u64);

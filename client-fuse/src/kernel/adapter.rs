@@ -3,10 +3,11 @@
 use super::convert::{
     caller, file_attr, file_type, fopen_flags, inode, nothing, open_flags, set_time,
 };
-use super::privileges::{CAPABILITY, Privileges};
+use super::privileges::Privileges;
 use super::requests::{Refuse, Requests, send};
 use crate::filesystem::{
-    DirEntry, FileSystem, Handle, KernelCache, Known, Looked, NewFile, Opened, SetAttr, SetXattr,
+    CAPABILITY, DirEntry, FileSystem, Handle, KernelCache, Known, Looked, NewFile, Opened, SetAttr,
+    SetXattr,
 };
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,

@@ -3,7 +3,7 @@
 //! The kernel leaves that to the file system (HANDLE_KILLPRIV_V2), which spares it a question before each
 //! write. Files that have such privileges are few: those that the kernel was shown are remembered.
 
-use crate::filesystem::{FileSystem, KernelCache, SetAttr};
+use crate::filesystem::{CAPABILITY, FileSystem, KernelCache, SetAttr};
 use kiln_types::{Attr, Caller, Code, FileKind, InodeId, Result};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -13,9 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const SET_USER: u32 = 0o4000;
 const SET_GROUP: u32 = 0o2000;
 const GROUP_RUNS: u32 = 0o010;
-
-/// The extended attribute in which the kernel keeps capabilities.
-pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 /// Files whose programs run with more rights than whoever starts them.
 pub(super) struct Privileges {

@@ -1,6 +1,6 @@
 //! Changes of attributes.
 
-use crate::filesystem::{Handle, Known, SetAttr};
+use crate::filesystem::{CAPABILITY, Handle, Known, SetAttr};
 use crate::tree::Tree;
 use crate::tree::open_inode::OpenInode;
 use kiln_types::{Attr, Caller, Code, Error, InodeId, Result};
@@ -49,6 +49,30 @@ pub(crate) fn offered(name: &[u8]) -> Result<()> {
         return Err(Error::new(Code::Unsupported, "there are no access control lists"));
     }
     Ok(())
+}
+
+/// See [`crate::FileSystem::get_xattr`]. That an open file has no capabilities is remembered until
+/// something about it changes.
+pub(crate) async fn extended(
+    tree: &Tree,
+    caller: &Caller,
+    inode: InodeId,
+    name: &[u8],
+) -> Result<Vec<u8>> {
+    offered(name)?;
+    let open = tree.nodes.open(inode).filter(|_| name == CAPABILITY);
+    let seen = open.as_ref().and_then(|open| open.no_capability());
+    if seen.is_some_and(|sent| !tree.fresh.lock().keep_for(sent, inode).is_zero()) {
+        return Err(Error::new(Code::NoAttribute, "no capabilities, as seen before"));
+    }
+    let sent = tree.mark();
+    let value = tree.client.get_xattr(caller, inode, name).await;
+    if let (Some(open), Err(error)) = (open, &value)
+        && error.code() == Code::NoAttribute
+    {
+        open.saw_no_capability(sent);
+    }
+    value
 }
 
 /// Cuts or extends a file: through the session of an open file, or as the caller.

@@ -44,7 +44,7 @@ impl Freshness {
         if self.connected && changed <= mark.0 { self.keep_for } else { Duration::ZERO }
     }
 
-    /// Another client changed `inode`, or a name in it.
+    /// `inode`, or a name in it, changed: answers under way may not know it.
     pub(crate) fn change(&mut self, inode: InodeId) {
         self.clock += 1;
         if self.changed.len() >= CHANGES_MAX {

@@ -12,8 +12,8 @@ mod open_inode;
 
 use crate::data::{DataOptions, DataPool};
 use crate::filesystem::{
-    DirEntry, FileSystem, Handle, KernelCache, Known, Looked, NewFile, OpenFlags, Opened, SetAttr,
-    SetXattr, Space,
+    CAPABILITY, DirEntry, FileSystem, Handle, KernelCache, Known, Looked, NewFile, OpenFlags,
+    Opened, SetAttr, SetXattr, Space,
 };
 use async_trait::async_trait;
 use fresh::{Freshness, Mark};
@@ -320,8 +320,7 @@ impl FileSystem for Tree {
     }
 
     async fn get_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {
-        attributes::offered(name)?;
-        self.client.get_xattr(caller, self.inode(inode), name).await
+        attributes::extended(self, caller, self.inode(inode), name).await
     }
 
     async fn set_xattr(
@@ -334,7 +333,12 @@ impl FileSystem for Tree {
     ) -> Result<()> {
         self.changes()?;
         attributes::offered(name)?;
-        self.client.set_xattr(caller, self.inode(inode), name, value, how).await
+        let inode = self.inode(inode);
+        let set = self.client.set_xattr(caller, inode, name, value, how).await;
+        if name == CAPABILITY {
+            self.fresh.lock().change(inode);
+        }
+        set
     }
 
     async fn list_xattrs(&self, caller: &Caller, inode: InodeId) -> Result<Vec<Vec<u8>>> {

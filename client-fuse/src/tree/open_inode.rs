@@ -1,6 +1,7 @@
 //! An inode that is open on this mount: one content and one right to its chunks for all of its handles.
 
 use crate::data::{Backing, Content, DataPool};
+use crate::tree::fresh::Mark;
 use async_trait::async_trait;
 use kiln_client::File;
 use kiln_memory::{Buffer, Bytes};
@@ -22,6 +23,8 @@ struct State {
     io: Arc<File>,
     handles: usize,
     wrote_at: Option<Timestamp>,
+    /// When it was asked for capabilities and had none.
+    no_capability: Option<Mark>,
 }
 
 struct Session(Arc<File>);
@@ -44,7 +47,7 @@ impl OpenInode {
         let chunk_bytes = attr.layout.as_ref().map_or(1 << 20, |layout| layout.chunk_bytes);
         let backing = Arc::new(Session(Arc::clone(file)));
         let content = Content::new(Arc::clone(pool), chunk_bytes, attr.length, backing);
-        let state = State { io: Arc::clone(file), handles: 0, wrote_at: None };
+        let state = State { io: Arc::clone(file), handles: 0, wrote_at: None, no_capability: None };
         let (state, reporting) = (Mutex::new(state), tokio::sync::Mutex::default());
         Arc::new(Self { inode: attr.inode, content, state, reporting })
     }
@@ -55,6 +58,16 @@ impl OpenInode {
 
     pub(crate) fn content(&self) -> &Arc<Content> {
         &self.content
+    }
+
+    /// When it was last seen to have no capabilities.
+    pub(crate) fn no_capability(&self) -> Option<Mark> {
+        self.state.lock().no_capability
+    }
+
+    /// Asked at `sent`, it has no capabilities.
+    pub(crate) fn saw_no_capability(&self, sent: Mark) {
+        self.state.lock().no_capability = Some(sent);
     }
 
     /// One more handle.
