@@ -1,6 +1,6 @@
 //! `kiln admin`: what an operator looks at.
 
-use crate::audit::audit;
+use crate::check;
 use crate::failure::Outcome;
 use crate::output;
 use crate::place::Place;
@@ -27,6 +27,23 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Show(Show),
+    /// Look for losses, replicas that differ, leaks and servers that are missing, and say what to do
+    ///
+    /// Every stored chunk is compared with the metadata and with its other replicas: no acknowledged byte
+    /// of a file may be missing, and every chunk must belong to a file. The cluster may be in use meanwhile.
+    /// Exits with 0 when nothing is wrong, 1 when something is, 2 when that could not be found out.
+    Check(check::Args),
+    /// Credentials of clients
+    Credential {
+        #[command(subcommand)]
+        command: CredentialCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Show {
     /// The servers: kind, address, whether their lease holds
     Nodes,
     /// The targets: their chain, server, disk and states
@@ -37,14 +54,6 @@ enum Command {
     ChainTable,
     /// The manager's configuration
     Config,
-    /// Check that servers, targets and chains are as they should be, that replicas have the same chunks,
-    /// and that every chunk belongs to a file; exits with 1 when something is wrong
-    Check,
-    /// Credentials of clients
-    Credential {
-        #[command(subcommand)]
-        command: CredentialCommand,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -79,34 +88,38 @@ enum CredentialCommand {
 }
 
 pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
-    remote::run(place, async |remote| {
-        let routing = remote.client.routing();
-        let routing = routing.as_ref();
-        match &args.command {
-            Command::Nodes => {
-                show(args, &routing.nodes.values().collect::<Vec<_>>(), nodes(routing))
-            }
-            Command::Targets => {
-                show(args, &routing.targets.values().collect::<Vec<_>>(), targets(routing))
-            }
-            Command::Chains => {
-                show(args, &routing.chains.values().collect::<Vec<_>>(), chains(routing))
-            }
-            Command::ChainTable => {
-                show(args, &routing.tables.values().collect::<Vec<_>>(), tables(routing))
-            }
-            Command::Config => {
-                let config = remote
-                    .manager("configuration", async |mut m: ManagerClient| {
-                        m.get_config(v1::Empty {}).await
-                    })
-                    .await?;
-                Ok(output::print(&config.toml)?)
-            }
-            Command::Check => check(args, remote, routing).await,
-            Command::Credential { command } => credential(args, remote, command).await,
+    match &args.command {
+        Command::Show(what) => {
+            remote::run(place, async |remote| show_what(args, what, remote).await)
         }
-    })
+        Command::Check(check) => check::run(place, check, args.json),
+        Command::Credential { command } => {
+            remote::run(place, async |remote| credential(args, remote, command).await)
+        }
+    }
+}
+
+async fn show_what(args: &Args, what: &Show, remote: &Remote) -> Outcome {
+    let routing = remote.client.routing();
+    let routing = routing.as_ref();
+    match what {
+        Show::Nodes => show(args, &routing.nodes.values().collect::<Vec<_>>(), nodes(routing)),
+        Show::Targets => {
+            show(args, &routing.targets.values().collect::<Vec<_>>(), targets(routing))
+        }
+        Show::Chains => show(args, &routing.chains.values().collect::<Vec<_>>(), chains(routing)),
+        Show::ChainTable => {
+            show(args, &routing.tables.values().collect::<Vec<_>>(), tables(routing))
+        }
+        Show::Config => {
+            let config = remote
+                .manager("configuration", async |mut m: ManagerClient| {
+                    m.get_config(v1::Empty {}).await
+                })
+                .await?;
+            Ok(output::print(&config.toml)?)
+        }
+    }
 }
 
 fn show(args: &Args, value: &impl Serialize, text: String) -> Outcome {
@@ -190,14 +203,13 @@ pub(crate) fn unusable(routing: &RoutingInfo) -> Option<String> {
 }
 
 /// What is not as it should be.
-#[derive(Serialize)]
-struct Problem {
-    what: String,
-    why: String,
+pub(crate) struct Problem {
+    pub(crate) what: String,
+    pub(crate) why: String,
 }
 
 /// What keeps a cluster from being whole, worst first.
-fn problems(routing: &RoutingInfo) -> Vec<Problem> {
+pub(crate) fn problems(routing: &RoutingInfo) -> Vec<Problem> {
     let mut found = Vec::new();
     let mut problem = |what: String, why: String| found.push(Problem { what, why });
     if let Some(why) = unusable(routing) {
@@ -232,31 +244,6 @@ fn chain_problem(chain: &Chain) -> Option<String> {
         _ => "it has fewer copies than it should",
     };
     Some(format!("{effect}: {}", others.join(", ")))
-}
-
-async fn check(args: &Args, remote: &Remote, routing: &RoutingInfo) -> Outcome {
-    let mut problems = problems(routing);
-    let audit = audit(remote).await.context("check of what is stored")?;
-    let finding = |(what, why)| Problem { what, why };
-    problems.extend(audit.findings.into_iter().map(finding));
-    let rows = problems.iter().map(|problem| vec![problem.what.clone(), problem.why.clone()]);
-    let count =
-        |amount: usize, what| output::count(u32::try_from(amount).unwrap_or(u32::MAX), what);
-    let text = match problems.is_empty() {
-        true => format!(
-            "no problems: {}, {}, {}, {}\n",
-            count(routing.nodes.len(), "server"),
-            count(routing.targets.len(), "target"),
-            count(routing.chains.len(), "chain"),
-            count(usize::try_from(audit.chunks).unwrap_or(usize::MAX), "chunk"),
-        ),
-        false => output::table(&["WHAT", "PROBLEM"], &[], rows.collect()),
-    };
-    show(args, &problems, text)?;
-    if problems.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(Code::NotServing, format!("{} found", count(problems.len(), "problem"))).into())
 }
 
 async fn credential(args: &Args, remote: &Remote, command: &CredentialCommand) -> Outcome {

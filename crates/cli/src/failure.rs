@@ -25,6 +25,11 @@ impl Failure {
         Self { error, code: 2 }
     }
 
+    /// A check that found out nothing.
+    pub(crate) fn unfinished(self) -> Self {
+        Self { code: 2, ..self }
+    }
+
     /// Says it on standard error: what went wrong, then what to do.
     pub(crate) fn report(&self) -> ExitCode {
         eprintln!("kiln: {}", self.error.message());

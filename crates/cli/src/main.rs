@@ -1,13 +1,13 @@
 //! The `kiln` command: every subcommand thin, one file for each group.
 //!
 //! Invariants: what a command does is done by a library; a failure is one plain line and a hint on
-//! standard error; the exit code is 0 (done), 1 (failed) or 2 (wrong usage).
+//! standard error; the exit code is 0 (done), 1 (failed) or 2 (wrong usage; of a check: not finished).
 #![forbid(unsafe_code)]
 
 mod admin;
 mod args;
-mod audit;
 mod bench;
+mod check;
 mod completions;
 mod config;
 mod copy;
