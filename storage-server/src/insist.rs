@@ -5,8 +5,8 @@ use kiln_types::{Code, Error, Result};
 use std::future::Future;
 use std::time::Duration;
 
-/// How long one attempt is waited for. The store goes on with it; the next one finds it done or waits
-/// behind it.
+/// How long one attempt is waited for. The store goes on with it; the next one finds it done or
+/// waits behind it.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after a failed attempt; it doubles with each further one.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -15,8 +15,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Makes attempts until one is successful: a disk that is full has room again some day.
 ///
 /// # Errors
-/// What makes the work moot: the disk failed, the store or the target is closed, or the state that the
-/// work is about has moved on.
+/// What makes the work moot: the disk failed, the store or the target is closed, or what the work is
+/// about has moved on.
 pub(crate) async fn insist<F>(env: &Env, what: &str, mut attempt: impl FnMut() -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,

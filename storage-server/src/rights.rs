@@ -54,7 +54,9 @@ impl Rights {
             return Ok(());
         }
         let Change::Write { offset, .. } = update.change else {
-            return Err(refused("only servers truncate chunks, and only they and operators remove them"));
+            return Err(refused(
+                "only servers truncate chunks, and only they and operators remove them",
+            ));
         };
         let capability = self.verify(&write.capability, now)?;
         let index = covers(&capability, &write.name.chunk)?;

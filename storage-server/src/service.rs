@@ -16,6 +16,11 @@ use kiln_wire::{
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// A payload that takes longer to arrive needs the right to be written anew: a removed file's
+/// chunks are looked for until no capability is left, and not later.
+const ARRIVAL: Duration = Duration::from_secs(1);
 
 /// Whether this server's lease holds: without it nothing is answered.
 pub type Lease = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -89,7 +94,11 @@ impl ChunkService {
         note(write.name, bytes as u64);
         self.rights.check_write(peer, &write, bytes, self.env.wall())?;
         let target = self.target(write.name.chain)?;
+        let checked = self.env.now();
         let payload = request.payload.take().await?;
+        if self.env.now().since(checked) > ARRIVAL {
+            self.rights.check_write(peer, &write, bytes, self.env.wall())?;
+        }
         let incoming = Incoming { update: write.update, payload, trace: Trace::current() };
         let version = target.write(write.name, incoming, request.deadline).await?;
         metrics::STORAGE_WRITTEN.add(bytes as u64);
