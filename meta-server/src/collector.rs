@@ -67,9 +67,9 @@ impl Collector {
         }
     }
 
-    /// How many tasks are known.
-    pub(crate) fn len(&self) -> usize {
-        self.tasks.len()
+    /// How many tasks have chunks that are not removed yet.
+    pub(crate) fn waiting(&self) -> usize {
+        self.tasks.len() - self.asleep.len() - self.collected.len()
     }
 
     pub(crate) fn knows(&self, name: Name) -> bool {
@@ -121,15 +121,17 @@ impl Collector {
         None
     }
 
-    /// Takes in how a sweep went: which tasks are swept, and which failed.
+    /// Takes in how a sweep went: which tasks are swept, and which failed. Whether this is the
+    /// chain's first trouble.
     pub(crate) fn swept(
         &mut self,
         chain: ChainId,
         swept: &[Name],
         failed: &[Name],
         now: Monotonic,
-    ) {
+    ) -> bool {
         let lane = self.lanes.entry(chain).or_default();
+        let is_news = lane.pause.is_zero() && !failed.is_empty();
         lane.is_busy = false;
         lane.is_away = swept.is_empty() && !failed.is_empty();
         if failed.is_empty() {
@@ -150,6 +152,7 @@ impl Collector {
                 _ => {}
             }
         }
+        is_news
     }
 
     /// What is collected.

@@ -22,6 +22,8 @@ const SCAN_AGAIN: Duration = Duration::from_secs(5);
 /// Outcomes that wait to be taken in.
 const OUTCOMES_MAX: usize = 64;
 
+const NOT_REMOVED: &str = "chunks of removed files stay for now; trying again";
+
 /// How a sweep of a chain went.
 struct Swept {
     chain: ChainId,
@@ -106,7 +108,7 @@ impl Sweeper {
         while let Some((chain, tasks)) = self.collector.start(self.env.now()) {
             self.sweep(chain, tasks);
         }
-        metrics::META_GARBAGE.set_amount(self.collector.len() as u64);
+        metrics::META_GARBAGE.set_amount(self.collector.waiting() as u64);
         let collected = self.collector.collected();
         if !collected.is_empty() {
             self.store.end_garbage(&collected).await?;
@@ -192,10 +194,14 @@ impl Sweeper {
                 }
             }
         }
-        if let Some(error) = last {
-            let count = failed.len();
-            tracing::warn!(%chain, count, %error, "chunks of files were not removed; trying again");
+        let is_news = self.collector.swept(chain, &swept, &failed, self.env.now());
+        let files = failed.len();
+        match last {
+            Some(error) if is_news => {
+                tracing::warn!(%chain, files, %error, "{NOT_REMOVED}");
+            }
+            Some(error) => tracing::debug!(%chain, files, %error, "{NOT_REMOVED}"),
+            None => {}
         }
-        self.collector.swept(chain, &swept, &failed, self.env.now());
     }
 }
