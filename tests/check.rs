@@ -192,6 +192,7 @@ fn a_lost_chunk_is_told_with_its_file_and_bytes() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("/dir/whole, bytes 1048576 to 3145727"), "{text}");
     assert!(text.contains("What to do:\n- loss: "), "{text}");
+    refuse_guests(&cluster);
     cluster.ok(&["rm", "kiln:/dir/whole"]);
     cluster.check();
     // Servers that do not answer are no verdict.
@@ -199,6 +200,22 @@ fn a_lost_chunk_is_told_with_its_file_and_bytes() {
     cluster.down();
     let output = cluster.run(&["admin", "check"]);
     assert_eq!(code(&output), 2, "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Who is no operator checks nothing.
+fn refuse_guests(cluster: &TestCluster) {
+    let local = tempfile::tempdir().unwrap();
+    let guest = local.path().join("guest.toml").to_str().unwrap().to_string();
+    cluster.ok(&["admin", "credential", "create", "guest", "--output", &guest]);
+    let manager = ClusterDir::open(cluster.path()).unwrap().mgmtd_address().unwrap();
+    for more in [&[][..], &["--read"], &["--remove-leaks"]] {
+        let mut command = cluster.command(["admin", "check", "--cluster", &manager]);
+        let output = command.env_remove("KILN_DIR").args(["--credential", &guest]).args(more);
+        let output = output.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(code(&output), 2, "{said}");
+        assert!(said.contains("does not allow operator commands"), "{said}");
+    }
 }
 
 #[test]

@@ -26,6 +26,9 @@ use std::time::Duration;
 /// How long one chunk's removal is tried.
 const REMOVE_WITHIN: Duration = Duration::from_secs(20);
 
+/// Leaked chunks of one inode on one chain that are counted, or removed in one run; give or take a page.
+const LEAKED_MAX: usize = 100_000;
+
 /// Chunks that were removed because they were of no file.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub(crate) struct Removed {
@@ -174,7 +177,10 @@ impl Judge<'_> {
             ..self.place(Kind::Difference, inode).await?
         };
         let what = format!("{}, chunk {index} on chain {}", place.file(), suspect.chain);
-        self.findings.add(Finding { kind: Kind::Difference, what, why, place });
+        // A write that does not end: a server hangs, or is gone and will soon be out of the chain.
+        let hangs = now.iter().any(|(_, listed)| listed.is_some_and(|listed| listed.pending));
+        let kind = if hangs { Kind::Cluster } else { Kind::Difference };
+        self.findings.add(Finding { kind, what, why, place });
         Ok(())
     }
 
@@ -185,33 +191,40 @@ impl Judge<'_> {
         }
         let Some(chain) = self.chain(chain) else { return Ok(()) };
         let is_newer = is_ours && inode >= known::ids_end(self.remote).await?;
-        let removes = self.remove_leaks && is_ours && !is_newer;
-        let mut left = Removed::default();
-        let mut leaked = BTreeMap::new();
-        for target in chain.serving() {
-            let mut from = Some(ChunkId::file(tree, inode, 0));
-            let end = ChunkId::file(tree, inode, u64::MAX);
-            while let Some(start) = from {
-                let (page, last) = list(self.remote, chain.id, target, (start, end)).await?;
-                from = last.and_then(behind);
-                for listed in page {
-                    match removes {
-                        true => self.remove(&chain, listed).await?,
-                        false => drop(leaked.insert(listed.chunk, listed.length)),
-                    }
-                }
-                // Enough to tell how much there is, at least.
-                if leaked.len() > 100_000 {
-                    break;
-                }
+        let mut found = self.chunks_of(&chain, tree, inode).await?;
+        if self.remove_leaks && is_ours && !is_newer {
+            // The rest, if there is more, is left for the next run.
+            for listed in found.into_values() {
+                self.remove(&chain, listed).await?;
             }
+            found = self.chunks_of(&chain, tree, inode).await?;
         }
-        (left.chunks, left.bytes) =
-            (leaked.len() as u64, leaked.values().map(|length| u64::from(*length)).sum());
-        if left.chunks > 0 {
+        if !found.is_empty() {
+            let bytes = found.values().map(|listed| u64::from(listed.length)).sum();
+            let left = Removed { chunks: found.len() as u64, bytes };
             self.tell_leak(tree, inode, chain.id, left, is_newer);
         }
         Ok(())
+    }
+
+    /// The chunks of an inode that any serving replica of a chain has, or many of them.
+    async fn chunks_of(
+        &self,
+        chain: &Chain,
+        tree: TreeId,
+        inode: InodeId,
+    ) -> Result<BTreeMap<ChunkId, Listed>> {
+        let (first, end) = (ChunkId::file(tree, inode, 0), ChunkId::file(tree, inode, u64::MAX));
+        let mut found = BTreeMap::new();
+        for target in chain.serving() {
+            let mut from = Some(first);
+            while let Some(start) = from.filter(|_| found.len() < LEAKED_MAX) {
+                let (page, last) = list(self.remote, chain.id, target, (start, end)).await?;
+                found.extend(page.into_iter().map(|listed| (listed.chunk, listed)));
+                from = last.and_then(behind);
+            }
+        }
+        Ok(found)
     }
 
     fn tell_leak(

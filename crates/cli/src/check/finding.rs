@@ -45,7 +45,8 @@ impl Kind {
             }
             Self::Cluster => {
                 "cluster: start the servers that are not heard from ('kiln up' on this machine); \
-                 'kiln status' and their logs tell more."
+                 'kiln status' and their logs tell more. A write that is pending ends when its \
+                 servers answer or are out of the chain: check again then."
             }
             Self::Newer => {
                 "newer: these chunks are of files that the metadata never made: it may have been put \
@@ -94,7 +95,8 @@ impl Place {
     /// The file, for people.
     pub(crate) fn file(&self) -> String {
         match (&self.path, self.inode) {
-            (Some(path), _) => path.clone(),
+            // Names may hold what a terminal takes for commands.
+            (Some(path), _) => path.replace(char::is_control, "?"),
             (None, Some(inode)) => format!("inode {inode}"),
             (None, None) => "?".into(),
         }
