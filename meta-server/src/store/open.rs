@@ -161,14 +161,14 @@ impl Store {
         session: SessionId,
     ) -> Result<Opened> {
         for _ in 0..2 {
-            let (handle, attr, is_cut) = self
+            let (handle, attr, is_cut, from) = self
                 .transact("renewal", &|tx| {
                     Box::pin(async move {
                         tx.check_client(client, &who.credential).await?;
                         let inode = reach(tx, who, inode).await?;
                         let handle = tx.session(client, session, inode.id).await?;
                         let is_cut = inode.file()?.cut.is_some();
-                        Ok((handle, tx.attr(&inode).await?, is_cut))
+                        Ok((handle, tx.attr(&inode).await?, is_cut, tx.now))
                     })
                 })
                 .await?;
@@ -178,29 +178,32 @@ impl Store {
             }
             let (read, write) = (handle.read, handle.write);
             let args = OpenArgs { read, write, truncate: false };
-            return Ok(self.grant(client, attr, Some(session), args));
+            return Ok(self.grant(client, attr, Some(session), args, from));
         }
         Err(Error::new(Code::Busy, "the file is truncated again and again"))
     }
 
     async fn opened(&self, client: ClientId, answer: Answer, args: OpenArgs) -> Result<Opened> {
-        let session = answer.session;
+        let (session, from) = (answer.session, self.now());
         let attr = answer.into_attr()?;
         if args.truncate {
             self.finish_cut(attr.inode).await?;
         }
-        Ok(self.grant(client, attr, session, args))
+        Ok(self.grant(client, attr, session, args, from))
     }
 
+    /// The right to what a session was open for at `from`, however long the answer takes from then
+    /// on: when the session ends, it is known how long a capability can still be out.
     fn grant(
         &self,
         client: ClientId,
         attr: Attr,
         session: Option<SessionId>,
         args: OpenArgs,
+        from: Timestamp,
     ) -> Opened {
         let lifetime = self.settings.capability;
-        let expires = self.env.wall().0.saturating_add(lifetime.as_nanos() as i64);
+        let expires = from.0.saturating_add(lifetime.as_nanos() as i64);
         let capability = Capability {
             key: self.key.id(),
             client,
