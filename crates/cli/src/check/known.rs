@@ -58,6 +58,8 @@ pub(super) struct Batch {
     /// Where their chunks' ids lie.
     pub(super) range: (ChunkId, ChunkId),
     files: BTreeMap<InodeId, Known>,
+    /// No inode was made with this id or a higher one before the batch was read.
+    ids_end: InodeId,
     /// The chunks that must be there, for each chain.
     expected: BTreeMap<ChainId, Vec<Expected>>,
     /// Files of which nobody knows where their chunks are.
@@ -79,6 +81,7 @@ impl Batch {
         routing: &RoutingInfo,
         after: InodeId,
     ) -> Result<(Self, Option<InodeId>)> {
+        let ids_end = ids_end(remote).await?;
         let (mut files, mut last) = (BTreeMap::new(), after);
         let is_end = loop {
             let request = v1::ListInodesRequest { after: last.0, limit: PAGE };
@@ -101,7 +104,7 @@ impl Batch {
             false => ChunkId::file(TreeId::MAIN, InodeId(last.0 + 1), 0),
         };
         let (expected, unplaced) = (BTreeMap::new(), Vec::new());
-        let mut batch = Self { range: (start, end), files, expected, unplaced };
+        let mut batch = Self { range: (start, end), files, ids_end, expected, unplaced };
         batch.place(routing);
         Ok((batch, (!is_end).then_some(last)))
     }
@@ -135,6 +138,11 @@ impl Batch {
         let (tree, inode, index) = chunk.as_file()?;
         let known = self.files.get(&inode).filter(|_| tree == TreeId::MAIN)?;
         Some((known, index))
+    }
+
+    /// Whether the file of a chunk was made, if ever, before the batch was read.
+    pub(super) fn may_know(&self, chunk: ChunkId) -> bool {
+        chunk.as_file().is_none_or(|(_, inode, _)| inode < self.ids_end)
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -217,7 +225,8 @@ mod tests {
             let expected = [4, 5].map(ChainId).map(|chain| (chain, vec![expected(chain)]));
             let range = (ChunkId::MIN, ChunkId::MAX);
             let (files, unplaced) = (BTreeMap::new(), Vec::new());
-            let batch = Batch { range, files, expected: expected.into(), unplaced };
+            let (ids_end, expected) = (InodeId(0), expected.into());
+            let batch = Batch { range, files, ids_end, expected, unplaced };
             let mut all = Vec::new();
             for chain in [4, 5].map(ChainId) {
                 let found: Vec<_> = batch.expected(chain).collect();

@@ -25,6 +25,10 @@ use walk::Suspects;
 /// How long what is under way gets to settle before it is looked at again.
 const SETTLE: Duration = Duration::from_secs(2);
 
+/// What to do when the check itself fails.
+const UNFINISHED: &str = "nothing is known yet: check again in a few seconds, when the server answers or its \
+                          chains go on without it";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Also read every replica of every chunk and verify its checksums: reads the whole cluster's data
@@ -64,7 +68,8 @@ pub(crate) fn run(place: &ClusterPlace, args: &Args, json: bool) -> Outcome {
     let mut count = 0;
     let checked = remote::run(place, async |remote| {
         let (mut seen, mut findings) = (Seen::default(), Findings::default());
-        check(remote, args, &mut seen, &mut findings).await.context("check")?;
+        let done = check(remote, args, &mut seen, &mut findings).await.context("check");
+        done.map_err(with_hint)?;
         count = findings.count();
         Ok(report(&seen, &findings, json)?)
     });
@@ -74,6 +79,13 @@ pub(crate) fn run(place: &ClusterPlace, args: &Args, json: bool) -> Outcome {
         count => {
             Err(Error::new(Code::NotServing, format!("{} found", many(count, "problem"))).into())
         }
+    }
+}
+
+fn with_hint(error: Error) -> Error {
+    match error.hint() {
+        Some(_) => error,
+        None => error.with_hint(UNFINISHED),
     }
 }
 

@@ -15,6 +15,10 @@ const PAGE_WITHIN: Duration = Duration::from_secs(20);
 /// The most that is suspected of one batch of files.
 const SUSPECTS_MAX: usize = 10_000;
 
+/// The most files of one chain that are suspected to be newer than the metadata: mostly they were made
+/// since the batch was read.
+const NEWER_MAX: usize = 100;
+
 /// A replica and what it has of a chunk.
 pub(super) type State = (TargetId, Option<Listed>);
 
@@ -43,6 +47,8 @@ pub(super) struct Suspect {
 pub(super) struct Suspects {
     pub(super) list: Vec<Suspect>,
     pub(super) is_full: bool,
+    /// How many more of the chain at hand may be newer than the metadata.
+    newer_left: usize,
 }
 
 impl Suspects {
@@ -77,6 +83,7 @@ pub(super) async fn walk(
 ) -> Result<u64> {
     let (mut from, mut chunks) = (Some(batch.range.0), 0);
     let mut expected = batch.expected(chain.id).peekable();
+    suspects.newer_left = NEWER_MAX;
     while let Some(start) = from {
         let Some(page) = read_page(remote, chain, (start, batch.range.1)).await? else { break };
         from = Some(page.end).filter(|next| *next < batch.range.1);
@@ -104,7 +111,13 @@ fn judge(chain: &Chain, batch: &Batch, chunk: ChunkId, states: &[State], suspect
         suspects.add(chain, chunk, Suspicion::Difference(states.to_vec()));
     }
     let Some((known, index)) = batch.file_of(chunk) else {
-        return suspects.add(chain, chunk, Suspicion::Leak);
+        if batch.may_know(chunk) || suspects.newer_left > 0 {
+            let before = suspects.list.len();
+            suspects.add(chain, chunk, Suspicion::Leak);
+            let added = suspects.list.len() > before && !batch.may_know(chunk);
+            suspects.newer_left -= usize::from(added);
+        }
+        return;
     };
     let counted = states.iter().map(|(_, listed)| known.counted(index, listed.as_ref()));
     if counted.max().unwrap_or(0) < known.needed(index) {
