@@ -164,6 +164,47 @@ pub struct VersionStat {
     pub retry: Option<RetryKey>,
 }
 
+impl ChunkStat {
+    /// Which versions are here.
+    pub fn held(&self) -> Held {
+        Held {
+            committed: self.committed.map_or(ChunkVersion::NONE, |stat| stat.version),
+            pending: self.pending.map(|stat| stat.version),
+        }
+    }
+}
+
+/// Which versions of a chunk a replica holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Held {
+    /// The committed one, a tombstone's included; `NONE` if there is none.
+    pub committed: ChunkVersion,
+    /// The pending one.
+    pub pending: Option<ChunkVersion>,
+}
+
+/// What a chunk is made, whatever it is here: a copy of another replica's.
+#[derive(Clone, Debug)]
+pub struct Install {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// What must be here now, so that a late copy of an install does no harm.
+    pub expected: Held,
+    /// `None`: the source knows nothing of the chunk, and it is forgotten here as well.
+    pub copy: Option<ChunkCopy>,
+}
+
+/// A committed version as another replica has it.
+#[derive(Clone, Debug)]
+pub struct ChunkCopy {
+    /// The version.
+    pub version: ChunkVersion,
+    /// Its truncate epoch.
+    pub epoch: TruncateEpoch,
+    /// All its bytes, with one CRC32C for each 4 KiB of them; `None` when it is a tombstone.
+    pub content: Option<(Bytes, Vec<u32>)>,
+}
+
 /// The last write that is remembered of a client's channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryRecord {

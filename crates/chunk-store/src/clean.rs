@@ -1,9 +1,9 @@
 //! Maintenance: cleaning the log, keeping spare segments ready, giving free space back to the disk.
 //!
 //! Cleaning takes the oldest segment, copies forward what is still needed, makes the superblock
-//! name the next segment as the oldest, and frees it. Commits, discards and removals of targets
-//! need no copy: what they speak about lies before them, so it is gone or was copied with its
-//! present state.
+//! name the next segment as the oldest, and frees it. Commits, discards, drops of chunks and
+//! removals of targets need no copy: what they speak about lies before them, so it is gone or was
+//! copied with its present state.
 //!
 //! A copy must not land behind a record that supersedes the original. What is decided and queued at
 //! once cannot be overtaken. New versions and discards are queued first and decided when they are
@@ -348,6 +348,8 @@ fn copy_record(
         | Record::Commit { .. }
         | Record::Discard { .. }
         | Record::Forget { .. }
+        | Record::ForgetRetries { .. }
+        | Record::Drop { .. }
         | Record::RemoveTarget { .. } => {}
     }
 }

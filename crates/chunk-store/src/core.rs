@@ -1,6 +1,6 @@
 //! What all parts of the store share, and how descriptors and data come from the disk.
 
-use crate::api::{Identity, Options};
+use crate::api::{Held, Identity, Options};
 use crate::cache::{Cache, Cached, Piece};
 use crate::extent::{BLOCK, Extent, Position};
 use crate::group::Group;
@@ -89,6 +89,16 @@ impl Standing {
     pub(crate) fn committed_version(&self) -> ChunkVersion {
         self.committed.as_ref().map_or(ChunkVersion::NONE, |(_, head)| head.version)
     }
+
+    pub(crate) fn held(&self) -> Held {
+        let pending = self.pending.as_ref().map(|head| head.version);
+        Held { committed: self.committed_version(), pending }
+    }
+
+    /// The record that drops the pending version.
+    pub(crate) fn discard(&self, key: Key) -> Option<Record> {
+        self.held().pending.map(|version| Record::Discard { key, version })
+    }
 }
 
 impl Core {
@@ -110,14 +120,36 @@ impl Core {
         phase(&self.env, Phase::Sync, receiver).await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Waits for the queued records of a chunk, whose lock the caller holds.
-    pub(crate) async fn durable_of(
+    /// Queues what changes a chunk, whose lock the caller holds, and waits for it to be durable. The
+    /// records discard the version `discarded`.
+    ///
+    /// # Errors
+    /// `VersionMismatch` when `discarded` is not pending any more; of [`Self::durable`].
+    pub(crate) async fn change(
         &self,
         key: Key,
-        receiver: oneshot::Receiver<Result<()>>,
+        discarded: Option<ChunkVersion>,
+        records: Vec<Record>,
+        links: Vec<(usize, usize)>,
+        effect: Effect,
     ) -> Result<()> {
+        let receiver = {
+            let mut state = self.state.lock();
+            state.target(key.target)?;
+            if let Some(version) = discarded {
+                state.undecided(key, version)?.discarding = true;
+            }
+            state.busy.insert(key);
+            Self::submit_waiting(&mut state, records, links, effect)
+        };
         let result = self.durable(receiver).await;
-        self.state.lock().busy.remove(&key);
+        let mut state = self.state.lock();
+        state.busy.remove(&key);
+        if let (Err(_), Some(version)) = (&result, discarded)
+            && let Some(pending) = state.pending_mut(key, version)
+        {
+            pending.discarding = false;
+        }
         result
     }
 

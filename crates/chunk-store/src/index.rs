@@ -1,11 +1,12 @@
-//! Where each chunk's record is: an ordered map that takes about 45 bytes a chunk.
+//! Where each chunk's record is, and its version: an ordered map that takes about 55 bytes a chunk.
 //!
 //! The chunks are in sorted leaves of up to 256 entries, found through a tree of the leaves' first
 //! keys. The standard tree alone would take up to 90 bytes a chunk when ids arrive in order, as
 //! files' do.
 
 use crate::extent::Position;
-use kiln_types::ChunkId;
+use crate::record::Head;
+use kiln_types::{ChainVersion, ChunkId, ChunkVersion};
 use std::collections::BTreeMap;
 
 const LEAF_MAX: usize = 256;
@@ -18,9 +19,17 @@ pub(crate) struct Slot {
     pub(crate) position: Position,
     /// A tombstone.
     pub(crate) removed: bool,
+    version: ShortVersion,
 }
 
-type Entry = (ChunkId, u64);
+/// A version in one word, as nearly all fit: 24 bits of chain version, 40 of counter; 0: it does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ShortVersion(u64);
+
+const COUNTER_BITS: u32 = 40;
+const COUNTER_MAX: u64 = (1 << COUNTER_BITS) - 1;
+
+type Entry = (ChunkId, u64, ShortVersion);
 
 #[derive(Default)]
 pub(crate) struct Index {
@@ -28,14 +37,41 @@ pub(crate) struct Index {
     length: usize,
 }
 
-impl Slot {
-    fn pack(self) -> u64 {
-        self.position.word() | if self.removed { REMOVED } else { 0 }
+impl ShortVersion {
+    fn of(version: ChunkVersion) -> Self {
+        let fits = version.chain.0 >> (64 - COUNTER_BITS) == 0 && version.counter <= COUNTER_MAX;
+        Self(if fits { version.chain.0 << COUNTER_BITS | version.counter } else { 0 })
     }
 
-    fn unpack(word: u64) -> Self {
+    fn get(self) -> Option<ChunkVersion> {
+        let chain = ChainVersion(self.0 >> COUNTER_BITS);
+        (self.0 != 0).then_some(ChunkVersion { chain, counter: self.0 & COUNTER_MAX })
+    }
+}
+
+impl Slot {
+    /// The slot of a committed version whose record is at `position`.
+    pub(crate) fn of(head: &Head, position: Position) -> Self {
+        Self { position, removed: head.removed, version: ShortVersion::of(head.version) }
+    }
+
+    pub(crate) fn moved(self, position: Position) -> Self {
+        Self { position, ..self }
+    }
+
+    /// The committed version; `None` when only its record says it.
+    pub(crate) fn version(&self) -> Option<ChunkVersion> {
+        self.version.get()
+    }
+
+    fn entry(self, chunk: ChunkId) -> Entry {
+        let word = self.position.word() | if self.removed { REMOVED } else { 0 };
+        (chunk, word, self.version)
+    }
+
+    fn from_entry((_, word, version): &Entry) -> Self {
         let position = Position::from_packed(word & !REMOVED);
-        Self { position, removed: word & REMOVED != 0 }
+        Self { position, removed: word & REMOVED != 0, version: *version }
     }
 }
 
@@ -51,12 +87,12 @@ impl Index {
     pub(crate) fn get(&self, chunk: &ChunkId) -> Option<Slot> {
         let leaf = self.leaf(chunk)?;
         let at = leaf.binary_search_by(|entry| entry.0.cmp(chunk)).ok()?;
-        Some(Slot::unpack(leaf[at].1))
+        Some(Slot::from_entry(&leaf[at]))
     }
 
     /// Sets a chunk's slot; returns the one before.
     pub(crate) fn insert(&mut self, chunk: ChunkId, slot: Slot) -> Option<Slot> {
-        let entry = (chunk, slot.pack());
+        let entry = slot.entry(chunk);
         let key = self.leaves.range(..=chunk).next_back().or_else(|| self.leaves.first_key_value());
         let Some(key) = key.map(|(key, _)| *key) else {
             self.leaves.insert(chunk, vec![entry]);
@@ -67,7 +103,7 @@ impl Index {
         match leaf.binary_search_by(|entry| entry.0.cmp(&chunk)) {
             Ok(at) => {
                 let old = std::mem::replace(&mut leaf[at], entry);
-                return Some(Slot::unpack(old.1));
+                return Some(Slot::from_entry(&old));
             }
             Err(at) => {
                 if leaf.len() == leaf.capacity() {
@@ -106,13 +142,13 @@ impl Index {
     pub(crate) fn remove(&mut self, chunk: &ChunkId) -> Option<Slot> {
         let (key, leaf) = self.leaves.range_mut(..=*chunk).next_back()?;
         let at = leaf.binary_search_by(|entry| entry.0.cmp(chunk)).ok()?;
-        let (_, word) = leaf.remove(at);
+        let entry = leaf.remove(at);
         self.length -= 1;
         let (key, emptied) = (*key, leaf.is_empty());
         if emptied {
             self.leaves.remove(&key);
         }
-        Some(Slot::unpack(word))
+        Some(Slot::from_entry(&entry))
     }
 
     /// Entries in `[from, to)`, in order.
@@ -126,13 +162,13 @@ impl Index {
         leaves.into_iter().flatten().flat_map(move |(_, leaf)| {
             let start = leaf.partition_point(|entry| entry.0 < from);
             let end = leaf.partition_point(|entry| entry.0 < to);
-            leaf[start..end.max(start)].iter().map(|entry| (entry.0, Slot::unpack(entry.1)))
+            leaf[start..end.max(start)].iter().map(|entry| (entry.0, Slot::from_entry(entry)))
         })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ChunkId, Slot)> + '_ {
         let entries = self.leaves.values().flatten();
-        entries.map(|entry| (entry.0, Slot::unpack(entry.1)))
+        entries.map(|entry| (entry.0, Slot::from_entry(entry)))
     }
 
     /// Bytes of memory, about.
@@ -155,7 +191,17 @@ mod tests {
 
     fn slot(random: &mut fastrand::Rng) -> Slot {
         let position = Position::new(random.u64(1..1 << 40) * 4096, 64);
-        Slot { position, removed: random.bool() }
+        let bits = (random.u32(1..32), random.u32(1..50));
+        let chain = ChainVersion(random.u64(0..1 << bits.0));
+        let version = ChunkVersion { chain, counter: random.u64(0..1 << bits.1) };
+        let slot = Slot { position, removed: random.bool(), version: ShortVersion::of(version) };
+        assert!(slot.version().is_none_or(|short| short == version));
+        assert_eq!(slot.version().is_none(), version == ChunkVersion::NONE || !fits(version));
+        slot
+    }
+
+    fn fits(version: ChunkVersion) -> bool {
+        version.chain.0 < 1 << 24 && version.counter < 1 << 40
     }
 
     #[test]

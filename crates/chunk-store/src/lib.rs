@@ -17,7 +17,7 @@
 //! crash can only be its end (`replay`). Cleaning copies what is still needed from its oldest
 //! segment to its end (`clean`).
 //!
-//! Memory: about 45 bytes a chunk for the index, 32 MiB for each TiB of disk for the allocator, and
+//! Memory: about 55 bytes a chunk for the index, 32 MiB for each TiB of disk for the allocator, and
 //! a cache of descriptors of fixed size. A read of any size costs at most one more block of I/O
 //! when its descriptor is not cached (two for chunks above 1 MiB).
 //!
@@ -48,12 +48,14 @@ mod core;
 mod extent;
 mod group;
 mod index;
+mod install;
 mod join;
 mod locks;
 mod open;
 mod read;
 mod record;
 mod replay;
+mod retries;
 mod rules;
 mod space;
 mod state;
@@ -64,8 +66,8 @@ mod verify;
 mod write;
 
 pub use api::{
-    Change, ChunkRead, ChunkStat, Identity, Options, RetryRecord, TargetRecord, Update, Usage,
-    Verification, VersionStat, Which,
+    Change, ChunkCopy, ChunkRead, ChunkStat, Held, Identity, Install, Options, RetryRecord,
+    TargetRecord, Update, Usage, Verification, VersionStat, Which,
 };
 pub use store::Store;
 

@@ -1,10 +1,11 @@
 //! Reading data and descriptors. A reader holds a lease instead of a lock: see `space`.
 
-use crate::api::{ChunkRead, ChunkStat, Which};
+use crate::api::{ChunkRead, ChunkStat, Held, Which};
 use crate::cache::{Cached, Piece};
 use crate::core::{Core, mismatch};
 use crate::extent::{Extent, Position};
 use crate::group::{GROUP_BLOCKS, Group};
+use crate::index::Slot;
 use crate::join::join_all;
 use crate::record::{Head, Key, Record, read_record};
 use crate::rules::grid;
@@ -12,7 +13,9 @@ use crate::space::Lease;
 use crate::state::Target;
 use crate::write::corrupt_block;
 use kiln_memory::Bytes;
-use kiln_types::{BLOCK_BYTES, ChunkId, Code, Error, Result, TargetId, TruncateEpoch, crc32c};
+use kiln_types::{
+    BLOCK_BYTES, ChunkId, ChunkVersion, Code, Error, Result, TargetId, TruncateEpoch, crc32c,
+};
 use std::sync::Arc;
 
 /// Blocks of log that are read at once for a list.
@@ -20,8 +23,8 @@ const LIST_RUN: u64 = 32;
 /// Reads of log blocks under way at once for a list.
 const LIST_DEPTH: usize = 16;
 
-/// A chunk and its committed descriptor's place, as a list begins with.
-type Listed = (ChunkId, Option<Position>, Option<Arc<Head>>);
+/// A chunk, its committed version and its pending one, as a list begins with.
+type Listed = (ChunkId, Option<Slot>, Option<Arc<Head>>);
 
 fn absent(key: Key) -> Error {
     Error::new(Code::ChunkNotFound, format!("target {}: no chunk {}", key.target, key.chunk))
@@ -175,14 +178,41 @@ pub(crate) async fn list(
     };
     let wanted: Vec<(Key, Position)> = listed
         .iter()
-        .filter_map(|(chunk, position, _)| Some((Key { target, chunk: *chunk }, (*position)?)))
+        .filter_map(|(chunk, slot, _)| Some((Key { target, chunk: *chunk }, (*slot)?.position)))
         .collect();
     let mut heads = heads(core, &wanted, &lease).await?.into_iter();
-    let stats = listed.into_iter().map(|(chunk, position, pending)| {
-        let committed = position.and_then(|_| heads.next()).map(|head| head.stat());
+    let stats = listed.into_iter().map(|(chunk, slot, pending)| {
+        let committed = slot.and_then(|_| heads.next()).map(|head| head.stat());
         (chunk, ChunkStat { committed, pending: pending.map(|head| head.stat()) })
     });
     Ok(stats.collect())
+}
+
+pub(crate) async fn versions(
+    core: &Core,
+    target: TargetId,
+    from: ChunkId,
+    to: ChunkId,
+    limit: usize,
+) -> Result<Vec<(ChunkId, Held)>> {
+    let (listed, lease) = {
+        let state = core.state.lock();
+        (merged(state.target(target)?, from, to, limit), core.space.lease())
+    };
+    let on_disk = |slot: &Slot| slot.version().is_none();
+    let wanted: Vec<(Key, Position)> = listed
+        .iter()
+        .filter_map(|(chunk, slot, _)| Some((Key { target, chunk: *chunk }, (*slot)?)))
+        .filter_map(|(key, slot)| on_disk(&slot).then_some((key, slot.position)))
+        .collect();
+    let mut heads = heads(core, &wanted, &lease).await?.into_iter();
+    let versions = listed.into_iter().map(|(chunk, slot, pending)| {
+        let version =
+            slot.and_then(|slot| slot.version().or_else(|| heads.next().map(|head| head.version)));
+        let committed = version.unwrap_or(ChunkVersion::NONE);
+        (chunk, Held { committed, pending: pending.map(|head| head.version) })
+    });
+    Ok(versions.collect())
 }
 
 /// Committed and pending chunks in `[from, to)`, in order, at most `limit`.
@@ -203,7 +233,7 @@ fn merged(target: &Target, from: ChunkId, to: ChunkId, limit: usize) -> Vec<List
         let slot = committed.next_if(|(chunk, _)| *chunk == next);
         let head = pending.next_if(|(chunk, _)| **chunk == next);
         let head = head.map(|(_, pending)| Arc::clone(&pending.head));
-        listed.push((next, slot.map(|(_, slot)| slot.position), head));
+        listed.push((next, slot.map(|(_, slot)| slot), head));
     }
     listed
 }

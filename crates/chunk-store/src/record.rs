@@ -85,6 +85,10 @@ pub(crate) enum Record {
     Retry { key: Key, retry: RetryKey, version: ChunkVersion },
     /// All retry records of a client are dropped.
     Forget { client: ClientId },
+    /// All retry records of a target are dropped.
+    ForgetRetries { target: TargetId },
+    /// Nothing is known of the chunk any more.
+    Drop { key: Key },
     /// A target exists.
     Target(TargetBody),
     /// A target and everything of it is gone.
@@ -100,6 +104,8 @@ mod kind {
     pub(super) const FORGET: u8 = 6;
     pub(super) const TARGET: u8 = 7;
     pub(super) const REMOVE_TARGET: u8 = 8;
+    pub(super) const FORGET_RETRIES: u8 = 9;
+    pub(super) const DROP: u8 = 10;
 }
 
 mod flag {
@@ -137,6 +143,11 @@ impl Head {
             Part::Hole | Part::Inline(_) | Part::Stored(_) => 0,
         });
         own.sum()
+    }
+
+    /// Log cost of the parts at these positions.
+    pub(crate) fn stored_cost_of(&self, positions: &[Position]) -> u64 {
+        self.stored().filter(|part| positions.contains(part)).map(Position::cost).sum()
     }
 
     /// Bytes of memory that it takes, about.
@@ -270,6 +281,8 @@ impl Record {
             Self::Forget { .. } => kind::FORGET,
             Self::Target(_) => kind::TARGET,
             Self::RemoveTarget { .. } => kind::REMOVE_TARGET,
+            Self::ForgetRetries { .. } => kind::FORGET_RETRIES,
+            Self::Drop { .. } => kind::DROP,
         }
     }
 
@@ -304,9 +317,10 @@ impl Record {
                 encode_version(body.version_max, &mut out);
                 out.bytes(&body.state);
             }
-            Self::RemoveTarget { target } => {
+            Self::RemoveTarget { target } | Self::ForgetRetries { target } => {
                 out.u64(target.0);
             }
+            Self::Drop { key } => encode_key(key, &mut out),
         }
         let mut bytes = out.finish();
         let length = bytes.len();
@@ -349,6 +363,8 @@ impl Record {
                 state: from.bytes(crate::STATE_BYTES_MAX)?.to_vec(),
             }),
             kind::REMOVE_TARGET => Self::RemoveTarget { target: TargetId(from.u64()?) },
+            kind::FORGET_RETRIES => Self::ForgetRetries { target: TargetId(from.u64()?) },
+            kind::DROP => Self::Drop { key: decode_key(&mut from)? },
             _ => return Err(Error::corrupt(format!("log record: unknown type {kind}"))),
         };
         from.finish()?;

@@ -87,6 +87,8 @@ pub(crate) fn any_record() -> impl Strategy<Value = Record> {
         1 => any::<u128>().prop_map(|client| Record::Forget { client: ClientId(client) }),
         1 => any_target(),
         1 => any::<u64>().prop_map(|t| Record::RemoveTarget { target: TargetId(t) }),
+        1 => any::<u64>().prop_map(|t| Record::ForgetRetries { target: TargetId(t) }),
+        1 => any_key().prop_map(|key| Record::Drop { key }),
     ]
 }
 

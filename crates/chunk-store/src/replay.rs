@@ -261,7 +261,7 @@ fn redo(state: &mut State, position: Position, record: Record) {
             let Some(target) = state.targets.get_mut(&key.target) else { return };
             let pending = target.pending.get(&key.chunk).filter(|p| p.head.version == version);
             let Some(pending) = pending else { return };
-            let slot = Slot { position: pending.position, removed: pending.head.removed };
+            let slot = Slot::of(&pending.head, pending.position);
             target.index.insert(key.chunk, slot);
             target.pending.remove(&key.chunk);
         }
@@ -275,16 +275,15 @@ fn redo(state: &mut State, position: Position, record: Record) {
             });
         }
         Record::Retry { key, retry, version } => {
-            let remembered = Remembered {
-                sequence: retry.sequence,
-                chunk: key.chunk,
-                version,
-                position,
-                own_cost: position.cost(),
-            };
-            state.remember(key, retry, remembered);
+            state.remember_alone(key, retry, version, position);
         }
         Record::Forget { client } => state.forget_client(client),
+        Record::ForgetRetries { target } => state.forget_retries_of(target),
+        Record::Drop { key } => {
+            if let Some(target) = state.targets.get_mut(&key.target) {
+                target.index.remove(&key.chunk);
+            }
+        }
         Record::Target(body) => state.target_written(body, position),
         Record::RemoveTarget { target } => state.drop_target(target),
     }
@@ -296,7 +295,7 @@ fn redo_put(state: &mut State, position: Position, key: Key, head: Head, flags: 
     target.version_max = target.version_max.max(head.version);
     let (version, retry) = (head.version, head.retry);
     if flags.committed {
-        target.index.insert(key.chunk, Slot { position, removed: head.removed });
+        target.index.insert(key.chunk, Slot::of(&head, position));
         if target.pending.get(&key.chunk).is_some_and(|p| p.head.version <= version) {
             target.pending.remove(&key.chunk);
         }

@@ -1,9 +1,9 @@
 //! What may follow what: the decisions about a new version, pure.
 
-use crate::api::{Change, Update};
+use crate::api::{Change, Held, Install, Update};
 use crate::record::Head;
 use kiln_types::{
-    BLOCK_BYTES, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkVersion, Code, Error, Result,
+    BLOCK_BYTES, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkId, ChunkVersion, Code, Error, Result,
     TruncateEpoch, crc32c,
 };
 
@@ -56,6 +56,25 @@ pub(crate) fn judge(
         ));
     }
     Ok(Verdict::Proceed)
+}
+
+/// Checks an install against what is here.
+///
+/// # Errors
+/// `VersionMismatch`.
+pub(crate) fn judge_install(held: Held, install: &Install) -> Result<Verdict> {
+    let committed = install.copy.as_ref().map_or(ChunkVersion::NONE, |copy| copy.version);
+    if held == (Held { committed, pending: None }) {
+        return Ok(Verdict::Done);
+    }
+    if held == install.expected { Ok(Verdict::Proceed) } else { Err(other(install.chunk, held)) }
+}
+
+/// What is here is not what the caller believes.
+pub(crate) fn other(chunk: ChunkId, held: Held) -> Error {
+    let pending = held.pending.map_or(String::new(), |version| format!(", pending {version}"));
+    let message = format!("chunk {chunk}: committed {}{pending} is here", held.committed);
+    Error::new(Code::VersionMismatch, message)
 }
 
 /// Checks what does not depend on the chunk: limits, and the caller's checksums.

@@ -13,7 +13,7 @@ use kiln_types::{
     ChainId, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey, Sequence,
     TargetId,
 };
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -22,7 +22,7 @@ pub(crate) struct State {
     /// Why the store does not work any more.
     pub(crate) failed: Option<Error>,
     pub(crate) targets: BTreeMap<TargetId, Target>,
-    pub(crate) retries: HashMap<RetrySlot, Remembered>,
+    pub(crate) retries: BTreeMap<RetrySlot, Remembered>,
     /// Chunks with a new version or a discard in the queue or on its way, not applied yet. Cleaning
     /// must not copy what is about to be superseded behind what supersedes it.
     pub(crate) busy: HashSet<Key>,
@@ -113,9 +113,14 @@ pub(crate) struct Submission {
 /// What happens when the records are durable.
 pub(crate) enum Effect {
     None,
-    /// The last record is a new version.
+    /// The last record is a new version; a discard may stand before it.
     Install {
         committed: bool,
+        footprint: Footprint,
+    },
+    /// The last record drops a chunk; a discard may stand before it.
+    Dropped {
+        /// What its committed version had.
         footprint: Footprint,
     },
     /// A version was committed, in memory before and on disk now.
@@ -139,6 +144,11 @@ pub(crate) enum Effect {
     Forgotten {
         client: ClientId,
     },
+    RetriesForgotten {
+        target: TargetId,
+    },
+    /// The records are retry records.
+    Remembered,
 }
 
 /// Where records lie, and what else their effects touch.
@@ -153,7 +163,7 @@ impl State {
         Self {
             failed: None,
             targets: BTreeMap::new(),
-            retries: HashMap::new(),
+            retries: BTreeMap::new(),
             busy: HashSet::new(),
             queue: VecDeque::new(),
             waiting: 0,
@@ -181,6 +191,24 @@ impl State {
         self.check()?;
         let found = self.targets.get_mut(&target).filter(|target| !target.removing);
         found.ok_or_else(|| no_target(target))
+    }
+
+    /// A pending version.
+    pub(crate) fn pending_mut(&mut self, key: Key, version: ChunkVersion) -> Option<&mut Pending> {
+        let pending = self.targets.get_mut(&key.target)?.pending.get_mut(&key.chunk)?;
+        Some(pending).filter(|pending| pending.head.version == version)
+    }
+
+    /// A pending version that nobody commits or discards yet.
+    ///
+    /// # Errors
+    /// `VersionMismatch`.
+    pub(crate) fn undecided(&mut self, key: Key, version: ChunkVersion) -> Result<&mut Pending> {
+        let pending = self.pending_mut(key, version).filter(|pending| !pending.discarding);
+        pending.ok_or_else(|| {
+            let message = format!("chunk {}: version {version} is not pending", key.chunk);
+            Error::new(Code::VersionMismatch, message)
+        })
     }
 
     /// Bytes that the log occupies.
@@ -215,6 +243,24 @@ impl State {
         }
     }
 
+    /// Takes what a retry record of its own says.
+    pub(crate) fn remember_alone(
+        &mut self,
+        key: Key,
+        retry: RetryKey,
+        version: ChunkVersion,
+        position: Position,
+    ) {
+        let remembered = Remembered {
+            sequence: retry.sequence,
+            chunk: key.chunk,
+            version,
+            position,
+            own_cost: position.cost(),
+        };
+        self.remember(key, retry, remembered);
+    }
+
     pub(crate) fn forget_retries_if(&mut self, gone: impl Fn(&RetrySlot, &Remembered) -> bool) {
         let cost = &mut self.retry_cost;
         self.retries.retain(|slot, old| {
@@ -229,12 +275,17 @@ impl State {
         self.forget_retries_if(|slot, _| slot.1 == client);
     }
 
+    /// Drops the retry records of a target.
+    pub(crate) fn forget_retries_of(&mut self, target: TargetId) {
+        self.forget_retries_if(|slot, _| slot.0 == target);
+    }
+
     /// Takes a pending version as the committed one; returns the blocks that nobody needs once the
     /// commit is durable. `None` when the version is not pending.
     pub(crate) fn commit_pending(&mut self, key: Key, cache: &Cache) -> Option<Vec<Extent>> {
         let target = self.targets.get_mut(&key.target)?;
         let pending = target.pending.remove(&key.chunk)?;
-        let slot = Slot { position: pending.position, removed: pending.head.removed };
+        let slot = Slot::of(&pending.head, pending.position);
         let old = target.index.insert(key.chunk, slot);
         target.blocks -= blocks_of(&pending.footprint.dropped);
         target.live -= old.map_or(0, |old| old.position.cost()) + pending.footprint.dropped_log;
@@ -248,9 +299,16 @@ impl State {
             Effect::None => {}
             Effect::Install { committed, footprint } => {
                 let put = submission.records.pop();
+                self.discard_first(&submission.records, at);
                 self.cache_parts(&submission.records, at);
                 if let Some(Record::Put { key, head, .. }) = put {
                     self.install(key, head, committed, footprint, at);
+                }
+            }
+            Effect::Dropped { footprint } => {
+                self.discard_first(&submission.records, at);
+                if let Some(Record::Drop { key }) = submission.records.pop() {
+                    self.dropped(key, footprint, at);
                 }
             }
             Effect::Committed { dropped } => {
@@ -277,6 +335,14 @@ impl State {
                 at.space.retire(Dropped { data, segment: None });
             }
             Effect::Forgotten { client } => self.forget_client(client),
+            Effect::RetriesForgotten { target } => self.forget_retries_of(target),
+            Effect::Remembered => {
+                for (record, position) in submission.records.into_iter().zip(at.positions) {
+                    if let Record::Retry { key, retry, version } = record {
+                        self.remember_alone(key, retry, version, *position);
+                    }
+                }
+            }
         }
     }
 
@@ -297,9 +363,8 @@ impl State {
         mut footprint: Footprint,
         at: &Applied<'_>,
     ) {
-        let Some((position, parts)) = at.positions.split_last() else { return };
-        let position = *position;
-        footprint.added_log = parts.iter().map(|part| part.cost()).sum();
+        let Some(position) = at.positions.last().copied() else { return };
+        footprint.added_log = head.stored_cost_of(at.positions);
         if let Some(retry) = head.retry {
             let remembered = Remembered {
                 sequence: retry.sequence,
@@ -323,6 +388,22 @@ impl State {
         }
     }
 
+    /// The pending version goes first, where it has to.
+    fn discard_first(&mut self, records: &[Record], at: &Applied<'_>) {
+        if let Some(Record::Discard { key, version }) = records.first() {
+            self.discarded(*key, *version, at);
+        }
+    }
+
+    fn dropped(&mut self, key: Key, footprint: Footprint, at: &Applied<'_>) {
+        let Some(target) = self.targets.get_mut(&key.target) else { return };
+        let Some(old) = target.index.remove(&key.chunk) else { return };
+        target.blocks -= blocks_of(&footprint.dropped);
+        target.live -= old.position.cost() + footprint.dropped_log;
+        at.cache.forget(key, Piece::Head);
+        at.space.retire(Dropped { data: footprint.dropped, segment: None });
+    }
+
     fn discarded(&mut self, key: Key, version: ChunkVersion, at: &Applied<'_>) {
         let Some(target) = self.targets.get_mut(&key.target) else { return };
         let Some(pending) = target.pending.remove(&key.chunk) else { return };
@@ -343,7 +424,7 @@ impl State {
                 let Some(target) = self.targets.get_mut(&key.target) else { return };
                 at.cache.forget(key, Piece::Head);
                 if let Some(slot) = target.index.get(&key.chunk).filter(|s| s.position == from) {
-                    target.index.insert(key.chunk, Slot { position: to, ..slot });
+                    target.index.insert(key.chunk, slot.moved(to));
                     at.cache.put(key, Piece::Head, to, Cached::Head(Arc::new(head)));
                 } else if let Some(pending) =
                     target.pending.get_mut(&key.chunk).filter(|p| p.position == from)
@@ -377,7 +458,7 @@ impl State {
     /// Forgets a target; its data is the caller's to free.
     pub(crate) fn drop_target(&mut self, id: TargetId) {
         self.targets.remove(&id);
-        self.forget_retries_if(|slot, _| slot.0 == id);
+        self.forget_retries_of(id);
     }
 }
 

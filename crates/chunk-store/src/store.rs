@@ -1,8 +1,8 @@
 //! The store: what callers may ask.
 
 use crate::api::{
-    ChunkRead, ChunkStat, Identity, Options, RetryRecord, TargetRecord, Update, Usage,
-    Verification, Which,
+    ChunkCopy, ChunkRead, ChunkStat, Held, Identity, Install, Options, RetryRecord, TargetRecord,
+    Update, Usage, Verification, Which,
 };
 use crate::core::{Core, closed};
 use crate::extent::BLOCK;
@@ -11,12 +11,12 @@ use crate::read::{self, Request};
 use crate::record::{Key, Record};
 use crate::state::Effect;
 use crate::superblock::Superblock;
-use crate::{clean, committer, open, targets, write};
+use crate::{clean, committer, install, open, retries, targets, write};
 use kiln_disk::Disk;
 use kiln_env::{Env, Task};
 use kiln_memory::Pool;
 use kiln_types::{
-    ChainId, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey, TargetId,
+    ChainId, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, TargetId,
     TruncateEpoch,
 };
 use std::sync::Arc;
@@ -192,6 +192,30 @@ impl Store {
         self.run("chunk discard", work).await
     }
 
+    /// Makes a chunk what it is at another replica, whatever is here, durably and in one step: the
+    /// pending version is dropped with the retry record that came with it, the committed one is
+    /// replaced even by a lower one. When the copy is here already and nothing is pending, nothing
+    /// happens.
+    ///
+    /// # Errors
+    /// `VersionMismatch` when `install.expected` is not what is here; `Invalid`: limits;
+    /// `ChecksumMismatch` when the bytes do not match their checksums; `NoSpace`, `WrongTarget`,
+    /// `DiskFailed`.
+    pub async fn install(&self, target: TargetId, install: Install) -> Result<()> {
+        let work = install::install(Arc::clone(&self.core), target, install);
+        self.run("chunk install", work).await
+    }
+
+    /// Writes the content of a committed version anew, from a good copy of the same version.
+    ///
+    /// # Errors
+    /// `VersionMismatch` when another version is committed or one is pending; else as
+    /// [`Store::install`].
+    pub async fn repair(&self, target: TargetId, chunk: ChunkId, copy: ChunkCopy) -> Result<()> {
+        let work = install::repair(Arc::clone(&self.core), target, chunk, copy);
+        self.run("chunk repair", work).await
+    }
+
     /// Reads a byte range of a version; shorter at the chunk's end. Every block is verified.
     ///
     /// # Errors
@@ -240,6 +264,22 @@ impl Store {
         read::list(&self.core, target, from, to, limit).await
     }
 
+    /// Which versions are here of the chunks in `[from, to)`, tombstones included, in order, at most
+    /// `limit`. The memory answers; the disk only for versions that are larger than the index
+    /// keeps.
+    ///
+    /// # Errors
+    /// `WrongTarget`, `Corrupt`, `DiskFailed`.
+    pub async fn versions(
+        &self,
+        target: TargetId,
+        from: ChunkId,
+        to: ChunkId,
+        limit: usize,
+    ) -> Result<Vec<(ChunkId, Held)>> {
+        read::versions(&self.core, target, from, to, limit).await
+    }
+
     /// The last write that is remembered of a client's channel.
     pub fn retry_record(
         &self,
@@ -248,9 +288,40 @@ impl Store {
         channel: ChannelId,
     ) -> Option<RetryRecord> {
         let state = self.core.state.lock();
-        let found = state.retries.get(&(target, client, channel))?;
-        let key = RetryKey { client, channel, sequence: found.sequence };
-        Some(RetryRecord { key, chunk: found.chunk, version: found.version })
+        let slot = (target, client, channel);
+        state.retries.get(&slot).map(|found| retries::record(&slot, found))
+    }
+
+    /// The last writes that are remembered of a target's channels, by client and channel, at most
+    /// `limit`; those behind `after`.
+    pub fn retry_records(
+        &self,
+        target: TargetId,
+        after: Option<(ClientId, ChannelId)>,
+        limit: usize,
+    ) -> Vec<RetryRecord> {
+        retries::page(&self.core.state.lock(), target, after, limit)
+    }
+
+    /// Drops all retry records of a target, durably.
+    ///
+    /// # Errors
+    /// `WrongTarget`, `NoSpace`, `DiskFailed`.
+    pub async fn forget_retries(&self, target: TargetId) -> Result<()> {
+        retries::forget_target(&self.core, target).await
+    }
+
+    /// Takes retry records of another replica, durably; one with a lower sequence number than is
+    /// known of its channel changes nothing. After an error some of them may have been taken.
+    ///
+    /// # Errors
+    /// `WrongTarget`, `NoSpace`, `DiskFailed`.
+    pub async fn remember_retries(
+        &self,
+        target: TargetId,
+        records: Vec<RetryRecord>,
+    ) -> Result<()> {
+        retries::remember(&self.core, target, records).await
     }
 
     /// Drops the retry records of a client on all targets, durably.

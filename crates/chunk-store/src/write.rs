@@ -25,7 +25,7 @@ use std::time::Duration;
 const COPY_MAX: usize = 64 << 10;
 
 /// How often, and how long, a change waits on a full disk for what commits and cleaning give back.
-const TRIES: u32 = 80;
+pub(crate) const TRIES: u32 = 80;
 const WAIT: Duration = Duration::from_millis(25);
 
 pub(crate) async fn prepare(core: Arc<Core>, target: TargetId, update: Update) -> Result<()> {
@@ -35,12 +35,17 @@ pub(crate) async fn prepare(core: Arc<Core>, target: TargetId, update: Update) -
         if attempt(&core, key, &update).await? {
             return Ok(());
         }
-        // Nothing is held here that could keep what others give back, when their commits are
-        // durable.
-        core.barrier().await?;
-        core.env.sleep(WAIT).await;
+        wait_for_space(&core).await?;
     }
     Err(core.space.full())
+}
+
+/// Waits a little for what others give back when their commits are durable; the caller holds
+/// nothing that could keep it.
+pub(crate) async fn wait_for_space(core: &Core) -> Result<()> {
+    core.barrier().await?;
+    core.env.sleep(WAIT).await;
+    Ok(())
 }
 
 /// `false`: there is no space now, but there may be soon: the write only replaces blocks, or the log
@@ -55,16 +60,26 @@ async fn attempt(core: &Core, key: Key, update: &Update) -> Result<bool> {
     let committed = standing.committed.as_ref().map(|(_, head)| head.as_ref());
     let pending = standing.pending.as_ref().map(|head| head.version);
     match judge(committed, pending, update)? {
-        Verdict::Done => return Ok(true),
+        Verdict::Done => Ok(true),
         Verdict::Commit => {
             commit(core, key, update.version)?;
-            return core.barrier().await.map(|()| true);
+            core.barrier().await.map(|()| true)
         }
-        Verdict::Proceed => {}
+        Verdict::Proceed => put(core, key, &standing, update).await,
     }
-    let (data, draft) = Draft::plan(core, key, &standing, update).await?;
-    let Some(space) = draft.take_space(core, key, &standing).await? else { return Ok(false) };
-    let written = draft.write(core, key, &standing, update, data, &space).await;
+}
+
+/// Stores a version that may follow what is here, and drops a pending one in the same step. The
+/// caller holds the chunk's lock. `false` as in [`attempt`].
+pub(crate) async fn put(
+    core: &Core,
+    key: Key,
+    standing: &Standing,
+    update: &Update,
+) -> Result<bool> {
+    let (data, draft) = Draft::plan(core, key, standing, update).await?;
+    let Some(space) = draft.take_space(core, key, standing).await? else { return Ok(false) };
+    let written = draft.write(core, key, standing, update, data, &space).await;
     if let Err(error) = &written {
         // After a failed sync the disk's content is unknown: its blocks stay as they are.
         if error.code() != Code::Cancelled && core.state.lock().failed.is_none() {
@@ -80,14 +95,8 @@ async fn attempt(core: &Core, key: Key, update: &Update) -> Result<bool> {
 /// `VersionMismatch` when it is not pending.
 pub(crate) fn commit(core: &Core, key: Key, version: ChunkVersion) -> Result<()> {
     let mut state = core.state.lock();
-    let target = state.target(key.target)?;
-    let pending = target.pending.get(&key.chunk);
-    if pending.is_none_or(|pending| pending.head.version != version || pending.discarding) {
-        return Err(Error::new(
-            Code::VersionMismatch,
-            format!("chunk {}: version {version} is not pending", key.chunk),
-        ));
-    }
+    state.target(key.target)?;
+    state.undecided(key, version)?;
     let dropped = state.commit_pending(key, &core.cache).unwrap_or_default();
     state.submit(crate::state::Submission {
         records: vec![Record::Commit { key, version }],
@@ -104,36 +113,21 @@ pub(crate) fn commit(core: &Core, key: Key, version: ChunkVersion) -> Result<()>
 pub(crate) async fn discard(core: Arc<Core>, key: Key, version: ChunkVersion) -> Result<()> {
     let _gate = core.gate.read().await;
     let _chunk = core.chunks.lock(key).await;
-    let receiver = {
+    let is_pending = {
         let mut state = core.state.lock();
-        let pending = state.target_mut(key.target)?.pending.get_mut(&key.chunk);
-        match pending.filter(|pending| pending.head.version == version) {
-            None => None,
-            Some(pending) => {
-                pending.discarding = true;
-                state.busy.insert(key);
-                let records = vec![Record::Discard { key, version }];
-                let effect = Effect::Discarded { key, version };
-                Some(Core::submit_waiting(&mut state, records, Vec::new(), effect))
-            }
-        }
+        state.target(key.target)?;
+        state.pending_mut(key, version).is_some()
     };
-    let Some(receiver) = receiver else {
-        if core.standing(key).await?.committed_version() == version {
-            let why = format!("chunk {}: version {version} is committed", key.chunk);
-            return Err(Error::new(Code::VersionMismatch, why));
-        }
-        return Ok(());
-    };
-    let discarded = core.durable_of(key, receiver).await;
-    if discarded.is_err() {
-        let mut state = core.state.lock();
-        let target = state.targets.get_mut(&key.target);
-        if let Some(pending) = target.and_then(|target| target.pending.get_mut(&key.chunk)) {
-            pending.discarding = false;
-        }
+    if is_pending {
+        let records = vec![Record::Discard { key, version }];
+        let effect = Effect::Discarded { key, version };
+        return core.change(key, Some(version), records, Vec::new(), effect).await;
     }
-    discarded
+    if core.standing(key).await?.committed_version() == version {
+        let why = format!("chunk {}: version {version} is committed", key.chunk);
+        return Err(Error::new(Code::VersionMismatch, why));
+    }
+    Ok(())
 }
 
 /// New data of a version: whole blocks, from one block of the chunk on.
@@ -269,7 +263,7 @@ impl Draft {
         let (mut head, written) = self.head(core, key, standing, update, &data, space).await?;
         let committed = standing.committed.as_ref().map(|(_, head)| head.as_ref());
         let footprint = core.footprint(key, committed, &head, &written, &standing.lease).await?;
-        let mut records = Vec::new();
+        let mut records: Vec<Record> = standing.discard(key).into_iter().collect();
         let mut links = Vec::new();
         if let [part @ Part::Hole] = head.parts.as_mut_slice() {
             *part = Part::Inline(written.get(&0).cloned().unwrap_or_default());
@@ -287,14 +281,8 @@ impl Draft {
             fresh: (self.first as u16, self.count as u16),
         };
         records.push(Record::Put { key, head, flags });
-        let receiver = {
-            let mut state = core.state.lock();
-            state.target(key.target)?;
-            state.busy.insert(key);
-            let effect = Effect::Install { committed: update.commit, footprint };
-            Core::submit_waiting(&mut state, records, links, effect)
-        };
-        core.durable_of(key, receiver).await
+        let effect = Effect::Install { committed: update.commit, footprint };
+        core.change(key, standing.held().pending, records, links, effect).await
     }
 
     /// The descriptor, and the maps of the parts that need a new record.

@@ -3,27 +3,17 @@
 
 mod common;
 
-use common::{EPOCH, TARGET, chunk, content, open, scenario, update, version, write_at};
+use common::{
+    EPOCH, TARGET, chunk, content, find_block, open, scenario, update, version, write_at,
+};
 use kiln_chunk_store::{Change, Store, Update, Which};
-use kiln_disk::{Disk, Fault, SimulatedDisk};
-use kiln_memory::Buffer;
+use kiln_disk::Fault;
 use kiln_types::{Code, Result};
 use std::sync::Arc;
 use std::time::Duration;
 
 fn code<T>(result: Result<T>) -> std::result::Result<(), Code> {
     result.map(|_| ()).map_err(|error| error.code())
-}
-
-/// Where a block that is filled with `byte` lies.
-async fn find_block(disk: &Arc<SimulatedDisk>, byte: u8) -> u64 {
-    for offset in (0..disk.capacity()).step_by(4096) {
-        let block = disk.read(offset, Buffer::zeroed(4096)).await.unwrap();
-        if block.iter().all(|found| *found == byte) {
-            return offset;
-        }
-    }
-    panic!("no block is filled with {byte}");
 }
 
 #[test]

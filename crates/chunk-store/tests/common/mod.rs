@@ -4,7 +4,7 @@
 use kiln_chunk_store::{Change, Identity, Options, Store, Update, Which};
 use kiln_disk::{Disk, SimulatedDisk};
 use kiln_env::{Env, Executor};
-use kiln_memory::{Bytes, Pool};
+use kiln_memory::{Buffer, Bytes, Pool};
 use kiln_types::{
     ChainId, ChainVersion, ChunkId, ChunkVersion, ClusterId, Code, DiskId, InodeId, TargetId,
     TreeId, TruncateEpoch, crc32c,
@@ -85,4 +85,15 @@ pub(crate) async fn content(store: &Store, index: u64) -> Vec<u8> {
         store.read(TARGET, chunk(index), Which::Committed, 0, u32::MAX, EPOCH).await.unwrap();
     assert_eq!(read.checksums, checksums(0, &read.bytes));
     read.bytes.to_vec()
+}
+
+/// Where a block that is filled with `byte` lies.
+pub(crate) async fn find_block(disk: &Arc<SimulatedDisk>, byte: u8) -> u64 {
+    for offset in (0..disk.capacity()).step_by(4096) {
+        let block = disk.read(offset, Buffer::zeroed(4096)).await.unwrap();
+        if block.iter().all(|found| *found == byte) {
+            return offset;
+        }
+    }
+    panic!("no block is filled with {byte}");
 }

@@ -108,6 +108,10 @@ impl World {
                 let same = (stat.committed, stat.pending) == expected;
                 ensure!(same || removed && self.life.expiry, "{chunk}: listed as {stat:?}");
             }
+            let versions = self.store.versions(target, ChunkId::MIN, ChunkId::MAX, 1000).await;
+            let versions = versions.map_err(|error| format!("versions: {error:?}"))?;
+            let held: Vec<_> = list.iter().map(|(chunk, stat)| (*chunk, stat.held())).collect();
+            ensure!(versions == held || self.life.expiry, "{versions:?} instead of {held:?}");
             let known = |chunk: &Chunk| !self.matches(chunk, &Chunk::default());
             let listed: BTreeSet<ChunkId> = list.iter().map(|(chunk, _)| *chunk).collect();
             for (key, chunk) in self.model.chunks.iter().filter(|(key, _)| key.0 == target) {
@@ -137,6 +141,14 @@ impl World {
                 });
                 ensure!(found == expected, "retry record {found:?} instead of {expected:?}");
             }
+            let mut pages = Vec::new();
+            let after = |record: &RetryRecord| (record.key.client, record.key.channel);
+            while let [record] = self.store.retry_records(target, pages.last().map(after), 1)[..] {
+                pages.push(record);
+            }
+            let known = self.model.retries.keys().filter(|channel| channel.0 == target);
+            let known: Vec<_> = known.map(|channel| (channel.1, channel.2)).collect();
+            ensure!(pages.iter().map(after).eq(known), "the list of retry records");
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ macro_rules! ensure {
 
 mod checks;
 mod reference;
+mod sync;
 mod world;
 
 use kiln_env::Executor;

@@ -1,6 +1,6 @@
 //! The reference: what a store must hold, kept in plain maps.
 
-use kiln_chunk_store::{Change, Update, VersionStat};
+use kiln_chunk_store::{Change, Held, Install, RetryRecord, Update, VersionStat};
 use kiln_types::{
     ChannelId, ChunkId, ChunkVersion, ClientId, Code, RetryKey, TargetId, TruncateEpoch,
 };
@@ -31,6 +31,9 @@ pub(crate) enum Op {
     Prepare(Box<Update>),
     Commit(ChunkVersion),
     Discard(ChunkVersion),
+    Install(Box<Install>),
+    /// With the content that is known of the committed version.
+    Repair,
 }
 
 /// What becomes of a channel's retry record.
@@ -86,6 +89,42 @@ impl Chunk {
             return Err(Code::StaleEpoch);
         }
         Ok(true)
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        let committed = self.committed.as_ref().map_or(ChunkVersion::NONE, |v| v.stat.version);
+        Held { committed, pending: self.pending.as_ref().map(|pending| pending.stat.version) }
+    }
+
+    /// What `install` must answer, short of a full disk.
+    pub(crate) fn judge_install(&self, install: &Install) -> Result<bool, Code> {
+        let committed = install.copy.as_ref().map_or(ChunkVersion::NONE, |copy| copy.version);
+        match self.held() {
+            held if held == (Held { committed, pending: None }) => Ok(false),
+            held if held == install.expected => Ok(true),
+            _ => Err(Code::VersionMismatch),
+        }
+    }
+
+    /// What `repair` must answer, short of a full disk.
+    pub(crate) fn judge_repair(&self) -> Result<bool, Code> {
+        let whole = self.committed.is_some() && self.pending.is_none();
+        if whole { Ok(true) } else { Err(Code::VersionMismatch) }
+    }
+
+    fn installed(install: &Install) -> Self {
+        let committed = install.copy.as_ref().map(|copy| {
+            let bytes = copy.content.as_ref().map_or(Vec::new(), |(bytes, _)| bytes.to_vec());
+            let stat = VersionStat {
+                version: copy.version,
+                epoch: copy.epoch,
+                length: bytes.len() as u32,
+                removed: copy.content.is_none(),
+                retry: None,
+            };
+            Version { stat, bytes: Arc::new(bytes) }
+        });
+        Self { committed, pending: None }
     }
 
     fn content(&self, update: &Update) -> Vec<u8> {
@@ -156,12 +195,40 @@ impl Reference {
                 Alternative { chunk, retry: RetryChange::Nothing }
             }
             Op::Discard(version) if chunk.is_pending(*version) => {
-                let retry = chunk.pending.and_then(|pending| pending.stat.retry).map(channel);
-                let retry = retry
-                    .map_or(RetryChange::Nothing, |channel| RetryChange::Forget(channel, *version));
-                Alternative { chunk: Chunk { pending: None, ..self.chunk(key) }, retry }
+                let retry = Self::discard(key, &chunk);
+                Alternative { chunk: Chunk { pending: None, ..chunk }, retry }
             }
-            Op::Commit(_) | Op::Discard(_) => Alternative { chunk, retry: RetryChange::Nothing },
+            Op::Install(install) if chunk.judge_install(install) == Ok(true) => {
+                let retry = Self::discard(key, &chunk);
+                Alternative { chunk: Chunk::installed(install), retry }
+            }
+            Op::Repair if chunk.judge_repair() == Ok(true) => {
+                let mut chunk = chunk;
+                chunk.committed.iter_mut().for_each(|version| version.stat.retry = None);
+                Alternative { chunk, retry: RetryChange::Nothing }
+            }
+            Op::Commit(_) | Op::Discard(_) | Op::Install(_) | Op::Repair => {
+                Alternative { chunk, retry: RetryChange::Nothing }
+            }
+        }
+    }
+
+    fn discard(key: Key, chunk: &Chunk) -> RetryChange {
+        let stat = chunk.pending.as_ref().map(|pending| pending.stat);
+        let remembered = stat.and_then(|stat| Some((stat.retry?, stat.version)));
+        remembered.map_or(RetryChange::Nothing, |(retry, version)| {
+            RetryChange::Forget((key.0, retry.client, retry.channel), version)
+        })
+    }
+
+    /// Takes the records of another replica.
+    pub(crate) fn remember(&mut self, target: TargetId, records: &[RetryRecord]) {
+        for record in records {
+            let channel = (target, record.key.client, record.key.channel);
+            let known = self.retries.get(&channel);
+            if known.is_none_or(|(key, ..)| key.sequence <= record.key.sequence) {
+                self.retries.insert(channel, (record.key, record.chunk, record.version));
+            }
         }
     }
 

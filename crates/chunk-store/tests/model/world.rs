@@ -2,7 +2,8 @@
 //! reference.
 
 use crate::reference::{Alternative, Channel, Key, Op, Reference, RetryChange};
-use kiln_chunk_store::{Change, Identity, Options, Store, Update};
+use crate::sync::copy_of;
+use kiln_chunk_store::{Change, ChunkCopy, Identity, Options, Store, Update};
 use kiln_disk::{Disk, Fault, SimulatedDisk};
 use kiln_env::Env;
 use kiln_memory::{Bytes, Pool};
@@ -155,6 +156,7 @@ impl World {
                 89..91 => self.flip_and_open().await?,
                 91..93 => self.forget().await?,
                 93..95 => self.replace_target().await?,
+                95..97 => self.sync_retries().await?,
                 _ => {
                     let pause = self.env.random_below(3000);
                     self.env.sleep(Duration::from_millis(pause)).await;
@@ -176,14 +178,14 @@ impl World {
         self.env.random_below(bound)
     }
 
-    fn next_version(&mut self) -> ChunkVersion {
+    pub(crate) fn next_version(&mut self) -> ChunkVersion {
         self.versions += 1;
         ChunkVersion { chain: ChainVersion(1 + self.versions / 64), counter: self.versions }
     }
 
     // ---- operations ----
 
-    fn random_bytes(&self, length: u32) -> Bytes {
+    pub(crate) fn random_bytes(&self, length: u32) -> Bytes {
         let seed = self.env.random_u64();
         let mut random = fastrand::Rng::with_seed(seed);
         let mut bytes = kiln_memory::Buffer::zeroed(length as usize);
@@ -244,6 +246,11 @@ impl World {
                 _ => {}
             }
         }
+        match self.below(12) {
+            0..=1 => return Op::Install(Box::new(self.random_install(key))),
+            2 => return Op::Repair,
+            _ => {}
+        }
         let epoch = chunk.committed.as_ref().map_or(0, |version| version.stat.epoch.0);
         let epoch = match self.below(20) {
             0 => epoch + 1,
@@ -285,6 +292,12 @@ impl World {
         let mut tasks = Vec::new();
         for key in keys {
             let op = self.random_op(key, &mut used);
+            let known = self.model.chunk(key).committed.as_ref().map(copy_of);
+            let known = known.unwrap_or(ChunkCopy {
+                version: ChunkVersion { chain: ChainVersion(0), counter: 1 },
+                epoch: TruncateEpoch(0),
+                content: None,
+            });
             let (store, env, delay) = (Arc::clone(&self.store), self.env.clone(), self.below(400));
             tasks.push(self.env.spawn("operation", async move {
                 env.sleep(Duration::from_micros(delay)).await;
@@ -292,6 +305,8 @@ impl World {
                     Op::Prepare(update) => store.prepare(key.0, *update).await,
                     Op::Commit(version) => store.commit(key.0, key.1, version).await,
                     Op::Discard(version) => store.discard(key.0, key.1, version).await,
+                    Op::Install(install) => store.install(key.0, *install).await,
+                    Op::Repair => store.repair(key.0, key.1, known).await,
                 };
                 Done { key, op, result }
             }));
@@ -329,6 +344,8 @@ impl World {
             Op::Prepare(update) => chunk.judge(update) == Ok(true),
             Op::Commit(_) => false,
             Op::Discard(_) => chunk.pending.is_some(),
+            Op::Install(install) => chunk.judge_install(install).is_ok(),
+            Op::Repair => chunk.judge_repair() == Ok(true),
         }
     }
 
@@ -339,10 +356,18 @@ impl World {
     /// A tombstone may have been dropped before the store judged the change, which it says by
     /// taking what the tombstone forbids.
     fn expire(&mut self, key: Key, op: &Op, result: &Result<(), Error>) {
-        let (Op::Prepare(update), Ok(())) = (op, result) else { return };
         let mut chunk = self.model.chunk(key);
         let is_tombstone = chunk.committed.as_ref().is_some_and(|version| version.stat.removed);
-        if self.life.expiry && is_tombstone && chunk.judge(update).is_err() {
+        let differs = match op {
+            Op::Prepare(update) => result.is_ok() && chunk.judge(update).is_err(),
+            Op::Install(install) if chunk.judge_install(install).is_err() => result.is_ok(),
+            Op::Repair if chunk.judge_repair().is_err() => false,
+            Op::Install(_) | Op::Repair => {
+                result.as_ref().is_err_and(|e| e.code() == Code::VersionMismatch)
+            }
+            Op::Commit(_) | Op::Discard(_) => false,
+        };
+        if self.life.expiry && is_tombstone && differs {
             chunk.committed = None;
             self.model.chunks.insert(key, chunk);
         }
@@ -358,6 +383,8 @@ impl World {
         let expected = match &op {
             Op::Prepare(update) => before.judge(update),
             Op::Commit(_) | Op::Discard(_) => Ok(true),
+            Op::Install(install) => before.judge_install(install),
+            Op::Repair => before.judge_repair(),
         };
         let kept = Alternative { chunk: before.clone(), retry: RetryChange::Nothing };
         match (result.map_err(|error| error.code()), expected) {
@@ -375,7 +402,9 @@ impl World {
             (Err(Code::NoSpace), Ok(true)) => {
                 self.refusals += 1;
                 let removal = matches!(&op, Op::Prepare(u) if matches!(u.change, Change::Remove));
-                let makes_space = removal || matches!(op, Op::Discard(_));
+                let drops = matches!(&op, Op::Install(install)
+                    if install.copy.as_ref().is_none_or(|copy| copy.content.is_none()));
+                let makes_space = removal || drops || matches!(op, Op::Discard(_));
                 ensure!(!makes_space, "a full disk refuses {op:?} of {key:?}");
             }
             (Err(code), _) if lost(code) && (crash || self.armed) => {
