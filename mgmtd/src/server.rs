@@ -81,7 +81,7 @@ fn manager_options(config: &MgmtdConfig, own: Node, key: KeyId) -> Options {
         lease,
         patience: Patience { lease: lease.lease, ..Patience::default() },
         // No server fills a target that missed writes yet: it waits.
-        rules: Rules { resync: false },
+        rules: Rules { resync: true },
         bootstrap: config.bootstrap.clone(),
         key,
     }

@@ -1,6 +1,7 @@
 //! Keeps the targets where the manager wants them, and tells it how they are.
 
 use crate::peers::Peers;
+use crate::recovery::Recovery;
 use crate::service::ChunkService;
 use crate::target::Target;
 use kiln_chain::replica::View;
@@ -19,6 +20,8 @@ pub struct Follower {
     pub service: Arc<ChunkService>,
     /// How new targets reach their neighbours.
     pub peers: Arc<Peers>,
+    /// What they may spend on filling others.
+    pub recovery: Arc<Recovery>,
     /// Gets the routing information that was taken up.
     pub adopted: watch::Sender<Arc<RoutingInfo>>,
     /// The seams.
@@ -37,7 +40,8 @@ impl Follower {
 
     fn add(&self, target: kiln_types::TargetId, chain: kiln_types::ChainId, store: &Arc<Store>) {
         let (store, env, peers) = (Arc::clone(store), self.env.clone(), Arc::clone(&self.peers));
-        self.service.add(Target::open(target, chain, store, env, peers));
+        let recovery = Arc::clone(&self.recovery);
+        self.service.add(Target::open(target, chain, store, env, peers, recovery));
     }
 
     /// Takes up each version of the routing information, telling `lease`, and each set of orders, until

@@ -11,6 +11,7 @@ mod disks;
 mod follower;
 mod insist;
 mod peers;
+mod recovery;
 mod rights;
 mod scrub;
 mod server;
@@ -19,7 +20,8 @@ mod target;
 
 pub use follower::Follower;
 pub use peers::Peers;
+pub use recovery::Recovery;
 pub use rights::Rights;
 pub use server::run;
 pub use service::{ChunkService, Lease};
-pub use target::{Incoming, Target};
+pub use target::{Incoming, Progress, Target};

@@ -2,8 +2,8 @@
 
 use kiln_memory::Bytes;
 use kiln_net::{Call, ConnectionPool};
-use kiln_types::{ChunkVersion, Code, Deadline, Error, Result, RoutingInfo, TargetId};
-use kiln_wire::{Body, Forward, Name, Operation, WriteDone};
+use kiln_types::{ChainId, ChunkVersion, Code, Deadline, Error, Result, RoutingInfo, TargetId};
+use kiln_wire::{Body, Fill, Forward, Install, Name, Operation, Versions, WriteDone};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -37,7 +37,7 @@ impl Peers {
         let call = Call::new(Operation::Forward as u16, forward.encode(), deadline);
         let mut call = call.with_payload(payload);
         // Each replica waits for the one behind it: hops apart, they cannot wait in a circle.
-        call.hop = self.place_in_chain(to, &forward.name);
+        call.hop = self.place_in_chain(to, forward.name.chain);
         let answer = self.call(to, call).await?;
         let done = WriteDone::decode(&answer)?;
         if done.version == version {
@@ -63,9 +63,36 @@ impl Peers {
         Ok(WriteDone::decode(&self.call(to, call).await?)?.version)
     }
 
-    fn place_in_chain(&self, target: TargetId, name: &Name) -> u8 {
+    /// A step of the walk that fills `to`.
+    ///
+    /// # Errors
+    /// The target's error, or the network's.
+    pub async fn fill(&self, to: TargetId, fill: Fill, deadline: Deadline) -> Result<Versions> {
+        let mut call = Call::new(Operation::Fill as u16, fill.encode(), deadline);
+        call.hop = self.place_in_chain(to, fill.chain);
+        Versions::decode(&self.call(to, call).await?)
+    }
+
+    /// Makes a chunk at `to`, which is being filled, a copy.
+    ///
+    /// # Errors
+    /// The target's error, or the network's.
+    pub async fn install(
+        &self,
+        to: TargetId,
+        install: Install,
+        payload: Bytes,
+        deadline: Deadline,
+    ) -> Result<()> {
+        let call = Call::new(Operation::Install as u16, install.encode(), deadline);
+        let mut call = call.with_payload(payload);
+        call.hop = self.place_in_chain(to, install.name.chain);
+        self.call(to, call).await.map(drop)
+    }
+
+    fn place_in_chain(&self, target: TargetId, chain: ChainId) -> u8 {
         let routing = self.routing.borrow();
-        let members = routing.chains.get(&name.chain).map(|chain| &chain.members);
+        let members = routing.chains.get(&chain).map(|chain| &chain.members);
         let place = members.and_then(|members| members.iter().position(|m| m.target == target));
         place.map_or(1, |place| u8::try_from(place).unwrap_or(u8::MAX).max(1))
     }

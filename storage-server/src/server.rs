@@ -3,6 +3,7 @@
 use crate::disks;
 use crate::follower::Follower;
 use crate::peers::Peers;
+use crate::recovery::Recovery;
 use crate::rights::Rights;
 use crate::service::{ChunkService, Lease};
 use kiln_config::StorageConfig;
@@ -68,7 +69,9 @@ pub async fn run(
     let connections = ConnectionPool::new(transport, PoolOptions::default(), env.clone());
     let (adopted, taken_up) = watch::channel(Arc::default());
     let peers = Peers::new(connections, taken_up);
-    let follower = Follower { service: service.clone(), peers, adopted, env: env.clone() };
+    let recovery = Recovery::new(env.clone());
+    let follower =
+        Follower { service: service.clone(), peers, recovery, adopted, env: env.clone() };
     // Before the first heartbeat: a target that it does not name is taken to be gone.
     follower.open_targets();
     let link = ManagerLink::start(link_options, ring, service.clone(), env.clone())?;
@@ -82,8 +85,8 @@ pub async fn run(
         () = shutdown => Ok(()),
         error = link.refused() => Err(error),
     };
-    // Not a planned stop: that would give the role of every target away, and nothing would bring it back
-    // as long as targets are not filled again. The lease runs out, or the server is back before.
+    // Not a planned stop: that would give the role of every target away, and each would have to be
+    // filled again. The lease runs out, or the server is back before.
     link.stop(false).await;
     serving.shutdown(GRACE).await;
     drop(follow);

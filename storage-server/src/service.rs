@@ -10,8 +10,8 @@ use kiln_net::{Handler, Peer, Request, Response};
 use kiln_telemetry::{REQUESTS, Trace, about, metrics};
 use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, Result};
 use kiln_wire::{
-    Body, DiskSpace, Forward, Goodbye, LIST_LIMIT_MAX, List, Listed, Listing, Name, Operation,
-    Read, ReadDone, Space, Write, WriteDone,
+    Body, DiskSpace, Fill, Forward, Goodbye, Install, LIST_LIMIT_MAX, List, Listed, Listing, Name,
+    Operation, Read, ReadDone, Space, Write, WriteDone,
 };
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -123,6 +123,23 @@ impl ChunkService {
         Ok(Response::new(WriteDone { version }.encode()))
     }
 
+    async fn fill(&self, peer: &Peer, request: Request) -> Result<Response> {
+        peer.require_server()?;
+        let fill = Fill::decode(&request.body)?;
+        let versions = self.target(fill.chain)?.be_filled(fill).await?;
+        Ok(Response::new(versions.encode()))
+    }
+
+    async fn install(&self, peer: &Peer, mut request: Request) -> Result<Response> {
+        peer.require_server()?;
+        let install = Install::decode(&request.body)?;
+        note(install.name, request.payload.len() as u64);
+        let target = self.target(install.name.chain)?;
+        let payload = request.payload.take().await?;
+        target.install(install, payload, request.deadline).await?;
+        Ok(Response::default())
+    }
+
     async fn list(&self, peer: &Peer, request: Request) -> Result<Response> {
         peer.require_operator()?;
         let list = List::decode(&request.body)?;
@@ -206,6 +223,8 @@ impl Handler for ChunkService {
                 Operation::Scrub => self.scrub(peer, request).await,
                 Operation::Goodbye => self.goodbye(request).await,
                 Operation::Space => self.space(peer).await,
+                Operation::Fill => self.fill(peer, request).await,
+                Operation::Install => self.install(peer, request).await,
             }
             .inspect_err(|error| tracing::debug!(%error, "refused"))
         };

@@ -6,5 +6,6 @@ pub mod lease;
 pub mod membership;
 pub mod placement;
 pub mod replica;
+pub mod resync;
 
 pub use initiator::{Initiator, Intent, Step};

@@ -6,6 +6,8 @@ use kiln_types::{
 };
 use std::time::Duration;
 
+pub use kiln_types::{Held, RetryRecord};
+
 /// Whose store a disk holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -174,15 +176,6 @@ impl ChunkStat {
     }
 }
 
-/// Which versions of a chunk a replica holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Held {
-    /// The committed one, a tombstone's included; `NONE` if there is none.
-    pub committed: ChunkVersion,
-    /// The pending one.
-    pub pending: Option<ChunkVersion>,
-}
-
 /// What a chunk is made, whatever it is here: a copy of another replica's.
 #[derive(Clone, Debug)]
 pub struct Install {
@@ -203,17 +196,6 @@ pub struct ChunkCopy {
     pub epoch: TruncateEpoch,
     /// All its bytes, with one CRC32C for each 4 KiB of them; `None` when it is a tombstone.
     pub content: Option<(Bytes, Vec<u32>)>,
-}
-
-/// The last write that is remembered of a client's channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetryRecord {
-    /// Who asked, with the write's number.
-    pub key: RetryKey,
-    /// The chunk that it changed.
-    pub chunk: ChunkId,
-    /// The version that it got.
-    pub version: ChunkVersion,
 }
 
 /// How the disk is used.

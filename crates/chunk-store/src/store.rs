@@ -348,6 +348,12 @@ impl Store {
         state.targets.get(&target).map_or(ChunkVersion::NONE, |target| target.version_max)
     }
 
+    /// How many chunks a target knows, tombstones included.
+    pub fn chunk_count(&self, target: TargetId) -> u64 {
+        let state = self.core.state.lock();
+        state.targets.get(&target).map_or(0, |target| target.index.len() as u64)
+    }
+
     /// How the disk is used.
     pub fn usage(&self) -> Usage {
         let free = self.core.space.free_blocks();

@@ -71,9 +71,26 @@ impl ChunkId {
         }
     }
 
+    /// Any 32 bytes, as a bound of ranges, not as the name of a chunk.
+    pub fn bound(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The encoded id.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// The bound right behind it.
+    pub fn next(&self) -> Self {
+        let mut bytes = self.0;
+        for byte in bytes.iter_mut().rev() {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                return Self(bytes);
+            }
+        }
+        Self::MAX
     }
 
     /// What the chunk belongs to.
@@ -123,6 +140,7 @@ mod tests {
         assert!(ids.is_sorted());
         assert!(ids[4] < ChunkId::file(TreeId(7), InodeId(10), 0));
         for id in ids {
+            assert!(id < id.next() && id.next() < ChunkId::MAX);
             assert_eq!(ChunkId::from_bytes(*id.as_bytes()).map_err(|e| e.code()), Ok(id));
         }
     }

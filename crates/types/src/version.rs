@@ -1,6 +1,6 @@
 //! Versions of chains, chunks and truncations.
 
-use crate::{ChannelId, ClientId, Sequence};
+use crate::{ChannelId, ChunkId, ClientId, Sequence};
 use std::fmt;
 
 /// A version of a chain's membership; every change of it increments this.
@@ -105,4 +105,28 @@ pub struct RetryKey {
     pub channel: ChannelId,
     /// The write's number on the channel.
     pub sequence: Sequence,
+}
+/// A write that is remembered of a client's channel, so that a retry of it gets the same answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryRecord {
+    /// Who asked, with the write's number.
+    pub key: RetryKey,
+    /// The chunk that it changed.
+    pub chunk: ChunkId,
+    /// The version that it got.
+    pub version: ChunkVersion,
+}
+
+/// Which versions a replica holds of a chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The committed one, a removal's included; [`ChunkVersion::NONE`] if nothing is known.
+    pub committed: ChunkVersion,
+    /// The pending one.
+    pub pending: Option<ChunkVersion>,
+}
+
+impl Held {
+    /// Nothing is known of the chunk.
+    pub const NOTHING: Self = Self { committed: ChunkVersion::NONE, pending: None };
 }

@@ -65,11 +65,11 @@ pub struct Scrubbed {
     pub last: Option<ChunkId>,
 }
 
-fn write_last(to: &mut Encoder, last: Option<ChunkId>) {
+pub(crate) fn write_last(to: &mut Encoder, last: Option<ChunkId>) {
     to.bytes(last.as_ref().map_or(&[], |chunk| chunk.as_bytes()));
 }
 
-fn read_last(from: &mut Decoder<'_>) -> Result<Option<ChunkId>> {
+pub(crate) fn read_last(from: &mut Decoder<'_>) -> Result<Option<ChunkId>> {
     match from.bytes(ChunkId::BYTES)? {
         [] => Ok(None),
         id => read_chunk(&mut Decoder::new("chunk id", id)).map(Some),

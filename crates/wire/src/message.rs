@@ -36,6 +36,10 @@ pub enum Operation {
     Space = 7,
     /// [`List`](crate::List), from a server or operator -> [`Scrubbed`](crate::Scrubbed).
     Scrub = 8,
+    /// [`Fill`](crate::Fill), from the commit point to the replica that it fills.
+    Fill = 9,
+    /// [`Install`](crate::Install) and the content, from the commit point to the replica that it fills.
+    Install = 10,
 }
 
 impl Operation {
@@ -50,6 +54,8 @@ impl Operation {
             Self::Goodbye => "goodbye",
             Self::Space => "space",
             Self::Scrub => "scrub",
+            Self::Fill => "fill",
+            Self::Install => "install",
         }
     }
 
@@ -68,6 +74,8 @@ impl Operation {
             O::Goodbye,
             O::Space,
             O::Scrub,
+            O::Fill,
+            O::Install,
         ]
         .into_iter()
         .find(|operation| *operation as u16 == number)
@@ -266,7 +274,19 @@ pub(crate) fn read_chunk(from: &mut Decoder<'_>) -> Result<ChunkId> {
     ChunkId::from_bytes(from.array()?)
 }
 
-fn write_checksums(to: &mut Encoder, checksums: &[u32]) {
+pub(crate) fn write_retry(to: &mut Encoder, retry: &RetryKey) {
+    to.u128(retry.client.0).u32(retry.channel.0).u64(retry.sequence.0);
+}
+
+pub(crate) fn read_retry(from: &mut Decoder<'_>) -> Result<RetryKey> {
+    Ok(RetryKey {
+        client: ClientId(from.u128()?),
+        channel: ChannelId(from.u32()?),
+        sequence: Sequence(from.u64()?),
+    })
+}
+
+pub(crate) fn write_checksums(to: &mut Encoder, checksums: &[u32]) {
     to.u32(checksums.len() as u32);
     for checksum in checksums {
         to.u32(*checksum);
@@ -281,7 +301,7 @@ pub(crate) fn read_count(from: &mut Decoder<'_>, limit: usize) -> Result<usize> 
     Ok(count)
 }
 
-fn read_checksums(from: &mut Decoder<'_>) -> Result<Vec<u32>> {
+pub(crate) fn read_checksums(from: &mut Decoder<'_>) -> Result<Vec<u32>> {
     let count = read_count(from, CHECKSUMS_MAX)?;
     (0..count).map(|_| from.u32()).collect()
 }
@@ -354,7 +374,7 @@ impl Body for Update {
         to.u64(self.epoch.0).u64(self.floor.0).u32(self.chunk_bytes);
         to.u8(u8::from(self.retry.is_some()));
         if let Some(retry) = self.retry {
-            to.u128(retry.client.0).u32(retry.channel.0).u64(retry.sequence.0);
+            write_retry(to, &retry);
         }
     }
 
@@ -372,11 +392,7 @@ impl Body for Update {
         let chunk_bytes = from.u32()?;
         let retry = match from.u8()? {
             0 => None,
-            1 => Some(RetryKey {
-                client: ClientId(from.u128()?),
-                channel: ChannelId(from.u32()?),
-                sequence: Sequence(from.u64()?),
-            }),
+            1 => Some(read_retry(from)?),
             other => return Err(Error::corrupt(format!("retry marker {other}"))),
         };
         Ok(Self { change, epoch, floor, chunk_bytes, retry })

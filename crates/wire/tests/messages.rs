@@ -80,6 +80,29 @@ proptest! {
         let (chunks, bytes) = (numbers.0, numbers.2);
         returns(Scrubbed { chunks, bytes, damaged: damaged.clone(), last: Some(name.chunk) });
         returns(Scrubbed { chunks, bytes, damaged, last: None });
+        let held = Held {
+            committed: version, pending: Some(previous).filter(|v| *v != ChunkVersion::NONE),
+        };
+        let key = RetryKey {
+            client: ClientId(3), channel: ChannelId(numbers.0), sequence: Sequence(numbers.2),
+        };
+        let record = RetryRecord { key, chunk: name.chunk, version };
+        for step in [
+            FillStep::Start { walk: numbers.2 },
+            FillStep::Versions { from: ChunkId::MIN, to: name.chunk.next(), limit: numbers.0 },
+            FillStep::Retries(vec![record; 2]),
+            FillStep::Done { walk: numbers.2 },
+        ] {
+            let (chain, chain_version) = (name.chain, name.chain_version);
+            returns(Fill { chain, chain_version, from: TargetId(numbers.2), step });
+        }
+        returns(Versions { chunks: vec![(name.chunk, held); 2], last: Some(name.chunk) });
+        for checksums in [None, Some(vec![numbers.0; 2])] {
+            let epoch = TruncateEpoch(numbers.2);
+            let copy = Some(Copied { version, epoch, checksums });
+            returns(Install { name, from: TargetId(1), expected: held, copy });
+        }
+        returns(Install { name, from: TargetId(1), expected: held, copy: None });
         returns(Goodbye { client: ClientId(9) });
         let disk = DiskSpace {
             disk: DiskId(4), capacity: numbers.2, used: 1, free: 2, backed: 3, beneath: None,
@@ -95,7 +118,8 @@ proptest! {
         for bytes in [bytes, with_version] {
             let _ = (Read::decode(&bytes), ReadDone::decode(&bytes), Write::decode(&bytes));
             let _ = (Forward::decode(&bytes), List::decode(&bytes), Listing::decode(&bytes));
-            let _ = Scrubbed::decode(&bytes);
+            let _ = (Scrubbed::decode(&bytes), Fill::decode(&bytes));
+            let _ = (Versions::decode(&bytes), Install::decode(&bytes));
             let _ = (Name::decode(&bytes), Space::decode(&bytes), Goodbye::decode(&bytes));
         }
     }

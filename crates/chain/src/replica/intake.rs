@@ -1,8 +1,10 @@
 //! Which requests a replica takes, and which of them it knows already.
 
 use super::machine::{Replica, Source, Work};
-use super::{Action, Remembered, Ticket, View};
-use kiln_types::{ChainVersion, ChunkId, ChunkVersion, Code, Error, Result, RetryKey, TargetId};
+use super::{Action, Ticket, View};
+use kiln_types::{
+    ChainVersion, ChunkId, ChunkVersion, Code, Error, Result, RetryKey, RetryRecord, TargetId,
+};
 
 /// Most writes that may wait for one chunk.
 const QUEUE_MAX: usize = 256;
@@ -13,7 +15,7 @@ const TICKETS_MAX: usize = 16;
 
 impl Replica {
     /// Checks a request's chain version; who may ask what is up to the callers.
-    fn current_view(&self, chain_version: ChainVersion) -> Result<View> {
+    pub(super) fn current_view(&self, chain_version: ChainVersion) -> Result<View> {
         let view = self.view.ok_or_else(|| {
             Error::new(Code::NotServing, format!("target {} is not in its chain", self.target))
         })?;
@@ -37,7 +39,7 @@ impl Replica {
         chain_version: ChainVersion,
         chunk: ChunkId,
         retry: Option<RetryKey>,
-        remembered: Option<Remembered>,
+        remembered: Option<RetryRecord>,
     ) -> Result<()> {
         let view = self.current_view(chain_version)?;
         if !view.is_head {
@@ -58,7 +60,8 @@ impl Replica {
             self.channels.insert((key.client, key.channel), (key.sequence, chunk));
         }
         let none = ChunkVersion::NONE;
-        self.enqueue(chunk, Work::new(Source::Client(retry), none, none, Some(ticket)));
+        let source = Source::Client(retry);
+        self.enqueue(chunk, Work::new(source, chain_version, none, none, Some(ticket)));
         Ok(())
     }
 
@@ -67,7 +70,7 @@ impl Replica {
         &mut self,
         ticket: Ticket,
         key: RetryKey,
-        remembered: Option<Remembered>,
+        remembered: Option<RetryRecord>,
     ) -> Result<bool> {
         let duplicate = || {
             let text = format!("write {} of its channel was answered long ago", key.sequence);
@@ -121,11 +124,7 @@ impl Replica {
         chunk: ChunkId,
         work: Work,
     ) -> Result<()> {
-        let view = self.current_view(chain_version)?;
-        if view.predecessor != Some(from) {
-            let text = format!("target {from} is not the predecessor of {}", self.target);
-            return Err(Error::new(Code::WrongTarget, text));
-        }
+        self.require_predecessor(chain_version, from)?;
         if self.refused.get(&chunk) == Some(&work.version) {
             let text = format!("version {} was refused before", work.version);
             return Err(Error::new(Code::NoSpace, text));
@@ -143,7 +142,20 @@ impl Replica {
         Ok(())
     }
 
-    fn admit(&self, chunk: ChunkId) -> Result<()> {
+    pub(super) fn require_predecessor(
+        &self,
+        chain_version: ChainVersion,
+        from: TargetId,
+    ) -> Result<View> {
+        let view = self.current_view(chain_version)?;
+        if view.predecessor != Some(from) {
+            let text = format!("target {from} is not the predecessor of {}", self.target);
+            return Err(Error::new(Code::WrongTarget, text));
+        }
+        Ok(view)
+    }
+
+    pub(super) fn admit(&self, chunk: ChunkId) -> Result<()> {
         let waiting = self.slots.get(&chunk).map_or(0, |slot| slot.queue.len());
         if waiting >= QUEUE_MAX || self.works >= WORKS_MAX {
             return Err(Error::new(Code::Overloaded, "too many writes wait at the replica"));

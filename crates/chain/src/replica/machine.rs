@@ -1,8 +1,9 @@
 //! The state machine of a replica.
 
-use super::{Action, Event, ReadRule, Remembered, Ticket, Versions, View, refuses};
+use super::{Action, Event, ReadRule, Ticket, View, refuses};
 use kiln_types::{
-    ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey, Sequence, TargetId,
+    ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey,
+    Sequence, TargetId,
 };
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -33,18 +34,20 @@ pub struct Replica {
 /// A chunk that is being written; an idle one has no slot.
 pub(super) struct Slot {
     pub(super) current: Work,
-    phase: Phase,
+    pub(super) phase: Phase,
     pub(super) queue: VecDeque<Work>,
 }
 
 pub(super) struct Work {
     pub(super) source: Source,
+    /// The chain version under which it was taken.
+    pub(super) accepted: ChainVersion,
     /// [`ChunkVersion::NONE`] until the head orders it.
     pub(super) version: ChunkVersion,
-    previous: ChunkVersion,
+    pub(super) previous: ChunkVersion,
     pub(super) tickets: Vec<Ticket>,
-    attempt: u32,
-    pauses: u32,
+    pub(super) attempt: u32,
+    pub(super) pauses: u32,
     /// Why a replica behind this one refused it, while it is discarded.
     refusal: Option<Error>,
 }
@@ -54,10 +57,14 @@ pub(super) enum Source {
     Client(Option<RetryKey>),
     Predecessor,
     Recovered,
+    /// A copy from the predecessor, which fills this replica.
+    Install,
+    /// This replica fills its successor.
+    Sync,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Phase {
+pub(super) enum Phase {
     Beginning,
     Preparing {
         commit: bool,
@@ -69,6 +76,10 @@ enum Phase {
     /// Decided, and being marked as committed.
     Committing,
     Discarding,
+    /// Becoming a copy of the predecessor's chunk.
+    Installing,
+    /// The successor's chunk is made the same.
+    Syncing,
 }
 
 impl Replica {
@@ -97,11 +108,24 @@ impl Replica {
                 }
             }
             Event::Forward { ticket, chain_version, from, chunk, version, previous } => {
-                let work = Work::new(Source::Predecessor, version, previous, Some(ticket));
+                let work =
+                    Work::new(Source::Predecessor, chain_version, version, previous, Some(ticket));
                 if let Err(error) = self.forward_in(chain_version, from, chunk, work) {
                     self.answer(ticket, Err(error));
                 }
             }
+            Event::Install { ticket, chain_version, from, chunk, version } => {
+                if let Err(error) = self.install_in(ticket, chain_version, from, chunk, version) {
+                    self.answer(ticket, Err(error));
+                }
+            }
+            Event::Sync { ticket, chain_version, chunk } => {
+                if let Err(error) = self.sync_in(ticket, chain_version, chunk) {
+                    self.answer(ticket, Err(error));
+                }
+            }
+            Event::Installed { chunk, ticket, result } => self.installed(chunk, ticket, result),
+            Event::Synced { chunk, attempt, result } => self.synced(chunk, attempt, result),
             Event::Began { chunk, versions, remembered } => {
                 self.began(chunk, versions, remembered);
             }
@@ -142,6 +166,9 @@ impl Replica {
         let undecided = match slot.phase {
             Phase::Beginning => recovered,
             Phase::Preparing { .. } => false,
+            // What was prepared may wait for the successor's chunk.
+            Phase::Syncing => slot.current.source != Source::Sync,
+            Phase::Installing => false,
             Phase::Forwarding | Phase::Waiting | Phase::Committing | Phase::Discarding => true,
         };
         match &self.view {
@@ -172,10 +199,16 @@ impl Replica {
             return;
         }
         self.view = view;
+        if self.syncs() {
+            // What was refused as a member that serves may be stored meanwhile.
+            self.refused.clear();
+        }
         let undecided: Vec<ChunkId> = self
             .slots
             .iter()
-            .filter(|(_, slot)| matches!(slot.phase, Phase::Forwarding | Phase::Waiting))
+            .filter(|(_, slot)| {
+                matches!(slot.phase, Phase::Forwarding | Phase::Waiting | Phase::Syncing)
+            })
             .map(|(chunk, _)| *chunk)
             .collect();
         for chunk in undecided {
@@ -184,9 +217,12 @@ impl Replica {
     }
 
     fn recover(&mut self, chunk: ChunkId, version: ChunkVersion) {
-        assert!(!self.slots.contains_key(&chunk), "pending versions are recovered first");
-        let work = Work::new(Source::Recovered, version, ChunkVersion::NONE, None);
-        self.enqueue(chunk, work);
+        // One that is in progress is settled by that.
+        if !self.slots.contains_key(&chunk) {
+            let none = ChunkVersion::NONE;
+            let work = Work::new(Source::Recovered, ChainVersion(0), version, none, None);
+            self.enqueue(chunk, work);
+        }
     }
 
     pub(super) fn enqueue(&mut self, chunk: ChunkId, work: Work) {
@@ -205,102 +241,15 @@ impl Replica {
         let slot = self.slots.get(&chunk).expect("invariant: the caller found it");
         let retry = match slot.current.source {
             Source::Client(retry) => retry,
-            _ => None,
+            Source::Predecessor | Source::Recovered => None,
+            Source::Install => return self.install(chunk),
+            Source::Sync => return self.sync(chunk),
         };
         self.actions.push(Action::Begin { chunk, retry });
     }
 
-    fn began(
-        &mut self,
-        chunk: ChunkId,
-        versions: Result<Versions>,
-        remembered: Option<Remembered>,
-    ) {
-        let Some(slot) = self.slots.get_mut(&chunk) else { return };
-        if slot.phase != Phase::Beginning {
-            return;
-        }
-        let versions = match versions {
-            Ok(versions) => versions,
-            Err(error) => return self.finish(chunk, Err(error)),
-        };
-        match slot.current.source {
-            Source::Recovered => self.began_recovered(chunk, versions),
-            Source::Client(retry) => {
-                let known = remembered.filter(|known| Some(known.key) == retry);
-                self.began_client(chunk, versions, known);
-            }
-            Source::Predecessor => self.began_forwarded(chunk, versions),
-        }
-    }
-
-    fn began_recovered(&mut self, chunk: ChunkId, versions: Versions) {
-        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
-        let version = slot.current.version;
-        if versions.pending == Some(version) {
-            slot.current.previous = versions.base();
-            self.decide(chunk);
-        } else {
-            self.finish(chunk, Ok(version));
-        }
-    }
-
-    fn began_client(&mut self, chunk: ChunkId, versions: Versions, known: Option<Remembered>) {
-        // The predecessor's copy of the same write was ahead of it in the queue.
-        if let Some(known) = known {
-            return self.finish(chunk, Ok(known.version));
-        }
-        let Some(view) = self.view.filter(|view| view.is_head && view.state.takes_writes()) else {
-            let text = format!("target {} is not the head any more", self.target);
-            return self.finish(chunk, Err(Error::new(Code::WrongTarget, text)));
-        };
-        if let Some(pending) = versions.pending {
-            let text = format!("chunk {chunk}: version {pending} is pending and not settled");
-            return self.finish(chunk, Err(Error::new(Code::Busy, text)));
-        }
-        let version_max = self.version_max.max(versions.committed);
-        if version_max.chain > view.chain_version {
-            let text = format!(
-                "target {} holds version {version_max}, newer than its chain's version {}",
-                self.target, view.chain_version
-            );
-            return self.finish(chunk, Err(Error::corrupt(text)));
-        }
-        let version = version_max.successor_in(view.chain_version);
-        self.version_max = version;
-        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
-        slot.current.version = version;
-        slot.current.previous = versions.base();
-        self.prepare(chunk);
-    }
-
-    fn began_forwarded(&mut self, chunk: ChunkId, versions: Versions) {
-        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
-        let Work { version, previous, .. } = slot.current;
-        if versions.committed >= version {
-            return self.finish(chunk, Ok(version));
-        }
-        match versions.pending {
-            Some(pending) if pending == version => return self.decide(chunk),
-            // The predecessor has committed it: only our own mark was lost.
-            Some(pending) if pending == previous => {
-                self.actions.push(Action::Commit { chunk, version: pending });
-            }
-            None if versions.base() == previous => {}
-            other => {
-                let text = format!(
-                    "chunk {chunk} of target {}: version {version} follows {previous}, but {} is \
-                     committed and {other:?} is pending here",
-                    self.target, versions.committed
-                );
-                return self.finish(chunk, Err(Error::new(Code::VersionMismatch, text)));
-            }
-        }
-        self.prepare(chunk);
-    }
-
-    fn prepare(&mut self, chunk: ChunkId) {
-        let commit = self.view.is_some_and(|view| view.is_commit_point && view.successor.is_none());
+    pub(super) fn prepare(&mut self, chunk: ChunkId) {
+        let commit = self.view.is_some_and(|view| view.commits_alone());
         let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
         slot.phase = Phase::Preparing { commit };
         let Work { version, previous, .. } = slot.current;
@@ -322,7 +271,10 @@ impl Replica {
     }
 
     /// A prepared version: commit it, pass it on, or wait for a view that says which.
-    fn decide(&mut self, chunk: ChunkId) {
+    pub(super) fn decide(&mut self, chunk: ChunkId) {
+        if self.is_outdated(chunk) {
+            return self.abandon(chunk);
+        }
         let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
         slot.current.attempt += 1;
         let Work { version, previous, attempt, .. } = slot.current;
@@ -338,7 +290,7 @@ impl Replica {
                     Action::Forward { chunk, version, previous, to, chain_version, attempt };
                 self.actions.push(forward);
             }
-            None if view.is_commit_point => {
+            None if view.commits_alone() => {
                 slot.phase = Phase::Committing;
                 self.actions.push(Action::Commit { chunk, version });
             }
@@ -347,7 +299,7 @@ impl Replica {
     }
 
     /// Sends everyone who waits for `chunk` elsewhere: this replica does not take part for now.
-    fn shed(&mut self, chunk: ChunkId) {
+    pub(super) fn shed(&mut self, chunk: ChunkId) {
         let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
         let mut tickets = std::mem::take(&mut slot.current.tickets);
         for work in slot.queue.drain(..) {
@@ -373,27 +325,38 @@ impl Replica {
         if !self.is_current(chunk, version, Phase::Forwarding, attempt) {
             return;
         }
+        let syncs = self.view.is_some_and(|view| view.successor_syncs);
         let slot = self.slots.get_mut(&chunk).expect("invariant: is_current found it");
         match result {
             Ok(()) => {
                 slot.phase = Phase::Committing;
                 self.actions.push(Action::Commit { chunk, version });
             }
+            // Whatever it refuses the write for: what is good here decides.
+            Err(error)
+                if syncs && (error.code() == Code::VersionMismatch || refuses(error.code())) =>
+            {
+                self.sync(chunk);
+            }
             Err(error) if refuses(error.code()) => {
                 slot.phase = Phase::Discarding;
                 slot.current.refusal = Some(error);
                 self.actions.push(Action::Discard { chunk, version });
             }
-            Err(_) => {
-                slot.phase = Phase::Waiting;
-                let duration = PAUSE_MAX.min(PAUSE_MIN * (1 << slot.current.pauses.min(8)));
-                slot.current.pauses += 1;
-                self.actions.push(Action::Pause { chunk, version, attempt, duration });
-            }
+            Err(_) => self.pause(chunk),
         }
     }
 
-    fn is_current(
+    pub(super) fn pause(&mut self, chunk: ChunkId) {
+        let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
+        slot.phase = Phase::Waiting;
+        let duration = PAUSE_MAX.min(PAUSE_MIN * (1 << slot.current.pauses.min(8)));
+        slot.current.pauses += 1;
+        let Work { version, attempt, .. } = slot.current;
+        self.actions.push(Action::Pause { chunk, version, attempt, duration });
+    }
+
+    pub(super) fn is_current(
         &self,
         chunk: ChunkId,
         version: ChunkVersion,
@@ -408,7 +371,7 @@ impl Replica {
     }
 
     /// Ends the current write of a chunk and starts the next one.
-    fn finish(&mut self, chunk: ChunkId, result: Result<ChunkVersion>) {
+    pub(super) fn finish(&mut self, chunk: ChunkId, result: Result<ChunkVersion>) {
         let Some(slot) = self.slots.get_mut(&chunk) else { return };
         let next = slot.queue.pop_front();
         let ended = match next {
@@ -430,8 +393,10 @@ impl Replica {
             self.channels.remove(&(key.client, key.channel));
         }
         let result = match ended.source {
-            Source::Client(_) => result,
-            _ => self.remember_refusal(chunk, ended.version, result),
+            Source::Predecessor | Source::Recovered if !self.syncs() => {
+                self.remember_refusal(chunk, ended.version, result)
+            }
+            _ => result,
         };
         for ticket in ended.tickets {
             self.answer(ticket, result.clone());
@@ -466,11 +431,12 @@ impl Replica {
 impl Work {
     pub(super) fn new(
         source: Source,
+        accepted: ChainVersion,
         version: ChunkVersion,
         previous: ChunkVersion,
         ticket: Option<Ticket>,
     ) -> Self {
         let tickets = ticket.into_iter().collect();
-        Self { source, version, previous, tickets, attempt: 0, pauses: 0, refusal: None }
+        Self { source, accepted, version, previous, tickets, attempt: 0, pauses: 0, refusal: None }
     }
 }

@@ -15,16 +15,24 @@
 //!   point), under its own version number.
 //! - A write of a client that is known by its [`RetryKey`] is ordered once.
 //!
+//! A syncing replica stands behind the commit point, which fills it (see [`crate::resync`]): it takes
+//! every write and commits it as it prepares it, since all before it hold it by then, but decides
+//! nothing. A write whose base it lacks it refuses with `VersionMismatch`; the commit point then makes
+//! the chunk the same there ([`Action::Sync`]) and passes the write on again.
+//!
 //! The state machine is pure: the shell feeds [`Event`]s to [`Replica::apply`] and carries out the
 //! [`Action`]s; each action that has an outcome comes back as an event.
 
+mod began;
 mod intake;
 mod machine;
+mod syncing;
 
 pub use machine::Replica;
 
 use kiln_types::{
-    Chain, ChainVersion, ChunkId, ChunkVersion, PublicState, Result, RetryKey, TargetId,
+    Chain, ChainVersion, ChunkId, ChunkVersion, PublicState, Result, RetryKey, RetryRecord,
+    TargetId,
 };
 use std::time::Duration;
 
@@ -47,6 +55,8 @@ pub struct View {
     pub predecessor: Option<TargetId>,
     /// To whom this replica passes writes.
     pub successor: Option<TargetId>,
+    /// Whether the successor is being filled by this replica.
+    pub successor_syncs: bool,
     /// Where writes are decided.
     pub commit_point: Option<TargetId>,
     /// Whether enough replicas serve for new writes.
@@ -58,16 +68,28 @@ impl View {
     pub fn of(chain: &Chain, target: TargetId) -> Option<Self> {
         let state = chain.state_of(target)?;
         let before = chain.members.iter().take_while(|m| m.target != target);
+        let successor = chain.successor_of(target);
+        let successor_state = successor.and_then(|successor| chain.state_of(successor));
         Some(Self {
             chain_version: chain.version,
             state,
             is_head: chain.head() == Some(target),
             is_commit_point: chain.tail() == Some(target),
             predecessor: before.filter(|m| m.state.takes_writes()).map(|m| m.target).last(),
-            successor: chain.successor_of(target),
+            successor,
+            successor_syncs: successor_state == Some(PublicState::Syncing),
             commit_point: chain.tail(),
             enough_serving: chain.serving().count() >= chain.min_serving as usize,
         })
+    }
+}
+
+impl View {
+    /// Whether this replica commits what it has prepared without asking anyone: nobody is behind it,
+    /// and it decides, or follows in all what the commit point does.
+    pub fn commits_alone(&self) -> bool {
+        let last = self.is_commit_point || self.state == PublicState::Syncing;
+        last && self.successor.is_none()
     }
 }
 
@@ -88,17 +110,6 @@ impl Versions {
     pub fn base(&self) -> ChunkVersion {
         if self.present { self.committed } else { ChunkVersion::NONE }
     }
-}
-
-/// A write that the store remembers of a client's channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Remembered {
-    /// Its number on the channel.
-    pub key: RetryKey,
-    /// The chunk that it changed.
-    pub chunk: ChunkId,
-    /// The version that it got.
-    pub version: ChunkVersion,
 }
 
 /// How a replica answers a read of a chunk so that no later read can contradict it.
@@ -136,7 +147,7 @@ pub enum Event {
         /// Who asked.
         retry: Option<RetryKey>,
         /// What the store remembers of that client's channel.
-        remembered: Option<Remembered>,
+        remembered: Option<RetryRecord>,
     },
     /// A write that the predecessor passed on.
     Forward {
@@ -153,6 +164,28 @@ pub enum Event {
         /// The version that it follows.
         previous: ChunkVersion,
     },
+    /// The predecessor fills this replica: the chunk becomes what came with the request.
+    Install {
+        /// Who waits.
+        ticket: Ticket,
+        /// The chain version that the predecessor believes.
+        chain_version: ChainVersion,
+        /// The predecessor.
+        from: TargetId,
+        /// The chunk.
+        chunk: ChunkId,
+        /// The version that it becomes.
+        version: ChunkVersion,
+    },
+    /// This replica fills its successor, and the chunk is not known to be the same there.
+    Sync {
+        /// Who waits.
+        ticket: Ticket,
+        /// The chain version in which the successor is filled.
+        chain_version: ChainVersion,
+        /// The chunk.
+        chunk: ChunkId,
+    },
     /// The outcome of [`Action::Begin`].
     Began {
         /// The chunk.
@@ -160,7 +193,7 @@ pub enum Event {
         /// What the store has.
         versions: Result<Versions>,
         /// What it remembers of the channel that the action named.
-        remembered: Option<Remembered>,
+        remembered: Option<RetryRecord>,
     },
     /// The outcome of [`Action::Prepare`].
     Prepared {
@@ -180,6 +213,24 @@ pub enum Event {
         /// The attempt, as the action named it.
         attempt: u32,
         /// An error of [`refuses`] means that the successor has not stored it.
+        result: Result<()>,
+    },
+    /// The outcome of [`Action::Install`].
+    Installed {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Whose copy it is.
+        ticket: Ticket,
+        /// An error means that nothing changed.
+        result: Result<()>,
+    },
+    /// The outcome of [`Action::Sync`].
+    Synced {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The attempt, as the action named it.
+        attempt: u32,
+        /// Whether the successor's committed version is this replica's now.
         result: Result<()>,
     },
     /// The pause of [`Action::Pause`] is over.
@@ -255,6 +306,24 @@ pub enum Action {
         version: ChunkVersion,
         /// The committed version that it follows here.
         previous: ChunkVersion,
+        /// The successor.
+        to: TargetId,
+        /// The chain version to name.
+        chain_version: ChainVersion,
+        /// Comes back in the outcome.
+        attempt: u32,
+    },
+    /// Make the chunk durably what came with the request, if it is what the request expects.
+    Install {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Whose copy it is.
+        ticket: Ticket,
+    },
+    /// Make the committed version of the chunk at the successor, whatever it has, the one here.
+    Sync {
+        /// The chunk.
+        chunk: ChunkId,
         /// The successor.
         to: TargetId,
         /// The chain version to name.

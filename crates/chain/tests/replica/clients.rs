@@ -1,6 +1,6 @@
 //! What the clients of the world do, and how replicas answer their reads.
 
-use crate::world::{Caller, Flight, Operation, World};
+use crate::world::{Caller, Flight, Operation, Plant, World};
 use kiln_chain::replica::{Event, ReadRule};
 use kiln_types::*;
 
@@ -24,6 +24,12 @@ impl World {
         let (attempt, chain) = (state.attempt, &state.chain);
         let is_write = state.operation.as_ref().is_some_and(|operation| operation.is_write);
         let serving: Vec<_> = chain.serving().collect();
+        if serving.is_empty() {
+            let result = Err(Error::from(Code::NotServing));
+            return self
+                .flights
+                .push(Flight::Reply { to: Caller::Client(client, attempt), result });
+        }
         let flight = if is_write {
             Flight::Write { node: serving[0].0 as usize, client, attempt }
         } else {
@@ -35,7 +41,7 @@ impl World {
 
     pub(crate) fn write(&mut self, node: usize, client: usize, attempt: u64) {
         let caller = Caller::Client(client, attempt);
-        if self.lost() || self.nodes[node].down || self.nodes[node].replica.view().is_none() {
+        if self.lost() || !self.nodes[node].answers() || self.nodes[node].replica.view().is_none() {
             let result = Err(Error::from(Code::ConnectionLost));
             return self.flights.push(Flight::Reply { to: caller, result });
         }
@@ -67,13 +73,13 @@ impl World {
         let view = view.filter(|v| v.chain_version == chain_version);
         let view = view.filter(|v| v.state == PublicState::Serving);
         let lost = self.lost();
-        if view.is_none() || lost || self.nodes[node].down {
+        if view.is_none() || lost || !self.nodes[node].answers() {
             return self.flights.push(failed);
         }
         let chunk = operation.chunk;
         let stored = self.nodes[node].store.chunks.get(&chunk).cloned().unwrap_or_default();
         let rule = self.nodes[node].replica.read_rule(&chunk);
-        if self.options.dirty_reads && stored.pending.is_some() {
+        if self.options.plant == Some(Plant::DirtyReads) && stored.pending.is_some() {
             let result = stored.pending;
             return self.flights.push(Flight::ReadReply { client, attempt, result });
         }
@@ -101,7 +107,7 @@ impl World {
         let there = self.nodes[tail].replica.view();
         let current = there
             .is_some_and(|view| view.is_commit_point && Some(view.chain_version) == chain_version);
-        if !current || self.nodes[tail].down || self.lost() {
+        if !current || !self.nodes[tail].answers() || self.lost() {
             return self.flights.push(Flight::ReadReply { client, attempt, result: None });
         }
         let Some(operation) = &self.clients[client].operation else { return };
@@ -132,7 +138,7 @@ impl World {
         } else {
             stored.pending.filter(|pending| pending.0 == version)
         };
-        let alive = self.nodes[node].life == life && !self.nodes[node].down;
+        let alive = self.nodes[node].life == life && self.nodes[node].answers();
         let result = found.filter(|_| alive);
         self.flights.push(Flight::ReadReply { client, attempt, result });
     }

@@ -1,11 +1,12 @@
 //! Replicas, their stores, a manager, clients, and the bag of what is under way between them.
 
+use crate::filling::{Stage, Walk};
 use crate::history::{self, Seen};
-use kiln_chain::replica::{Action, Event, Remembered, Replica, Ticket, Versions, View};
+use kiln_chain::replica::{Action, Event, Replica, Ticket, Versions};
 use kiln_types::*;
 use std::collections::{BTreeMap, HashMap};
 
-const REPLICAS: usize = 3;
+pub(crate) const REPLICAS: usize = 3;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -16,12 +17,39 @@ pub(crate) struct Options {
     pub(crate) loss: u8,
     /// Quick restarts.
     pub(crate) kills: usize,
-    /// Replicas that die for good (never the last one).
+    /// Replicas that are declared dead; they may return later.
     pub(crate) deaths: usize,
+    /// Whether a replica returns without the write marks that were not durable, and with all it had
+    /// pending.
+    pub(crate) returns: bool,
     /// Per cent of prepares that find the disk full.
     pub(crate) full: u8,
-    pub(crate) store_forgets: bool,
-    pub(crate) dirty_reads: bool,
+    /// Per cent of turns that a prepare is passed over.
+    pub(crate) slow_disk: u8,
+    /// Per cent of turns that a client's write is passed over.
+    pub(crate) slow_clients: u8,
+    pub(crate) plant: Option<Plant>,
+}
+
+/// Defects that the checker must find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plant {
+    /// A killed store loses what was pending.
+    StoreForgets,
+    /// A replica answers reads with what it has pending.
+    DirtyReads,
+    /// A filled replica says what it holds while its earlier changes are under way.
+    ListsTooEarly,
+    /// The commit point does not look again at chunks that were changing when the filling began.
+    SkipsChanging,
+    /// A copy is installed whatever is there.
+    InstallsBlindly,
+    /// Retry records do not travel.
+    SkipsRetries,
+    /// Retry records travel also of writes that are pending.
+    PassesUndecided,
+    /// A returned replica is taken for up-to-date.
+    PromotesStale,
 }
 
 impl Options {
@@ -33,10 +61,12 @@ impl Options {
             operations: random.usize(5..40),
             loss: *random.choice(&[0, 2, 10, 30]).unwrap(),
             kills: random.usize(0..6),
-            deaths: random.usize(0..3),
+            deaths: random.usize(0..6),
+            returns: random.bool(),
             full: *random.choice(&[0, 0, 5]).unwrap(),
-            store_forgets: false,
-            dirty_reads: false,
+            slow_disk: *random.choice(&[0, 0, 80, 95]).unwrap(),
+            slow_clients: *random.choice(&[0, 0, 90, 97]).unwrap(),
+            plant: None,
         }
     }
 }
@@ -53,7 +83,7 @@ pub(crate) struct Stored {
 #[derive(Clone, Default)]
 pub(crate) struct Store {
     pub(crate) chunks: BTreeMap<ChunkId, Stored>,
-    pub(crate) retries: BTreeMap<(ClientId, ChannelId), Remembered>,
+    pub(crate) retries: BTreeMap<(ClientId, ChannelId), RetryRecord>,
     pub(crate) version_max: ChunkVersion,
 }
 
@@ -66,20 +96,38 @@ pub(crate) struct Node {
     pub(crate) dead: bool,
     /// Not running now.
     pub(crate) down: bool,
+    /// Cut off from the manager for so long that its lease has ended.
+    pub(crate) fenced: bool,
     pub(crate) tickets: HashMap<Ticket, Caller>,
     pub(crate) payloads: HashMap<Ticket, (u64, Option<RetryKey>)>,
+    /// The copies that wait to be installed.
+    pub(crate) copies: HashMap<Ticket, Copied>,
+    /// The chain version in which it was filled.
+    pub(crate) filled: Option<ChainVersion>,
+    /// The walk that fills it.
+    pub(crate) session: Option<u64>,
 }
 
+/// What an install brings: what is expected, and what it becomes.
 #[derive(Clone, Copy, Debug)]
+pub(crate) struct Copied {
+    pub(crate) expected: Held,
+    pub(crate) copy: (ChunkVersion, u64),
+}
+
+#[derive(Clone, Debug)]
 pub(crate) enum Caller {
     Client(usize, u64),
     /// (node, life, chunk, version, attempt) of the predecessor.
     Node(usize, u64, ChunkId, ChunkVersion, u32),
+    /// (node, life, chunk, attempt) of the predecessor that fills.
+    Filler(usize, u64, ChunkId, u32),
+    /// The walk that fills a replica.
+    Walk(Walk),
 }
 
 /// Something under way. The first numbers are node and life: a restart loses what it had under way.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a few of them in a test")]
 pub(crate) enum Flight {
     Local(usize, u64, Action),
     /// `life` is the receiver's: a connection does not outlive it.
@@ -127,6 +175,35 @@ pub(crate) enum Flight {
         result: Option<(ChunkVersion, u64)>,
     },
     Restart(usize),
+    /// A heartbeat of a node.
+    Report(usize),
+    Walk(Walk, Stage),
+    /// The predecessor (node, life) looks what `to` holds of a chunk, for attempt `attempt`.
+    LookUp {
+        to: usize,
+        from: (usize, u64),
+        chunk: ChunkId,
+        chain_version: ChainVersion,
+        attempt: u32,
+    },
+    Found {
+        from: (usize, u64),
+        chunk: ChunkId,
+        attempt: u32,
+        to: usize,
+        chain_version: ChainVersion,
+        found: Option<Held>,
+    },
+    Install {
+        to: usize,
+        life: u64,
+        from: Caller,
+        chunk: ChunkId,
+        chain_version: ChainVersion,
+        copied: Copied,
+        /// A copy that the network kept for a while.
+        late: bool,
+    },
 }
 
 pub(crate) struct Client {
@@ -149,6 +226,8 @@ pub(crate) struct World {
     pub(crate) options: Options,
     pub(crate) random: fastrand::Rng,
     pub(crate) chain: Chain,
+    /// What the manager knows of the targets.
+    pub(crate) local: [LocalState; REPLICAS],
     pub(crate) nodes: Vec<Node>,
     pub(crate) clients: Vec<Client>,
     pub(crate) flights: Vec<Flight>,
@@ -180,6 +259,7 @@ impl World {
             random: fastrand::Rng::with_seed(seed),
             options,
             chain,
+            local: [LocalState::UpToDate; REPLICAS],
             nodes,
             clients,
             flights,
@@ -192,6 +272,15 @@ impl World {
         }
     }
 
+    /// A whole life, checked; returns its trace.
+    pub(crate) fn lives(seed: u64, options: Options) -> u64 {
+        let mut world = Self::new(seed, options);
+        world.run();
+        world.settle();
+        world.check();
+        world.trace()
+    }
+
     pub(crate) fn trace(&self) -> u64 {
         self.trace
     }
@@ -201,6 +290,9 @@ impl World {
         while self.clients.iter().any(|client| client.left > 0 || client.operation.is_some()) {
             steps += 1;
             self.calm = steps > 20_000;
+            if self.calm {
+                self.revive_all();
+            }
             assert!(steps < 400_000, "no progress: {:?}", self.flights);
             self.step();
         }
@@ -209,6 +301,7 @@ impl World {
     /// Lets everything come to rest, without further faults.
     pub(crate) fn settle(&mut self) {
         self.calm = true;
+        self.revive_all();
         for _ in 0..100_000 {
             if self.flights.is_empty() {
                 return;
@@ -220,13 +313,16 @@ impl World {
 
     pub(crate) fn check(&self) {
         history::check(&self.history);
+        if self.options.returns {
+            assert_eq!(self.chain.serving().count(), REPLICAS, "not all serve: {:?}", self.chain);
+        }
         let serving: Vec<_> = self.chain.serving().map(|t| &self.nodes[t.0 as usize]).collect();
         for node in &serving {
             assert_eq!(node.replica.works(), 0, "target {} still works", node.target);
             for (chunk, stored) in &node.store.chunks {
                 assert_eq!(stored.pending, None, "{chunk} of {} is pending", node.target);
-                let head = serving[0].store.chunks.get(chunk).map(|s| s.committed);
-                assert_eq!(head, Some(stored.committed), "{chunk} of {} differs", node.target);
+                let head = serving[0].store.chunks.get(chunk).cloned().unwrap_or_default();
+                assert_eq!(head.committed, stored.committed, "{chunk} of {} differs", node.target);
             }
         }
     }
@@ -242,13 +338,19 @@ impl World {
                 return;
             }
         }
-        if strike && self.options.deaths > 0 && self.chain.serving().count() > 1 {
+        let spare = self.chain.serving().count() > 1 || self.options.returns;
+        if strike && self.options.deaths > 0 && spare {
             self.options.deaths -= 1;
             let node = self.random.usize(..REPLICAS);
-            if self.chain.state_of(TargetId(node as u64)) == Some(PublicState::Serving) {
+            let state = self.chain.state_of(TargetId(node as u64));
+            if state.is_some_and(PublicState::takes_writes) {
                 self.bury(node);
                 return;
             }
+        }
+        if self.options.returns && self.random.u8(..100) < 2 {
+            let node = self.random.usize(..REPLICAS);
+            self.revive(node);
         }
         let client = self.random.usize(..self.clients.len());
         if self.clients[client].operation.is_none() && self.clients[client].left > 0 {
@@ -257,51 +359,20 @@ impl World {
         self.deliver();
     }
 
-    pub(crate) fn kill(&mut self, node: usize) {
-        let dying = &mut self.nodes[node];
-        let mut store = std::mem::take(&mut dying.store);
-        for stored in store.chunks.values_mut() {
-            if let Some(undo) = stored.undo.take().filter(|_| self.random.bool()) {
-                stored.pending = Some(stored.committed);
-                stored.committed = undo;
-            }
-            if self.options.store_forgets {
-                stored.pending = None;
-            }
-        }
-        let mut waiting: Vec<_> = dying.tickets.drain().collect();
-        waiting.sort_by_key(|(ticket, _)| *ticket);
-        self.flights.extend(
-            waiting.into_iter().map(|(_, to)| Flight::Reply {
-                to,
-                result: Err(Error::from(Code::ConnectionLost)),
-            }),
-        );
-        let (target, life, dead) = (dying.target, dying.life + 1, dying.dead);
-        self.nodes[node] = Node::new(target, store, life);
-        self.nodes[node].dead = dead;
-        self.nodes[node].down = true;
-    }
-
-    pub(crate) fn bury(&mut self, node: usize) {
-        self.nodes[node].dead = true;
-        self.kill(node);
-        for member in &mut self.chain.members {
-            if member.target == TargetId(node as u64) {
-                member.state = PublicState::Offline;
-            }
-        }
-        self.chain.members.sort_by_key(|member| member.state);
-        self.chain.version = self.chain.version.next();
-        self.flights.extend((0..REPLICAS).map(Flight::View));
-        self.flights.extend((0..self.clients.len()).map(Flight::ClientView));
-    }
-
     pub(crate) fn deliver(&mut self) {
         if self.flights.is_empty() {
             return;
         }
         let at = self.random.usize(..self.flights.len());
+        let patience = match self.flights[at] {
+            Flight::Local(_, _, Action::Prepare { .. }) => self.options.slow_disk,
+            Flight::Install { late: true, .. } => 95,
+            Flight::Write { .. } => self.options.slow_clients,
+            _ => 0,
+        };
+        if !self.calm && self.random.u8(..100) < patience {
+            return;
+        }
         let flight = self.flights.swap_remove(at);
         self.trace = self.trace.rotate_left(5) ^ (at as u64 + 1) ^ self.values;
         self.now += 1;
@@ -312,6 +383,17 @@ impl World {
                 }
             }
             Flight::Restart(node) => self.restart(node),
+            Flight::Report(node) => self.heartbeat(node),
+            Flight::Walk(walk, stage) => self.walk(walk, stage),
+            Flight::LookUp { to, from, chunk, chain_version, attempt } => {
+                self.look_up(to, from, chunk, chain_version, attempt);
+            }
+            Flight::Found { from, chunk, attempt, to, chain_version, found } => {
+                self.found(from, chunk, attempt, to, chain_version, found);
+            }
+            Flight::Install { to, life, from, chunk, chain_version, copied, .. } => {
+                self.install(to, life, from, chunk, chain_version, copied);
+            }
             Flight::View(node) => self.take_view(node),
             Flight::ClientView(client) => self.clients[client].chain = self.chain.clone(),
             Flight::Forward { to, life, from, event, value, retry } => {
@@ -339,26 +421,6 @@ impl World {
 
     pub(crate) fn lost(&mut self) -> bool {
         !self.calm && self.random.u8(..100) < self.options.loss
-    }
-
-    pub(crate) fn restart(&mut self, node: usize) {
-        if self.nodes[node].dead {
-            return;
-        }
-        self.nodes[node].down = false;
-        let store = &self.nodes[node].store;
-        let pending = store.chunks.iter().filter_map(|(c, s)| Some((*c, s.pending?.0)));
-        for (chunk, version) in pending.collect::<Vec<_>>() {
-            self.apply(node, Event::Recovered { chunk, version });
-        }
-        self.flights.push(Flight::View(node));
-    }
-
-    pub(crate) fn take_view(&mut self, node: usize) {
-        if !self.nodes[node].down {
-            let view = View::of(&self.chain, self.nodes[node].target);
-            self.apply(node, Event::View(view));
-        }
     }
 
     pub(crate) fn apply(&mut self, node: usize, event: Event) {
@@ -448,6 +510,12 @@ impl World {
                 }
                 self.flights.push(flight);
             }
+            Action::Install { chunk, ticket } => self.carry_out_install(node, chunk, ticket),
+            Action::Sync { chunk, to, chain_version, attempt } => {
+                let from = (node, self.nodes[node].life);
+                let to = to.0 as usize;
+                self.flights.push(Flight::LookUp { to, from, chunk, chain_version, attempt });
+            }
             Action::Pause { chunk, version, attempt, .. } => {
                 self.apply(node, Event::PauseOver { chunk, version, attempt });
             }
@@ -473,19 +541,24 @@ impl World {
             stored.undo = None;
         }
         let stored = store.chunks.entry(chunk).or_default();
-        assert_eq!(stored.committed.0, previous, "prepared on another base");
-        assert!(stored.pending.is_none() && version > previous);
+        let matches = stored.committed.0 == previous && stored.pending.is_none();
+        assert!(matches && version > previous, "prepared on another base");
         stored.pending = Some((version, value));
         stored.pending_retry = retry;
         if commit {
             stored.committed = stored.pending.take().unwrap();
         }
         if let Some(key) = retry {
-            let remembered = Remembered { key, chunk, version };
+            let remembered = RetryRecord { key, chunk, version };
             store.retries.insert((key.client, key.channel), remembered);
         }
         store.version_max = store.version_max.max(version);
         Ok(())
+    }
+
+    pub(crate) fn next_ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
     }
 
     pub(crate) fn ticket(
@@ -495,8 +568,7 @@ impl World {
         value: u64,
         retry: Option<RetryKey>,
     ) -> Ticket {
-        self.tickets += 1;
-        let ticket = Ticket(self.tickets);
+        let ticket = Ticket(self.next_ticket());
         self.nodes[node].tickets.insert(ticket, caller);
         self.nodes[node].payloads.insert(ticket, (value, retry));
         ticket
@@ -510,7 +582,7 @@ impl World {
         value: u64,
         retry: Option<RetryKey>,
     ) {
-        if self.lost() || self.nodes[to].down || self.nodes[to].replica.view().is_none() {
+        if self.lost() || !self.nodes[to].answers() || self.nodes[to].replica.view().is_none() {
             let result = Err(Error::from(Code::ConnectionLost));
             return self.flights.push(Flight::Reply { to: from, result });
         }
@@ -541,6 +613,15 @@ impl World {
                 }
             }
             Caller::Client(..) => {}
+            Caller::Filler(node, life, chunk, attempt) => {
+                if self.nodes[node].life == life {
+                    let result = result.map(drop);
+                    self.apply(node, Event::Synced { chunk, attempt, result });
+                }
+            }
+            Caller::Walk(walk) => {
+                self.walk_on(walk, result.is_ok());
+            }
         }
     }
 
@@ -559,6 +640,11 @@ impl World {
 }
 
 impl Node {
+    /// Whether requests reach it.
+    pub(crate) fn answers(&self) -> bool {
+        !self.down && !self.fenced
+    }
+
     pub(crate) fn new(target: TargetId, store: Store, life: u64) -> Self {
         Self {
             target,
@@ -567,8 +653,12 @@ impl Node {
             life,
             dead: false,
             down: false,
+            fenced: false,
             tickets: HashMap::new(),
             payloads: HashMap::new(),
+            copies: HashMap::new(),
+            filled: None,
+            session: None,
         }
     }
 }

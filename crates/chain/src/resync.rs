@@ -1,0 +1,69 @@
+//! How a target that was away is filled again: what the commit point, its predecessor, decides.
+//!
+//! The target is in state syncing, behind the commit point, and takes every write meanwhile. The
+//! commit point goes once through all chunks in the order of their ids, compares which versions the
+//! two hold, page by page, and makes the target's chunk the same where they differ, in turn with the
+//! writes of that chunk. Then it passes on the retry records and says that the target is complete; the
+//! target reports itself up-to-date, and the manager lets it serve.
+//!
+//! Invariants:
+//! - Everything happens under one version of the chain, which both check: in another one it begins
+//!   anew, and finds equal what was made equal before.
+//! - Once a chunk was found or made equal it stays so: both take the same writes, in the same order.
+//!   What either began before this version of the chain is excluded: the target waits until it has
+//!   nothing of the kind under way before it says what it holds, and the commit point compares such
+//!   chunks again when they are at rest.
+//! - The target's chunk is replaced only if it holds what the commit point saw there: a late copy of a
+//!   message changes nothing.
+//! - A retry record travels only when its write is not pending here: the record of a pending one comes
+//!   with the write, so that nobody who lacks the write answers for it.
+//! - What the target holds may go back: a version that the chain does not know (an operator chose
+//!   another replica, or a write that was never acknowledged) goes away.
+
+use kiln_types::{ChunkId, Held};
+
+/// Which versions a replica holds of a range of chunks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Chunks of which something is known, in order of their ids.
+    pub chunks: Vec<(ChunkId, Held)>,
+    /// The last chunk that was looked at; `None`: the range is done.
+    pub last: Option<ChunkId>,
+}
+
+/// What two pages show that begin at the same chunk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Chunks that are not the same, or not at rest.
+    pub differing: Vec<ChunkId>,
+    /// How many were compared.
+    pub compared: u64,
+    /// The last chunk that was compared: the next pages begin behind it. `None`: all are done.
+    pub last: Option<ChunkId>,
+}
+
+/// Compares what the commit point and the target hold, as far as both pages reach. Chunks in
+/// `changing` count as different: those behind the last page that were being changed at the commit
+/// point by what it began before this version of the chain, as it was *before* it made its page. A
+/// change that ends in between is then on the page or among them.
+pub fn compare(here: &Page, there: &Page, changing: impl IntoIterator<Item = ChunkId>) -> Compared {
+    let last = match (here.last, there.last) {
+        (Some(here), Some(there)) => Some(here.min(there)),
+        (one, other) => one.or(other),
+    };
+    let covered = |chunk: ChunkId| last.is_none_or(|last| chunk <= last);
+    let mut chunks: std::collections::BTreeMap<ChunkId, [Held; 2]> = Default::default();
+    for (side, page) in [here, there].into_iter().enumerate() {
+        for (chunk, held) in page.chunks.iter().filter(|(chunk, _)| covered(*chunk)) {
+            chunks.entry(*chunk).or_insert([Held::NOTHING; 2])[side] = *held;
+        }
+    }
+    let compared = chunks.len() as u64;
+    let differ = |[here, there]: &[Held; 2]| here != there;
+    let differing = chunks.iter().filter(|(_, held)| differ(held)).map(|(chunk, _)| *chunk);
+    let mut differing: Vec<_> =
+        differing.chain(changing.into_iter().filter(|c| covered(*c))).collect();
+    differing.sort_unstable();
+    differing.dedup();
+    Compared { differing, compared, last }
+}

@@ -1,0 +1,114 @@
+//! How reads are answered, so that no later read can contradict them.
+
+use super::{NEIGHBOUR_TIMEOUT, Target};
+use kiln_chain::replica::ReadRule;
+use kiln_chunk_store::{self as chunk_store, ChunkRead, Which};
+use kiln_telemetry::{Phase, phase};
+use kiln_types::{
+    ChunkId, ChunkVersion, Code, Deadline, Error, PublicState, Result, TargetId, TruncateEpoch,
+};
+use kiln_wire::Name;
+
+impl Target {
+    /// Reads what is committed, so that no later read can contradict it.
+    ///
+    /// # Errors
+    /// `ChunkNotFound` for a hole; `StaleChainVersion`, `NotServing` and `Busy` send the caller
+    /// elsewhere or let it try again.
+    pub async fn read(
+        &self,
+        name: Name,
+        offset: u32,
+        length: u32,
+        floor: TruncateEpoch,
+        deadline: Deadline,
+    ) -> Result<ChunkRead> {
+        let chunk = name.chunk;
+        let committed = || self.read_store(chunk, Which::Committed, offset, length, floor);
+        match self.read_rule(name)? {
+            ReadRule::Committed => committed().await,
+            ReadRule::Wait => Err(settling(chunk)),
+            ReadRule::Ask(commit_point) => {
+                let decided = self.ask_committed(name, commit_point, deadline).await?;
+                let stat = self.store.stat(self.id, chunk).await?;
+                let version_of = |stat: &Option<chunk_store::VersionStat>| {
+                    stat.as_ref().map_or(ChunkVersion::NONE, |stat| stat.version)
+                };
+                if version_of(&stat.committed) >= decided {
+                    return committed().await;
+                }
+                if version_of(&stat.pending) != decided {
+                    return Err(settling(chunk));
+                }
+                let which = Which::Version(decided);
+                match self.read_store(chunk, which, offset, length, floor).await {
+                    // Committed and replaced meanwhile.
+                    Err(error) if error.code() == Code::ChunkNotFound => committed().await,
+                    result => result,
+                }
+            }
+        }
+    }
+
+    /// The committed version of a chunk, told by the commit point.
+    ///
+    /// # Errors
+    /// `WrongTarget` when this is not the commit point, `Busy` while the chunk is being settled.
+    pub async fn committed_version(&self, name: Name) -> Result<ChunkVersion> {
+        if self.read_rule(name)? != ReadRule::Committed {
+            return Err(settling(name.chunk));
+        }
+        let is_commit_point =
+            self.state.lock().replica.view().is_some_and(|view| view.is_commit_point);
+        if !is_commit_point {
+            let text = format!("target {} is not the commit point of its chain", self.id);
+            return Err(Error::new(Code::WrongTarget, text));
+        }
+        let stat = self.store.stat(self.id, name.chunk).await?;
+        Ok(stat.committed.map_or(ChunkVersion::NONE, |committed| committed.version))
+    }
+
+    fn read_rule(&self, name: Name) -> Result<ReadRule> {
+        let state = self.state.lock();
+        let view = state.replica.view().filter(|view| view.state == PublicState::Serving);
+        let Some(view) = view else {
+            let text = format!("target {} does not serve", self.id);
+            return Err(Error::new(Code::NotServing, text));
+        };
+        if view.chain_version != name.chain_version {
+            let text = format!(
+                "chain {} is at version {}, the request at {}",
+                self.chain, view.chain_version, name.chain_version
+            );
+            return Err(Error::new(Code::StaleChainVersion, text));
+        }
+        Ok(state.replica.read_rule(&name.chunk))
+    }
+
+    pub(super) async fn read_store(
+        &self,
+        chunk: ChunkId,
+        which: Which,
+        offset: u32,
+        length: u32,
+        floor: TruncateEpoch,
+    ) -> Result<ChunkRead> {
+        let result = self.store.read(self.id, chunk, which, offset, length, floor).await;
+        self.notice(result)
+    }
+
+    async fn ask_committed(
+        &self,
+        name: Name,
+        commit_point: TargetId,
+        deadline: Deadline,
+    ) -> Result<ChunkVersion> {
+        let latest = self.env.deadline_after(NEIGHBOUR_TIMEOUT).min(deadline);
+        let asked = self.peers.committed_version(commit_point, name, latest);
+        phase(&self.env, Phase::CommitPoint, asked).await
+    }
+}
+
+fn settling(chunk: ChunkId) -> Error {
+    Error::new(Code::Busy, format!("chunk {chunk} is being settled"))
+}
