@@ -13,6 +13,7 @@ mod server;
 mod service;
 mod state;
 mod store;
+mod suspects;
 
 pub use bootstrap::FIRST_TABLE;
 pub use manager::{Answer, Event, Manager, Options};

@@ -1,9 +1,10 @@
 //! The manager's decisions: `apply(event, now) -> answer` over its state. No I/O, no clock.
 
 use crate::state::State;
+use crate::suspects::Suspects;
 use kiln_chain::lease::{LeaseTimes, ManagerLeases, Patience};
 use kiln_chain::membership::{self, Rules};
-use kiln_rpc::{DiskReport, Heartbeat, Registration, TargetOrder};
+use kiln_rpc::{DiskReport, FillProgress, Heartbeat, Registration, TargetOrder};
 use kiln_types::{
     ChainId, Code, CredentialLimits, CredentialRecord, DiskId, Error, Incarnation, KeyId,
     LocalState, Monotonic, Node, NodeId, PublicState, Result, RoutingInfo, ServiceKind, TargetId,
@@ -51,6 +52,8 @@ pub enum Event {
         /// Its name.
         name: String,
     },
+    /// An operator asks which targets are being filled.
+    ListFills,
 }
 
 /// What the manager answers, after its state is durable.
@@ -65,14 +68,18 @@ pub enum Answer {
     },
     /// The credential exists.
     Credential(CredentialRecord),
+    /// The targets that are being filled.
+    Fills(Vec<FillProgress>),
 }
 
 /// What is known of a node while the manager runs.
 #[derive(Debug, Default)]
-struct Contact {
+pub(crate) struct Contact {
     sequence: u64,
     disks: Vec<DiskReport>,
     replaced: Vec<Incarnation>,
+    /// The targets that it fills, as it reported last.
+    pub(crate) fills: Vec<FillProgress>,
 }
 
 /// The manager's core.
@@ -81,7 +88,8 @@ pub struct Manager {
     pub(crate) options: Options,
     pub(crate) state: State,
     leases: ManagerLeases,
-    contacts: BTreeMap<NodeId, Contact>,
+    pub(crate) contacts: BTreeMap<NodeId, Contact>,
+    pub(crate) suspects: Suspects,
     pub(crate) by_node: BTreeMap<NodeId, Vec<TargetId>>,
     pub(crate) unpublished: BTreeMap<ChainId, Vec<TargetId>>,
     pub(crate) changed: bool,
@@ -103,6 +111,7 @@ impl Manager {
             state,
             leases,
             contacts,
+            suspects: Suspects::default(),
             by_node,
             unpublished,
             changed: true,
@@ -156,6 +165,7 @@ impl Manager {
             Event::Tick => Ok(self.tick(now)),
             Event::CreateCredential { name, limits } => self.create_credential(name, limits),
             Event::RevokeCredential { name } => self.revoke_credential(&name),
+            Event::ListFills => Ok(Answer::Fills(self.fills())),
         };
         self.finish_change();
         answer
@@ -264,6 +274,7 @@ impl Manager {
         let contact = self.contacts.entry(id).or_default();
         contact.sequence = heartbeat.sequence;
         contact.disks.clone_from(&heartbeat.disks);
+        contact.fills = heartbeat.targets.iter().filter_map(|report| report.fill).collect();
         if heartbeat.stopping {
             tracing::info!(node = %id, "a server stops");
             self.end_node(id);
@@ -272,7 +283,8 @@ impl Manager {
             return Ok(Answer::Alive { orders: Vec::new() });
         }
         self.leases.heard(id, now);
-        let chains = self.take_reports(heartbeat);
+        self.take_complaints(heartbeat, now);
+        let chains = self.take_reports(heartbeat, now);
         self.advance_chains(&chains, "reported by its server");
         self.publish_ready();
         self.plan();
@@ -302,7 +314,7 @@ impl Manager {
     /// Takes up what a living server says of its targets. A target that it does not name is not
     /// there. That one is open counts only when said under the chain's current version: before, the
     /// server may not know yet that it missed writes.
-    fn take_reports(&mut self, heartbeat: &Heartbeat) -> BTreeSet<ChainId> {
+    fn take_reports(&mut self, heartbeat: &Heartbeat, now: Monotonic) -> BTreeSet<ChainId> {
         let reports: BTreeMap<_, _> =
             heartbeat.targets.iter().map(|report| (report.target, report)).collect();
         let mine = self.by_node.get(&heartbeat.node).cloned().unwrap_or_default();
@@ -310,8 +322,11 @@ impl Manager {
         for target in &mine {
             let Some(known) = self.state.routing.targets.get(target) else { continue };
             let chain = self.state.routing.chains.get(&known.chain);
+            let last = chain
+                .is_some_and(|chain| chain.state_of(*target) == Some(PublicState::LastServing));
             let local = match reports.get(target) {
                 None => LocalState::Offline,
+                Some(_) if self.suspects.contains(*target, now) && !last => LocalState::Offline,
                 Some(report) => match chain {
                     Some(chain)
                         if report.local.is_alive() && report.chain_version < chain.version =>
@@ -357,7 +372,7 @@ impl Manager {
     }
 
     /// Notes a target's local state; its chain when that changed.
-    fn set_local(&mut self, target: TargetId, local: LocalState) -> Option<ChainId> {
+    pub(crate) fn set_local(&mut self, target: TargetId, local: LocalState) -> Option<ChainId> {
         let target = self.state.routing.targets.get_mut(&target)?;
         if target.local == local {
             return None;
@@ -368,7 +383,7 @@ impl Manager {
     }
 
     /// Lets chains follow the local states of their targets.
-    fn advance_chains(&mut self, chains: &BTreeSet<ChainId>, reason: &str) {
+    pub(crate) fn advance_chains(&mut self, chains: &BTreeSet<ChainId>, reason: &str) {
         let targets = &self.state.routing.targets;
         let local =
             |target: TargetId| targets.get(&target).map_or(LocalState::Offline, |t| t.local);

@@ -141,6 +141,16 @@ impl Service {
         Ok(v1::CredentialList { credentials })
     }
 
+    async fn list_fills(&self, request: Request<v1::Empty>) -> Result<v1::FillList> {
+        peer_of(&request)?.require_operator()?;
+        match self.handle.apply(Event::ListFills).await?.0 {
+            Answer::Fills(fills) => {
+                Ok(v1::FillList { fills: fills.iter().map(v1::FillProgress::from).collect() })
+            }
+            _ => Err(Error::internal("the list of fillings got another answer")),
+        }
+    }
+
     fn config(&self, request: &Request<v1::Empty>) -> Result<v1::ConfigText> {
         peer_of(request)?.require_operator()?;
         Ok(v1::ConfigText { toml: self.config.clone() })
@@ -182,6 +192,10 @@ impl Mgmtd for Service {
     async fn list_credentials(&self, request: Request<v1::Empty>) -> Reply<v1::CredentialList> {
         let list = async |ask| Service::list_credentials(self, &ask);
         self.answer("list credentials", request, list).await
+    }
+
+    async fn list_fills(&self, request: Request<v1::Empty>) -> Reply<v1::FillList> {
+        self.answer("list fills", request, async |ask| Service::list_fills(self, ask).await).await
     }
 
     async fn get_config(&self, request: Request<v1::Empty>) -> Reply<v1::ConfigText> {

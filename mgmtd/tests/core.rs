@@ -25,7 +25,7 @@ fn options(storage_servers: u32) -> Options {
         },
         lease: LeaseTimes::SERVER,
         patience: Patience::default(),
-        rules: Rules { resync: false },
+        rules: Rules { resync: true },
         bootstrap: BootstrapConfig {
             storage_servers,
             credential: "admin".into(),
@@ -149,6 +149,8 @@ impl World {
             chain_version: chain(target).map_or(ChainVersion(0), |chain| chain.version),
             used_bytes: 0,
             oldest_io: Duration::ZERO,
+            unreachable: None,
+            fill: None,
         });
         Heartbeat {
             node,
@@ -190,6 +192,12 @@ impl World {
             }
             self.apply(Event::Tick).unwrap();
         }
+    }
+
+    /// What the server says of all its targets from now on.
+    fn report_all(&mut self, node: u64, local: LocalState) {
+        let server = self.servers.get_mut(&NodeId(node)).unwrap();
+        server.targets.values_mut().for_each(|old| *old = local);
     }
 
     fn kill(&mut self, node: u64) {
@@ -272,7 +280,7 @@ fn chains_are_published_when_all_their_targets_exist() {
 }
 
 #[test]
-fn a_dead_server_is_out_after_its_lease_and_waits_when_it_returns() {
+fn a_dead_server_is_out_after_its_lease_and_is_filled_when_it_returns() {
     let mut world = World::serving(3);
     world.kill(102);
     world.run(secs(4));
@@ -285,8 +293,48 @@ fn a_dead_server_is_out_after_its_lease_and_waits_when_it_returns() {
     assert_eq!(world.apply(Event::Heartbeat(late)).unwrap_err().code(), Code::UnknownMember);
     world.servers.get_mut(&NodeId(102)).unwrap().beats = true;
     world.run(secs(3));
-    assert_eq!(world.states_of(102), only(PublicState::Waiting));
+    assert_eq!(world.states_of(102), only(PublicState::Syncing));
     assert_eq!(world.count(PublicState::Serving), 12);
+    world.report_all(102, LocalState::UpToDate);
+    world.run(secs(1));
+    assert_eq!(world.count(PublicState::Serving), 18);
+}
+
+#[test]
+fn a_target_that_its_neighbour_cannot_reach_is_kept_out_for_a_while() {
+    let mut world = World::serving(3);
+    let chain = world.manager.routing().chains.values().next().unwrap().clone();
+    let [first, second] = [0, 1].map(|place| chain.members[place].target);
+    let complain = |world: &mut World, from: TargetId, about: TargetId| {
+        let node = world.manager.routing().targets[&from].node;
+        let mut heartbeat = world.heartbeat(node, false);
+        let report = heartbeat.targets.iter_mut().find(|report| report.target == from);
+        report.unwrap().unreachable = Some(about);
+        world.apply(Event::Heartbeat(heartbeat)).unwrap();
+        world.manager.routing().chains[&chain.id].state_of(about).unwrap()
+    };
+    // Of one that is not right behind it a target knows nothing.
+    let third = chain.members[2].target;
+    assert_eq!(complain(&mut world, first, third), PublicState::Serving);
+    assert_eq!(complain(&mut world, first, second), PublicState::Offline);
+    world.run(secs(8));
+    let state = |world: &World| world.manager.routing().chains[&chain.id].state_of(second);
+    assert_eq!(state(&world), Some(PublicState::Offline), "its heartbeats do not bring it back");
+    world.run(secs(3));
+    assert_eq!(state(&world), Some(PublicState::Syncing));
+}
+
+#[test]
+fn a_target_whose_disk_hangs_is_taken_out_unless_it_is_the_last() {
+    let mut world = World::serving(3);
+    for node in [101, 102, 103] {
+        let mut heartbeat = world.heartbeat(NodeId(node), false);
+        heartbeat.targets.iter_mut().for_each(|report| report.oldest_io = secs(6));
+        world.apply(Event::Heartbeat(heartbeat)).unwrap();
+    }
+    assert_eq!(world.states_of(101), only(PublicState::Offline));
+    assert_eq!(world.states_of(102), only(PublicState::Offline));
+    assert_eq!(world.states_of(103), only(PublicState::Serving));
 }
 
 #[test]

@@ -121,7 +121,9 @@ impl Reporter for ChunkService {
             local: target.local_state(),
             chain_version: target.chain_version(),
             used_bytes: used.get(&target.id()).copied().unwrap_or(0),
-            oldest_io: target.oldest_request(),
+            oldest_io: target.oldest_io(),
+            unreachable: target.unreachable(),
+            fill: target.progress(),
         };
         let targets = ChunkService::targets(self);
         let waiting: usize = targets.iter().map(|target| target.waiting()).sum();

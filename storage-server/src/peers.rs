@@ -90,6 +90,16 @@ impl Peers {
         self.call(to, call).await.map(drop)
     }
 
+    /// Whether the server of `to` answers at all.
+    ///
+    /// # Errors
+    /// The server's error, or the network's.
+    pub async fn ping(&self, to: TargetId, deadline: Deadline) -> Result<()> {
+        let mut call = Call::new(Operation::Ping as u16, Vec::new(), deadline);
+        call.hop = u8::MAX;
+        self.call(to, call).await.map(drop)
+    }
+
     fn place_in_chain(&self, target: TargetId, chain: ChainId) -> u8 {
         let routing = self.routing.borrow();
         let members = routing.chains.get(&chain).map(|chain| &chain.members);

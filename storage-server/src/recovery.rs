@@ -4,7 +4,6 @@ use kiln_env::Env;
 use kiln_types::Monotonic;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -17,7 +16,7 @@ pub struct Recovery {
     /// In bytes.
     in_flight: Arc<Semaphore>,
     /// Bytes a second; 0: no limit.
-    rate: AtomicU64,
+    rate: u64,
     /// When the next copy may begin, at that rate.
     next: Mutex<Monotonic>,
 }
@@ -28,16 +27,12 @@ pub struct Leave {
 }
 
 impl Recovery {
-    /// No limit but that of the memory, until [`Self::set_rate`].
-    pub fn new(env: Env) -> Arc<Self> {
+    /// Lets all targets together send at most `rate` bytes a second; 0: no limit but that of the
+    /// memory.
+    pub fn new(rate: u64, env: Env) -> Arc<Self> {
         let next = Mutex::new(env.now());
         let in_flight = Arc::new(Semaphore::new(BYTES_IN_FLIGHT as usize));
-        Arc::new(Self { env, in_flight, rate: AtomicU64::new(0), next })
-    }
-
-    /// Lets all targets together send at most `rate` bytes a second; 0 lifts the limit.
-    pub fn set_rate(&self, rate: u64) {
-        self.rate.store(rate, Ordering::Relaxed);
+        Arc::new(Self { env, in_flight, rate, next })
     }
 
     /// Waits until `bytes` more may be on their way.
@@ -48,7 +43,7 @@ impl Recovery {
         let start = {
             let mut next = self.next.lock();
             let start = (*next).max(now);
-            let nanoseconds = match self.rate.load(Ordering::Relaxed) {
+            let nanoseconds = match self.rate {
                 0 => 0,
                 rate => u64::from(bytes).saturating_mul(1_000_000_000) / rate,
             };

@@ -69,7 +69,7 @@ pub async fn run(
     let connections = ConnectionPool::new(transport, PoolOptions::default(), env.clone());
     let (adopted, taken_up) = watch::channel(Arc::default());
     let peers = Peers::new(connections, taken_up);
-    let recovery = Recovery::new(env.clone());
+    let recovery = Recovery::new(config.recovery.rate, env.clone());
     let follower =
         Follower { service: service.clone(), peers, recovery, adopted, env: env.clone() };
     // Before the first heartbeat: a target that it does not name is taken to be gone.

@@ -225,6 +225,7 @@ impl Handler for ChunkService {
                 Operation::Space => self.space(peer).await,
                 Operation::Fill => self.fill(peer, request).await,
                 Operation::Install => self.install(peer, request).await,
+                Operation::Ping => peer.require_server().map(|()| Response::default()),
             }
             .inspect_err(|error| tracing::debug!(%error, "refused"))
         };

@@ -116,7 +116,7 @@ impl World {
         let connections = ConnectionPool::new(transport, PoolOptions::default(), env.clone());
         let peers = Peers::new(connections, receiver);
         let target =
-            Target::open(HEAD, CHAIN, store, env.clone(), peers, Recovery::new(env.clone()));
+            Target::open(HEAD, CHAIN, store, env.clone(), peers, Recovery::new(0, env.clone()));
         target.take_view(View::of(&chain(), HEAD));
         Self { env, disk, target, successor, _serving: serving, _routing: sender }
     }

@@ -85,6 +85,19 @@ impl TestCluster {
     }
 
     /// Starts all servers again after [`Self::down`] or [`Self::kill_all`].
+    /// Waits until this many replicas serve.
+    pub(crate) fn await_serving(&self, count: usize) {
+        let mut chains = String::new();
+        for _ in 0..300 {
+            chains = self.ok(&["admin", "chains", "--json"]);
+            if chains.matches("\"serving\"").count() == count {
+                return;
+            }
+            self.sleep(Duration::from_millis(200));
+        }
+        panic!("never serve {count} replicas: {chains}\n{}", self.logs());
+    }
+
     pub(crate) fn up(&mut self) {
         assert!(self.cluster.is_none(), "it runs already");
         let log = Arc::clone(&self.events);

@@ -20,6 +20,8 @@ pub struct StorageConfig {
     pub metrics: MetricsConfig,
     /// How it reads and writes its disks.
     pub io: IoConfig,
+    /// What it spends on filling targets that were away.
+    pub recovery: RecoveryConfig,
     /// Its disks; at least one.
     pub disks: Vec<DiskConfig>,
 }
@@ -33,6 +35,15 @@ pub struct IoConfig {
     /// Bytes of memory for buffers and caches.
     #[serde(with = "human::size")]
     pub memory: u64,
+}
+
+/// `[recovery]`: how targets are filled that were away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RecoveryConfig {
+    /// Bytes that this server sends to others in a second; 0: as many as it can.
+    #[serde(with = "human::size")]
+    pub rate: u64,
 }
 
 /// How disks are read and written.
@@ -73,6 +84,7 @@ impl Default for StorageConfig {
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
             io: IoConfig::default(),
+            recovery: RecoveryConfig::default(),
             disks: Vec::new(),
         }
     }

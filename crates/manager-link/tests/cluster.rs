@@ -124,7 +124,15 @@ impl Reporter for Disks {
         let targets = self.targets.lock();
         let report = |(id, (version, local)): (&TargetId, &(ChainVersion, LocalState))| {
             let (target, local, chain_version) = (*id, *local, *version);
-            TargetReport { target, local, chain_version, used_bytes: 0, oldest_io: Duration::ZERO }
+            TargetReport {
+                target,
+                local,
+                chain_version,
+                used_bytes: 0,
+                oldest_io: Duration::ZERO,
+                unreachable: None,
+                fill: None,
+            }
         };
         targets.iter().map(report).collect()
     }

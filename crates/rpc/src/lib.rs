@@ -9,7 +9,7 @@ mod report;
 mod status;
 
 pub use convert::Origin;
-pub use report::{DiskReport, Heartbeat, Registration, TargetOrder, TargetReport};
+pub use report::{DiskReport, FillProgress, Heartbeat, Registration, TargetOrder, TargetReport};
 pub use status::{CODE_KEY, HINT_KEY, error_from_status, status_from_error};
 
 /// Messages, clients and service traits, generated from `proto/` (see `tests/generated.rs`).

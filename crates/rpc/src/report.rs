@@ -31,8 +31,27 @@ pub struct TargetReport {
     pub chain_version: ChainVersion,
     /// Bytes that are taken.
     pub used_bytes: u64,
-    /// Age of the oldest request that has not been answered; zero when there is none.
+    /// Age of the oldest request that its disk has not answered; zero when there is none.
     pub oldest_io: Duration,
+    /// The target behind it in the chain, when that does not answer.
+    pub unreachable: Option<TargetId>,
+    /// How far the filling of the target behind it is.
+    pub fill: Option<FillProgress>,
+}
+
+/// How far the filling of a target is that was away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillProgress {
+    /// The target that is filled.
+    pub target: TargetId,
+    /// Chunks that are the same as at the target that fills it.
+    pub done_chunks: u64,
+    /// Chunks that there were when it began.
+    pub total_chunks: u64,
+    /// Bytes that were copied.
+    pub copied_bytes: u64,
+    /// How long it takes already.
+    pub elapsed: Duration,
 }
 
 /// A server that says that it runs.
@@ -115,7 +134,37 @@ impl From<&TargetReport> for v1::TargetReport {
             local_state: report.local as u32,
             chain_version: report.chain_version.0,
             used_bytes: report.used_bytes,
-            oldest_io_ms: u64::try_from(report.oldest_io.as_millis()).unwrap_or(u64::MAX),
+            oldest_io_ms: milliseconds(report.oldest_io),
+            unreachable: report.unreachable.map_or(0, |target| target.0),
+            fill: report.fill.as_ref().map(v1::FillProgress::from),
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<&FillProgress> for v1::FillProgress {
+    fn from(fill: &FillProgress) -> Self {
+        Self {
+            target: fill.target.0,
+            done_chunks: fill.done_chunks,
+            total_chunks: fill.total_chunks,
+            copied_bytes: fill.copied_bytes,
+            elapsed_ms: milliseconds(fill.elapsed),
+        }
+    }
+}
+
+impl From<&v1::FillProgress> for FillProgress {
+    fn from(message: &v1::FillProgress) -> Self {
+        Self {
+            target: TargetId(message.target),
+            done_chunks: message.done_chunks,
+            total_chunks: message.total_chunks,
+            copied_bytes: message.copied_bytes,
+            elapsed: Duration::from_millis(message.elapsed_ms),
         }
     }
 }
@@ -130,6 +179,8 @@ impl TryFrom<&v1::TargetReport> for TargetReport {
             chain_version: ChainVersion(message.chain_version),
             used_bytes: message.used_bytes,
             oldest_io: Duration::from_millis(message.oldest_io_ms),
+            unreachable: Some(TargetId(message.unreachable)).filter(|target| target.0 != 0),
+            fill: message.fill.as_ref().map(FillProgress::from),
         })
     }
 }
@@ -243,6 +294,14 @@ mod tests {
             chain_version: ChainVersion(3),
             used_bytes: 8,
             oldest_io: Duration::from_millis(20),
+            unreachable: Some(TargetId(8)),
+            fill: Some(FillProgress {
+                target: TargetId(8),
+                done_chunks: 1,
+                total_chunks: 2,
+                copied_bytes: 3,
+                elapsed: Duration::from_millis(4),
+            }),
         };
         let heartbeat = Heartbeat {
             node: NodeId(101),

@@ -101,6 +101,8 @@ metrics! {
             "Heartbeats that were answered.";
         Counter MGMTD_DECLARED_DEAD = "kiln_mgmtd_declared_dead", Count, Stable,
             "Servers that were declared dead.";
+        Counter MGMTD_KEPT_OUT = "kiln_mgmtd_kept_out", Count, Stable,
+            "Targets of living servers that were taken out of their chains: they hang, or cannot be reached.";
         Gauge MGMTD_ROUTING_VERSION = "kiln_mgmtd_routing_version", Count, Stable,
             "The version of the routing information.";
         Gauge MGMTD_DEAD = "kiln_mgmtd_dead", Count, Stable,

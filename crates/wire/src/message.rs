@@ -40,6 +40,8 @@ pub enum Operation {
     Fill = 9,
     /// [`Install`](crate::Install) and the content, from the commit point to the replica that it fills.
     Install = 10,
+    /// An empty body, from a server -> an empty body: whether it can be reached.
+    Ping = 11,
 }
 
 impl Operation {
@@ -56,6 +58,7 @@ impl Operation {
             Self::Scrub => "scrub",
             Self::Fill => "fill",
             Self::Install => "install",
+            Self::Ping => "ping",
         }
     }
 
@@ -76,6 +79,7 @@ impl Operation {
             O::Scrub,
             O::Fill,
             O::Install,
+            O::Ping,
         ]
         .into_iter()
         .find(|operation| *operation as u16 == number)

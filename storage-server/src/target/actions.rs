@@ -2,13 +2,20 @@
 
 use super::{Incoming, NEIGHBOUR_TIMEOUT, Target};
 use crate::insist::insist;
+use crate::pulse::is_silence;
 use kiln_chain::replica::{Action, Event, Ticket, Versions, refuses};
 use kiln_chunk_store::{self as chunk_store, ChunkStat, Which};
 use kiln_memory::Bytes;
 use kiln_telemetry::{Phase, Trace, phase};
-use kiln_types::{ChunkId, ChunkVersion, Code, Context, Error, Result, TargetId, TruncateEpoch};
+use kiln_types::{
+    ChunkId, ChunkVersion, Code, Context, Error, Monotonic, Result, TargetId, TruncateEpoch,
+};
 use kiln_wire::{Change, Forward, Name, Update};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a neighbour may take to say that it is there.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Target {
     pub(super) async fn carry_out(self: &Arc<Self>, action: Action) -> Option<Event> {
@@ -22,7 +29,8 @@ impl Target {
                 Some(Event::Prepared { chunk, version, result })
             }
             Action::Commit { chunk, version } => {
-                let result = self.notice(self.store.commit(self.id, chunk, version).await);
+                let commit = self.store.commit(self.id, chunk, version);
+                let result = self.notice(self.pulse.of(&self.env, commit).await);
                 Some(Event::Committed { chunk, version, result })
             }
             Action::Discard { chunk, version } => {
@@ -46,7 +54,10 @@ impl Target {
             Action::Install { chunk, ticket } => {
                 let copy = self.state.lock().copies.remove(&ticket);
                 let result = match copy {
-                    Some(copy) => self.notice(self.store.install(self.id, copy).await),
+                    Some(copy) => {
+                        let install = self.store.install(self.id, copy);
+                        self.notice(self.pulse.of(&self.env, install).await)
+                    }
                     None => Err(Error::internal(format!("the copy of chunk {chunk} is gone"))),
                 };
                 Some(Event::Installed { chunk, ticket, result: self.notice_full(result) })
@@ -110,7 +121,8 @@ impl Target {
                 commit,
             },
         );
-        let result = self.notice_full(self.notice(trace.scope(result).await));
+        let result =
+            self.notice_full(self.notice(self.pulse.of(&self.env, trace.scope(result)).await));
         if let Err(error) = &result
             && !refuses(error.code())
         {
@@ -134,9 +146,22 @@ impl Target {
         let Incoming { update, payload, trace } = &*incoming;
         trace.about(|about| about.target = Some(to));
         let forward = Forward { name, from: self.id, version, previous, update: update.clone() };
+        let begun = self.env.now();
         let deadline = self.env.deadline_after(NEIGHBOUR_TIMEOUT);
         let passed = self.peers.forward(to, forward, payload.clone(), deadline);
-        trace.scope(phase(&self.env, Phase::Forward, passed)).await
+        let passed = trace.scope(phase(&self.env, Phase::Forward, passed)).await;
+        self.listen(to, begun, &passed).await;
+        passed
+    }
+
+    /// Finds out whether a neighbour that gave no answer is there: it may wait for the one behind it.
+    async fn listen(&self, to: TargetId, begun: Monotonic, result: &Result<()>) {
+        let silent = result.as_ref().is_err_and(is_silence);
+        let heard = match silent {
+            true => self.peers.ping(to, self.env.deadline_after(PING_TIMEOUT)).await,
+            false => Ok(()),
+        };
+        self.silence.note(&self.env, to, begun, &heard);
     }
 
     /// The record of the request that brought a version in progress.

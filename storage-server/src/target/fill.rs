@@ -6,6 +6,7 @@ use kiln_chain::resync::{self, Page};
 use kiln_chunk_store::{VersionStat, Which};
 use kiln_env::Task;
 use kiln_memory::Bytes;
+use kiln_rpc::FillProgress;
 use kiln_types::{
     ChainVersion, ChunkId, Code, Context, Error, Held, Monotonic, Result, TargetId, TruncateEpoch,
 };
@@ -23,21 +24,6 @@ const COPY_TIMEOUT: Duration = Duration::from_secs(20);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How far the filling of a target is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// The target that is filled.
-    pub to: TargetId,
-    /// Chunks that are the same.
-    pub done_chunks: u64,
-    /// Chunks that there were when it began.
-    pub total_chunks: u64,
-    /// Bytes that were copied.
-    pub copied_bytes: u64,
-    /// When it began.
-    pub since: Monotonic,
-}
-
 /// One walk: whom it fills, under which version of the chain.
 struct Walk {
     target: Arc<Target>,
@@ -52,10 +38,17 @@ pub(super) struct Filling {
     pub(super) progress: Option<Progress>,
 }
 
+pub(super) struct Progress {
+    fill: FillProgress,
+    since: Monotonic,
+}
+
 impl Target {
     /// How far the filling of the target behind this one is; `None` when there is none.
-    pub fn progress(&self) -> Option<Progress> {
-        self.filling.lock().progress
+    pub fn progress(&self) -> Option<FillProgress> {
+        let filling = self.filling.lock();
+        let Progress { fill, since } = filling.progress.as_ref()?;
+        Some(FillProgress { elapsed: self.env.now().since(*since), ..*fill })
     }
 
     /// Begins or ends the filling of the successor, as the chain wants it.
@@ -98,7 +91,7 @@ impl Target {
         let deadline = self.env.deadline_after(COPY_TIMEOUT / 2);
         self.peers.install(to, install, payload, deadline).await?;
         if let Some(progress) = &mut self.filling.lock().progress {
-            progress.copied_bytes += bytes;
+            progress.fill.copied_bytes += bytes;
         }
         Ok(())
     }
@@ -152,13 +145,14 @@ impl Walk {
     async fn once(&self) -> Result<()> {
         let Target { store, id, env, .. } = &*self.target;
         let walk = env.random_u64();
-        self.target.filling.lock().progress = Some(Progress {
-            to: self.to,
+        let fill = FillProgress {
+            target: self.to,
             done_chunks: 0,
             total_chunks: store.chunk_count(*id),
             copied_bytes: 0,
-            since: env.now(),
-        });
+            elapsed: Duration::ZERO,
+        };
+        self.target.filling.lock().progress = Some(Progress { fill, since: env.now() });
         self.insist(FillStep::Start { walk }).await?;
         let mut from = Some(ChunkId::MIN);
         while let Some(first) = from {
@@ -198,7 +192,7 @@ impl Walk {
 
     fn count(&self, chunks: u64) {
         if let Some(progress) = &mut self.target.filling.lock().progress {
-            progress.done_chunks += chunks;
+            progress.fill.done_chunks += chunks;
         }
     }
 

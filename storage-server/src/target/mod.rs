@@ -5,9 +5,8 @@ mod fill;
 mod filled;
 mod reads;
 
-pub use fill::Progress;
-
 use crate::peers::Peers;
+use crate::pulse::{Pulse, Silence};
 use crate::recovery::Recovery;
 use fill::Filling;
 use filled::Filled;
@@ -44,13 +43,15 @@ pub struct Target {
     recovery: Arc<Recovery>,
     state: Mutex<State>,
     filling: Mutex<Filling>,
+    pulse: Pulse,
+    silence: Silence,
     tickets: AtomicU64,
     failed: AtomicBool,
 }
 
 struct State {
     replica: Replica,
-    waiting: HashMap<Ticket, Waiting>,
+    waiting: HashMap<Ticket, oneshot::Sender<Result<ChunkVersion>>>,
     requests: HashMap<Ticket, Arc<Incoming>>,
     /// The request that brought the version in progress, for passing it on without reading it again.
     current: HashMap<ChunkId, (ChunkVersion, Arc<Incoming>)>,
@@ -60,11 +61,6 @@ struct State {
     filled: Option<Filled>,
     /// When the disk had no room for a copy.
     full_since: Option<Monotonic>,
-}
-
-struct Waiting {
-    sender: oneshot::Sender<Result<ChunkVersion>>,
-    since: Monotonic,
 }
 
 /// A change and its bytes, taken once into memory of this server.
@@ -108,6 +104,8 @@ impl Target {
                 full_since: None,
             }),
             filling: Mutex::default(),
+            pulse: Pulse::default(),
+            silence: Silence::default(),
             tickets: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         });
@@ -146,11 +144,14 @@ impl Target {
         }
     }
 
-    /// The age of the oldest write that waits for an answer.
-    pub fn oldest_request(&self) -> Duration {
-        let state = self.state.lock();
-        let oldest = state.waiting.values().map(|waiting| waiting.since).min();
-        oldest.map_or(Duration::ZERO, |since| self.env.now().since(since))
+    /// The age of the oldest request that the disk has not answered.
+    pub fn oldest_io(&self) -> Duration {
+        self.pulse.oldest(&self.env)
+    }
+
+    /// The target behind this one, when it has not answered for long.
+    pub fn unreachable(&self) -> Option<TargetId> {
+        self.silence.target(&self.env)
     }
 
     /// How many writes wait for an answer.
@@ -256,7 +257,7 @@ impl Target {
         let (sender, receiver) = oneshot::channel();
         let actions = {
             let mut state = self.state.lock();
-            state.waiting.insert(ticket, Waiting { sender, since: self.env.now() });
+            state.waiting.insert(ticket, sender);
             keep(&mut state, ticket);
             state.replica.apply(event(ticket))
         };
@@ -321,7 +322,7 @@ impl Target {
         drop(state);
         if let Some(waiting) = waiting {
             // The caller may have stopped waiting: it asks again.
-            let _ = waiting.sender.send(result);
+            let _ = waiting.send(result);
         }
     }
 

@@ -93,8 +93,8 @@ impl Target {
         length: u32,
         floor: TruncateEpoch,
     ) -> Result<ChunkRead> {
-        let result = self.store.read(self.id, chunk, which, offset, length, floor).await;
-        self.notice(result)
+        let read = self.store.read(self.id, chunk, which, offset, length, floor);
+        self.notice(self.pulse.of(&self.env, read).await)
     }
 
     async fn ask_committed(

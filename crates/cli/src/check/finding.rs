@@ -45,8 +45,8 @@ impl Kind {
             }
             Self::Cluster => {
                 "cluster: start the servers that are not heard from ('kiln up' on this machine); \
-                 'kiln status' and their logs tell more. A target that is waiting has missed writes and \
-                 stays out of its chain. A write that is pending ends when its \
+                 'kiln status' and their logs tell more. A target that was away is filled again by \
+                 itself; 'kiln admin chains' shows how far it is. A write that is pending ends when its \
                  servers answer or are out of the chain: check again then."
             }
             Self::Newer => {

@@ -87,9 +87,34 @@ pub struct TargetReport {
     pub chain_version: u64,
     #[prost(uint64, tag = "4")]
     pub used_bytes: u64,
-    /// Age of the oldest request that has not been answered, in milliseconds.
+    /// Age of the oldest request that its disk has not answered, in milliseconds.
     #[prost(uint64, tag = "5")]
     pub oldest_io_ms: u64,
+    /// The target behind it in the chain, when that does not answer; 0: it does.
+    #[prost(uint64, tag = "6")]
+    pub unreachable: u64,
+    /// How far the filling of the target behind it is.
+    #[prost(message, optional, tag = "7")]
+    pub fill: ::core::option::Option<FillProgress>,
+}
+/// The filling of a target that was away, by the one before it in the chain.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FillProgress {
+    #[prost(uint64, tag = "1")]
+    pub target: u64,
+    #[prost(uint64, tag = "2")]
+    pub done_chunks: u64,
+    #[prost(uint64, tag = "3")]
+    pub total_chunks: u64,
+    #[prost(uint64, tag = "4")]
+    pub copied_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub elapsed_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FillList {
+    #[prost(message, repeated, tag = "1")]
+    pub fills: ::prost::alloc::vec::Vec<FillProgress>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {
@@ -503,6 +528,25 @@ pub mod mgmtd_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "GetConfig"));
             self.inner.unary(req, path, codec).await
         }
+        /// The targets that are being filled.
+        pub async fn list_fills(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::FillList>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Mgmtd/ListFills");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "ListFills"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -562,6 +606,11 @@ pub mod mgmtd_server {
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::ConfigText>, tonic::Status>;
+        /// The targets that are being filled.
+        async fn list_fills(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::FillList>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct MgmtdServer<T> {
@@ -932,6 +981,49 @@ pub mod mgmtd_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetConfigSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/ListFills" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListFillsSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<T: Mgmtd> tonic::server::UnaryService<super::Empty>
+                    for ListFillsSvc<T> {
+                        type Response = super::FillList;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Empty>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::list_fills(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListFillsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,5 +1,7 @@
 //! `kiln admin`: what an operator looks at.
 
+mod chains;
+
 use crate::check;
 use crate::failure::Outcome;
 use crate::output;
@@ -48,7 +50,7 @@ enum Show {
     Nodes,
     /// The targets: their chain, server, disk and states
     Targets,
-    /// The chains: their version and members, head first
+    /// The chains: their version and members, head first, and how far members are filled that were away
     Chains,
     /// The chain tables, over which files are spread
     ChainTable,
@@ -107,7 +109,10 @@ async fn show_what(args: &Args, what: &Show, remote: &Remote) -> Outcome {
         Show::Targets => {
             show(args, &routing.targets.values().collect::<Vec<_>>(), targets(routing))
         }
-        Show::Chains => show(args, &routing.chains.values().collect::<Vec<_>>(), chains(routing)),
+        Show::Chains => {
+            let views = chains::views(remote, routing).await?;
+            show(args, &views, chains::table(routing, &views))
+        }
         Show::ChainTable => {
             show(args, &routing.tables.values().collect::<Vec<_>>(), tables(routing))
         }
@@ -154,26 +159,6 @@ fn targets(routing: &RoutingInfo) -> String {
     });
     let header = ["TARGET", "CHAIN", "NODE", "STATE", "ITSELF", "DISK"];
     output::table(&header, &[0, 1, 2], rows.collect())
-}
-
-fn chains(routing: &RoutingInfo) -> String {
-    let member = |member: &kiln_types::Member| {
-        let node = routing.targets.get(&member.target).map(|target| target.node);
-        let node = node.map_or_else(|| "?".into(), |node| node.to_string());
-        format!("{}@{node} {}", member.target, member.state)
-    };
-    let rows = routing.chains.values().map(|chain| {
-        let members: Vec<_> = chain.members.iter().map(member).collect();
-        vec![
-            chain.id.to_string(),
-            chain.version.to_string(),
-            format!("{} of {}", chain.serving().count(), chain.members.len()),
-            chain.min_serving.to_string(),
-            members.join(", "),
-        ]
-    });
-    let header = ["CHAIN", "VERSION", "SERVING", "NEEDED", "MEMBERS (TARGET@NODE STATE)"];
-    output::table(&header, &[0, 1], rows.collect())
 }
 
 fn tables(routing: &RoutingInfo) -> String {
