@@ -213,6 +213,8 @@ pub struct Usage {
     pub metadata_bytes: u64,
     /// Chunks that are known, tombstones included.
     pub chunks: u64,
+    /// Bytes of memory that the index of the chunks takes, about.
+    pub index_bytes: u64,
     /// Bytes of data of each target; blocks that versions share count once.
     pub targets: Vec<(TargetId, u64)>,
 }

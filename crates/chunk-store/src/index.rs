@@ -172,8 +172,7 @@ impl Index {
     }
 
     /// Bytes of memory, about.
-    #[cfg(test)]
-    fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         let leaves: usize =
             self.leaves.values().map(|leaf| leaf.capacity() * size_of::<Entry>() + 16).sum();
         leaves + self.leaves.len() * 2 * (size_of::<ChunkId>() + size_of::<Vec<Entry>>())

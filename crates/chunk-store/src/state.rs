@@ -13,6 +13,7 @@ use kiln_types::{
     ChainId, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey, Sequence,
     TargetId,
 };
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -235,12 +236,15 @@ impl State {
 
     pub(crate) fn remember(&mut self, key: Key, retry: RetryKey, remembered: Remembered) {
         let slot = (key.target, retry.client, retry.channel);
-        let newer = self.retries.get(&slot).is_none_or(|old| old.sequence <= remembered.sequence);
-        if newer {
-            self.forget_retry(&slot);
-            self.retry_cost += remembered.own_cost;
-            self.retries.insert(slot, remembered);
-        }
+        let old_cost = match self.retries.entry(slot) {
+            Entry::Vacant(entry) => {
+                entry.insert(remembered);
+                0
+            }
+            Entry::Occupied(entry) if entry.get().sequence > remembered.sequence => return,
+            Entry::Occupied(mut entry) => entry.insert(remembered).own_cost,
+        };
+        self.retry_cost = self.retry_cost + remembered.own_cost - old_cost;
     }
 
     /// Takes what a retry record of its own says.

@@ -367,6 +367,7 @@ impl Store {
             backed_bytes: self.core.space.backed_writable_blocks() * BLOCK,
             metadata_bytes: state.log_bytes(),
             chunks: state.targets.values().map(|target| target.index.len() as u64).sum(),
+            index_bytes: state.targets.values().map(|target| target.index.memory() as u64).sum(),
             targets: targets.map(|(id, target)| (*id, target.blocks * BLOCK)).collect(),
         }
     }
