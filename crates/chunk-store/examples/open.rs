@@ -127,7 +127,7 @@ async fn measure(env: &Env, disk: &Arc<dyn Disk>) {
 
 async fn run(directory: &Path, chunks: u64) {
     let env = Env::real();
-    let capacity = Some(chunks * 8192 + (1 << 30) & !0xfff_fff);
+    let capacity = Some((chunks * 8192 + (1 << 30)) & !0xfff);
     let options = OpenOptions { capacity, create: true, ..OpenOptions::default() };
     let disk = kiln_disk::open(&directory.join("store"), options, &env).await.unwrap();
     println!("{}", disk.describe());

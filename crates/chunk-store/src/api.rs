@@ -63,6 +63,9 @@ pub struct TargetRecord {
     pub version_max: ChunkVersion,
     /// What the owner keeps with the target, at most [`crate::STATE_BYTES_MAX`] bytes.
     pub state: Vec<u8>,
+    /// Records were lost: chunks may be missing, or older than what was acknowledged. Nothing is
+    /// answered from the target until [`crate::Store::accept_damage`].
+    pub damaged: bool,
 }
 
 /// A new version of a chunk.
@@ -149,6 +152,9 @@ pub struct ChunkStat {
     pub committed: Option<VersionStat>,
     /// The pending version.
     pub pending: Option<VersionStat>,
+    /// The committed version, when its descriptor cannot be read; `NONE` if not even the version is
+    /// known. An install heals it.
+    pub damaged: Option<ChunkVersion>,
 }
 
 /// What is known of one version of a chunk.
@@ -170,7 +176,7 @@ impl ChunkStat {
     /// Which versions are here.
     pub fn held(&self) -> Held {
         Held {
-            committed: self.committed.map_or(ChunkVersion::NONE, |stat| stat.version),
+            committed: self.committed.map(|stat| stat.version).or(self.damaged).unwrap_or_default(),
             pending: self.pending.map(|stat| stat.version),
         }
     }

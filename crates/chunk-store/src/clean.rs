@@ -166,6 +166,9 @@ impl Cleaner {
     fn is_needed(&self, core: &Core) -> bool {
         let (log, live) = {
             let state = core.state.lock();
+            if state.segments.len() > 1 && state.begins_with_loss() {
+                return true;
+            }
             (state.log_bytes(), state.live())
         };
         let disk = core.shape.blocks * BLOCK;
@@ -259,8 +262,17 @@ async fn copy_segment(core: &Core, segment: Segment, end: u64) -> Result<Later> 
         LogReader::new(Arc::clone(&core.disk), core.pool.clone(), core.identity, segment).await?;
     let mut later = Later::default();
     let mut records = Vec::new();
-    for _ in segment.first_sequence..end {
-        let batch = reader.next().await?.ok_or_else(|| Error::corrupt("a batch is damaged"))?;
+    while reader.sequence() < end {
+        let sequence = reader.sequence();
+        let Some(batch) = reader.next().await? else {
+            // What was lost before the store was opened is not known here either.
+            let known = core.state.lock().lost.iter().any(|lost| lost.contains(&sequence));
+            if known && reader.skip_damage().await?.is_some() {
+                continue;
+            }
+            return Err(Error::corrupt(format!("the log's batch {sequence} is damaged"))
+                .with_hint("open the store again, to find out what was lost"));
+        };
         crate::batch::for_each_record(&batch.bytes, batch.start, |position, record| {
             records.push((position, record));
             Ok(())

@@ -38,7 +38,8 @@ pub(crate) struct Writer {
     pub(crate) previous_crc: u32,
     /// All batches up to here are durable.
     pub(crate) durable: u64,
-    /// The last batches came with data, and no batch says yet that they are durable.
+    /// The last batches say something, and no batch says yet that they are durable: if they decayed
+    /// now, they would look like torn ones.
     pub(crate) unproven: bool,
     /// The segment was just begun: its first batch is not written yet.
     pub(crate) rolled: Option<Segment>,
@@ -137,7 +138,7 @@ impl Writer {
                 return Err(error);
             }
             self.durable = self.sequence - 1;
-            self.unproven = flights.iter().any(Flight::has_data);
+            self.unproven = flights.iter().any(|flight| !flight.submissions.is_empty());
             settle(core, flights);
         }
         if let Some(error) = &refusal {
@@ -146,6 +147,25 @@ impl Writer {
         if refusal.is_some() || self.short_since.is_some() {
             // What stays in the queue waits until there is space again: do not spin on it.
             let _ = core.env.timeout(IDLE, "space", core.committer.notified()).await;
+        }
+        Ok(())
+    }
+
+    /// Writes all that is queued and goes on in the next segment, so that cleaning reaches this one.
+    ///
+    /// # Errors
+    /// `NoSpace`, `DiskFailed`.
+    pub(crate) async fn leave_segment(&mut self, core: &Core) -> Result<()> {
+        let left = self.segment;
+        while has_work(core) || self.segment == left {
+            if !has_work(core) {
+                self.at = self.segment.count;
+            }
+            let before = self.sequence;
+            self.cycle(core).await?;
+            if self.sequence == before {
+                return Err(Error::new(Code::NoSpace, "the disk has no room for its log"));
+            }
         }
         Ok(())
     }
@@ -203,14 +223,6 @@ impl Writer {
 impl Flight {
     fn into_submissions(self) -> impl Iterator<Item = Submission> {
         self.submissions.into_iter().map(|(submission, _)| submission)
-    }
-
-    fn has_data(&self) -> bool {
-        let records = self.submissions.iter().flat_map(|(submission, _)| &submission.records);
-        records.into_iter().any(|record| match record {
-            Record::Put { flags, .. } => flags.fresh.1 > 0,
-            _ => false,
-        })
     }
 }
 

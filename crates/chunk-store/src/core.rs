@@ -82,12 +82,15 @@ impl Shape {
 pub(crate) struct Standing {
     pub(crate) committed: Option<(Position, Arc<Head>)>,
     pub(crate) pending: Option<Arc<Head>>,
+    /// The committed descriptor cannot be read: why, and the version if that is known.
+    pub(crate) damaged: Option<(Error, ChunkVersion)>,
     pub(crate) lease: Lease,
 }
 
 impl Standing {
     pub(crate) fn committed_version(&self) -> ChunkVersion {
-        self.committed.as_ref().map_or(ChunkVersion::NONE, |(_, head)| head.version)
+        let damaged = self.damaged.as_ref().map(|(_, version)| *version);
+        self.committed.as_ref().map(|(_, head)| head.version).or(damaged).unwrap_or_default()
     }
 
     pub(crate) fn held(&self) -> Held {
@@ -185,18 +188,33 @@ impl Core {
     }
 
     /// What is known of a chunk, with the descriptors of its versions.
+    ///
+    /// # Errors
+    /// `Corrupt` when the committed one cannot be read.
     pub(crate) async fn standing(&self, key: Key) -> Result<Standing> {
+        let mut standing = self.any_standing(key).await?;
+        standing.damaged.take().map_or(Ok(standing), |(error, _)| Err(error))
+    }
+
+    /// As [`Self::standing`], of a damaged chunk too.
+    pub(crate) async fn any_standing(&self, key: Key) -> Result<Standing> {
         let (slot, pending, lease) = {
             let state = self.state.lock();
             let target = state.target(key.target)?;
             let pending = target.pending.get(&key.chunk).map(|p| Arc::clone(&p.head));
             (target.index.get(&key.chunk), pending, self.space.lease())
         };
-        let committed = match slot {
-            Some(slot) => Some((slot.position, self.head(key, slot.position, &lease).await?)),
-            None => None,
-        };
-        Ok(Standing { committed, pending, lease })
+        let mut standing = Standing { committed: None, pending, damaged: None, lease };
+        if let Some(slot) = slot {
+            match self.head(key, slot.position, &standing.lease).await {
+                Ok(head) => standing.committed = Some((slot.position, head)),
+                Err(error) if error.code() == Code::Corrupt => {
+                    standing.damaged = Some((error, slot.version().unwrap_or_default()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(standing)
     }
 
     /// The descriptor at `position`; the lease was taken when the position was looked up.
@@ -231,7 +249,11 @@ impl Core {
         for index in 0..old_parts.len().max(new.parts.len()) {
             let before = match old {
                 Some(old) if written.contains_key(&index) || old.part(index) != new.part(index) => {
-                    self.part(key, old, index, lease).await?
+                    match self.part(key, old, index, lease).await {
+                        // What nobody can name any more is free when the store is opened next.
+                        Err(error) if error.code() == Code::Corrupt => Arc::default(),
+                        part => part?,
+                    }
                 }
                 Some(_) => continue,
                 None => Arc::default(),

@@ -46,8 +46,12 @@ async fn make(
         let made = {
             let _gate = core.gate.read().await;
             let _chunk = core.chunks.lock(key).await;
-            let standing = core.standing(key).await?;
-            match (judge(standing.held())?, &update) {
+            let standing = core.any_standing(key).await?;
+            let verdict = match judge(standing.held())? {
+                Verdict::Done if standing.damaged.is_some() => Verdict::Proceed,
+                verdict => verdict,
+            };
+            match (verdict, &update) {
                 // What is here may be committed in memory only.
                 (Verdict::Done | Verdict::Commit, _) => return core.barrier().await,
                 (Verdict::Proceed, Some(update)) => {

@@ -45,6 +45,7 @@ mod cache;
 mod clean;
 mod committer;
 mod core;
+mod damage;
 mod extent;
 mod group;
 mod index;

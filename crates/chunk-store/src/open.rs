@@ -7,6 +7,7 @@ use crate::cache::Cache;
 use crate::clean::Cleaner;
 use crate::committer::Writer;
 use crate::core::{Core, Shape};
+use crate::damage;
 use crate::extent::{BLOCK, Extent, Position, blocks_of};
 use crate::locks::KeyedLocks;
 use crate::record::{Key, Part, Record};
@@ -84,7 +85,11 @@ pub(crate) async fn open(
     // durable.
     disk.sync().await?;
     let Replayed { state, last, batches } = replayed;
+    let damaged = !state.lost.is_empty();
     let core = Arc::new(core(disk, env, pool, options, &superblock, state));
+    if damaged {
+        damage::settle(&core, &batches, last.found.header.next).await?;
+    }
     take_structures(&core, last.found.header.next)?;
     take_data(&core, &batches).await?;
     let mut writer = Writer {
@@ -106,6 +111,9 @@ pub(crate) async fn open(
     }
     // Overwrites what recovery may have cut off, so that it is never seen again.
     writer.cycle(&core).await?;
+    if damaged {
+        writer.leave_segment(&core).await?;
+    }
     Ok(Opened { core, writer, cleaner: Cleaner::new(superblock) })
 }
 
@@ -208,7 +216,7 @@ async fn take_pending(core: &Core) -> Result<()> {
         let footprint = core.footprint(key, old, &pending.head, &none, &standing.lease).await?;
         take_extents(core, &footprint.added)?;
         let mut state = core.state.lock();
-        let target = state.target_mut(key.target)?;
+        let target = state.any_target(key.target)?;
         target.blocks += blocks_of(&footprint.added);
         target.live += pending.position.cost() + footprint.added_log;
         if let Some(pending) = target.pending.get_mut(&key.chunk) {
@@ -219,7 +227,7 @@ async fn take_pending(core: &Core) -> Result<()> {
 }
 
 /// Reads batches again, neighbours together, and calls `each` for every record.
-async fn scan(
+pub(crate) async fn scan(
     core: &Core,
     batches: &[(u64, u32)],
     mut each: impl FnMut(Position, Record) -> Result<()>,

@@ -158,10 +158,11 @@ async fn find(core: &Core, key: Key, which: Which) -> Result<(Arc<Head>, Lease)>
 }
 
 pub(crate) async fn stat(core: &Core, key: Key) -> Result<ChunkStat> {
-    let standing = core.standing(key).await?;
+    let standing = core.any_standing(key).await?;
     Ok(ChunkStat {
         committed: standing.committed.map(|(_, head)| head.stat()),
         pending: standing.pending.map(|head| head.stat()),
+        damaged: standing.damaged.map(|(_, version)| version),
     })
 }
 
@@ -182,8 +183,10 @@ pub(crate) async fn list(
         .collect();
     let mut heads = heads(core, &wanted, &lease).await?.into_iter();
     let stats = listed.into_iter().map(|(chunk, slot, pending)| {
-        let committed = slot.and_then(|_| heads.next()).map(|head| head.stat());
-        (chunk, ChunkStat { committed, pending: pending.map(|head| head.stat()) })
+        let head = slot.and_then(|_| heads.next().flatten());
+        let damaged = slot.filter(|_| head.is_none()).map(|s| s.version().unwrap_or_default());
+        let (committed, pending) = (head.map(|head| head.stat()), pending.map(|head| head.stat()));
+        (chunk, ChunkStat { committed, pending, damaged })
     });
     Ok(stats.collect())
 }
@@ -207,8 +210,9 @@ pub(crate) async fn versions(
         .collect();
     let mut heads = heads(core, &wanted, &lease).await?.into_iter();
     let versions = listed.into_iter().map(|(chunk, slot, pending)| {
-        let version =
-            slot.and_then(|slot| slot.version().or_else(|| heads.next().map(|head| head.version)));
+        let version = slot.and_then(|slot| {
+            slot.version().or_else(|| heads.next().flatten().map(|head| head.version))
+        });
         let committed = version.unwrap_or(ChunkVersion::NONE);
         (chunk, Held { committed, pending: pending.map(|head| head.version) })
     });
@@ -239,7 +243,12 @@ fn merged(target: &Target, from: ChunkId, to: ChunkId, limit: usize) -> Vec<List
 }
 
 /// Many descriptors: from the cache, the others in the order of the log, neighbours in one read.
-async fn heads(core: &Core, wanted: &[(Key, Position)], _: &Lease) -> Result<Vec<Arc<Head>>> {
+/// `None` for those that cannot be read.
+async fn heads(
+    core: &Core,
+    wanted: &[(Key, Position)],
+    _: &Lease,
+) -> Result<Vec<Option<Arc<Head>>>> {
     let mut found: Vec<Option<Arc<Head>>> = Vec::with_capacity(wanted.len());
     let mut missing = Vec::new();
     for (at, (key, position)) in wanted.iter().enumerate() {
@@ -271,17 +280,15 @@ async fn heads(core: &Core, wanted: &[(Key, Position)], _: &Lease) -> Result<Vec
             while let Some((block, at)) = missing.next_if(|(block, _)| block < end) {
                 let (key, position) = wanted[at];
                 let from = (block - start) as usize * BLOCK_BYTES;
-                let record = read_record(&bytes[from + position.within()..from + BLOCK_BYTES])?;
-                let Some((Record::Put { key: owner, head, .. }, _)) = record else {
-                    return Err(Error::corrupt(format!("chunk {}: its record is gone", key.chunk)));
+                let record = read_record(&bytes[from + position.within()..from + BLOCK_BYTES]);
+                found[at] = match record {
+                    Ok(Some((Record::Put { key: owner, head, .. }, _))) if owner == key => {
+                        Some(Arc::new(head))
+                    }
+                    _ => None,
                 };
-                if owner != key {
-                    return Err(Error::corrupt(format!("chunk {}: not its record", key.chunk)));
-                }
-                found[at] = Some(Arc::new(head));
             }
         }
     }
-    let missing = || Error::internal("a descriptor was not read");
-    found.into_iter().map(|head| head.ok_or_else(missing)).collect()
+    Ok(found)
 }

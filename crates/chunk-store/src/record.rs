@@ -68,6 +68,8 @@ pub(crate) struct TargetBody {
     pub(crate) chain: ChainId,
     pub(crate) version_max: ChunkVersion,
     pub(crate) state: Vec<u8>,
+    /// See [`crate::TargetRecord::damaged`]; a byte that is there only when it is set.
+    pub(crate) damaged: bool,
 }
 
 /// An entry of the log.
@@ -316,6 +318,9 @@ impl Record {
                 out.u64(body.target.0).u64(body.chain.0);
                 encode_version(body.version_max, &mut out);
                 out.bytes(&body.state);
+                if body.damaged {
+                    out.u8(1);
+                }
             }
             Self::RemoveTarget { target } | Self::ForgetRetries { target } => {
                 out.u64(target.0);
@@ -361,6 +366,7 @@ impl Record {
                 chain: ChainId(from.u64()?),
                 version_max: decode_version(&mut from)?,
                 state: from.bytes(crate::STATE_BYTES_MAX)?.to_vec(),
+                damaged: from.left() > 0 && from.u8()? == 1,
             }),
             kind::REMOVE_TARGET => Self::RemoveTarget { target: TargetId(from.u64()?) },
             kind::FORGET_RETRIES => Self::ForgetRetries { target: TargetId(from.u64()?) },

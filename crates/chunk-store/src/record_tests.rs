@@ -63,13 +63,14 @@ fn any_put() -> impl Strategy<Value = Record> {
 
 fn any_target() -> impl Strategy<Value = Record> {
     let state = proptest::collection::vec(any::<u8>(), 0..=crate::STATE_BYTES_MAX);
-    (any::<u64>(), any::<u64>(), any_version(), state).prop_map(
-        |(target, chain, version_max, state)| {
+    (any::<u64>(), any::<u64>(), any_version(), state, any::<bool>()).prop_map(
+        |(target, chain, version_max, state, damaged)| {
             Record::Target(TargetBody {
                 target: TargetId(target),
                 chain: ChainId(chain),
                 version_max,
                 state,
+                damaged,
             })
         },
     )

@@ -10,7 +10,7 @@
 //! after the record that dropped it is durable.
 //!
 //! If something behind the end proves that the batch at the end was durable, that is no crash but
-//! damage: the store refuses to open rather than forget acknowledged data.
+//! damage. The log is read on from the proof; what lies between is lost (see `damage`).
 //!
 //! The index needs no more than the order of the log: each record was queued in the order of
 //! decisions, and copies that cleaning makes say what was true when they were queued.
@@ -39,6 +39,10 @@ pub(crate) struct Batch {
     pub(crate) segment: Segment,
     pub(crate) bytes: Bytes,
 }
+
+/// How many segments are searched for where the log goes on behind damage. The batches of one sync
+/// reach into two at most.
+const SEGMENTS_AHEAD: usize = 6;
 
 /// Reads batches from the head of the log on.
 pub(crate) struct LogReader {
@@ -104,31 +108,51 @@ impl LogReader {
         Ok(Some(batch))
     }
 
-    /// Looks behind the end for a batch that could only exist if the log had gone on durably.
-    ///
-    /// # Errors
-    /// `Corrupt`.
-    async fn refuse_damage(&self) -> Result<()> {
-        let proof = |bytes: &[u8]| -> Result<bool> {
-            for at in (0..bytes.len()).step_by(BLOCK_BYTES) {
-                let found = read_batch(&bytes[at..], self.identity.disk).unwrap_or(None);
-                let header = found.map(|found| found.header);
-                if header.is_some_and(|h| h.sequence > self.sequence && h.durable >= self.sequence)
-                {
-                    return Ok(true);
+    /// The sequence number of the batch that it reads next.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Goes on behind damage: to the first batch behind the end that could only exist if the log had
+    /// gone on durably. Returns the segments in between; `None` when there is no such batch: it is
+    /// the end.
+    pub(crate) async fn skip_damage(&mut self) -> Result<Option<Vec<Segment>>> {
+        // Where to look, and what lies between: behind damage any batch may say where the log goes
+        // on.
+        let mut ahead = VecDeque::from([(self.segment, Vec::new())]);
+        let last = self.last.map(|last| (self.unknown(last.header.next), Vec::new()));
+        ahead.extend(last);
+        for _ in 0..SEGMENTS_AHEAD {
+            let Some((mut segment, passed)) = ahead.pop_front() else { break };
+            let is_here = segment.extent == self.segment.extent;
+            let bytes = match is_here {
+                true => self.bytes.clone(),
+                false => read_segment(&self.disk, &self.pool, segment.extent).await?,
+            };
+            for at in if is_here { self.at } else { 0 }..bytes.len() / BLOCK_BYTES {
+                let found = read_batch(&bytes[at * BLOCK_BYTES..], self.identity.disk);
+                let header = found.unwrap_or(None).map(|found| found.header);
+                let Some(header) = header.filter(|h| h.sequence > self.sequence) else { continue };
+                if header.durable >= self.sequence {
+                    if at == 0 {
+                        segment.first_sequence = header.sequence;
+                    }
+                    (self.segment, self.bytes, self.at) = (segment, bytes, at);
+                    (self.sequence, self.last) = (header.sequence, None);
+                    return Ok(Some(passed));
+                }
+                if !ahead.iter().any(|(known, _)| known.extent == header.next) {
+                    let between = passed.iter().copied().chain((!is_here).then_some(segment));
+                    ahead.push_back((self.unknown(header.next), between.collect()));
                 }
             }
-            Ok(false)
-        };
-        let mut damaged = proof(&self.bytes[self.at * BLOCK_BYTES..])?;
-        if let Some(next) = self.last.map(|last| last.header.next).filter(|n| !n.is_hole()) {
-            damaged |= proof(&read_segment(&self.disk, &self.pool, next).await?)?;
         }
-        if damaged {
-            return Err(Error::corrupt(format!("the log's batch {} is damaged", self.sequence))
-                .with_hint("rebuild this disk's targets from their other replicas"));
-        }
-        Ok(())
+        Ok(None)
+    }
+
+    /// A segment whose first batch is not known; it is not before the next one.
+    fn unknown(&self, extent: Extent) -> Segment {
+        Segment { extent, first_sequence: self.sequence }
     }
 }
 
@@ -165,7 +189,14 @@ pub(crate) async fn replay(
     let mut batches = Vec::new();
     let mut unproven: VecDeque<Batch> = VecDeque::new();
     let mut last = None;
-    while let Some(batch) = reader.next().await? {
+    loop {
+        let Some(batch) = reader.next().await? else {
+            let damaged = reader.sequence();
+            let Some(passed) = reader.skip_damage().await? else { break };
+            state.segments.extend(passed);
+            state.lost.push(damaged..reader.sequence());
+            continue;
+        };
         let durable = batch.found.header.durable;
         unproven.push_back(batch);
         while unproven.front().is_some_and(|b| b.found.header.sequence <= durable) {
@@ -173,7 +204,6 @@ pub(crate) async fn replay(
             last.iter().try_for_each(|batch| take(&mut state, &mut batches, batch))?;
         }
     }
-    reader.refuse_damage().await?;
     for batch in unproven {
         if !data_is_whole(disk, pool, &batch).await? {
             break;
@@ -187,7 +217,8 @@ pub(crate) async fn replay(
     })?;
     match state.targets.iter().find(|(_, target)| target.position == Position::NOWHERE) {
         Some((target, _)) => {
-            Err(Error::corrupt(format!("the log has no record of target {target}")))
+            Err(Error::corrupt(format!("the log has no record of target {target}"))
+                .with_hint("rebuild this disk's targets from their other replicas"))
         }
         None => Ok(Replayed { state, last, batches }),
     }
@@ -270,9 +301,7 @@ fn redo(state: &mut State, position: Position, record: Record) {
             if target.pending.get(&key.chunk).is_some_and(|p| p.head.version == version) {
                 target.pending.remove(&key.chunk);
             }
-            state.forget_retries_if(|slot, old| {
-                slot.0 == key.target && old.chunk == key.chunk && old.version == version
-            });
+            state.forget_retry_of(key, version);
         }
         Record::Retry { key, retry, version } => {
             state.remember_alone(key, retry, version, position);

@@ -15,6 +15,7 @@ use kiln_types::{
 };
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -33,6 +34,9 @@ pub(crate) struct State {
     pub(crate) waiting: usize,
     /// The log, oldest segment first; the last one is being written.
     pub(crate) segments: VecDeque<Segment>,
+    /// Sequence numbers of batches that could not be read when the store was opened. Cleaning removes
+    /// them.
+    pub(crate) lost: Vec<Range<u64>>,
     /// What retry records cost of the log that have a record of their own.
     pub(crate) retry_cost: u64,
 }
@@ -69,6 +73,8 @@ pub(crate) struct Target {
     pub(crate) live: u64,
     /// It is being removed: nothing new is taken.
     pub(crate) removing: bool,
+    /// See [`crate::TargetRecord::damaged`].
+    pub(crate) damaged: bool,
 }
 
 /// A version that is neither committed nor discarded.
@@ -169,6 +175,7 @@ impl State {
             queue: VecDeque::new(),
             waiting: 0,
             segments: VecDeque::new(),
+            lost: Vec::new(),
             retry_cost: 0,
         }
     }
@@ -180,15 +187,20 @@ impl State {
     }
 
     /// # Errors
-    /// What ended the store; `WrongTarget` when the target is not on this disk.
+    /// What ended the store; `WrongTarget` when the target is not on this disk; `Corrupt` when
+    /// records of it were lost.
     pub(crate) fn target(&self, target: TargetId) -> Result<&Target> {
         self.check()?;
         let found = self.targets.get(&target).filter(|target| !target.removing);
-        found.ok_or_else(|| no_target(target))
+        match found.ok_or_else(|| no_target(target))? {
+            found if found.damaged => Err(Error::corrupt(format!("target {target}: records lost"))
+                .with_hint("fill it from another replica")),
+            found => Ok(found),
+        }
     }
 
-    /// As [`Self::target`], to change it.
-    pub(crate) fn target_mut(&mut self, target: TargetId) -> Result<&mut Target> {
+    /// As [`Self::target`], damaged or not, to change it.
+    pub(crate) fn any_target(&mut self, target: TargetId) -> Result<&mut Target> {
         self.check()?;
         let found = self.targets.get_mut(&target).filter(|target| !target.removing);
         found.ok_or_else(|| no_target(target))
@@ -215,6 +227,12 @@ impl State {
     /// Bytes that the log occupies.
     pub(crate) fn log_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.extent.bytes()).sum()
+    }
+
+    /// Whether lost batches lie in the log, in its oldest segment or later.
+    pub(crate) fn begins_with_loss(&self) -> bool {
+        let first = self.segments.front().map_or(0, |segment| segment.first_sequence);
+        self.lost.iter().any(|lost| lost.end > first)
     }
 
     /// Bytes of the log that are needed, at most.
@@ -263,6 +281,13 @@ impl State {
             own_cost: position.cost(),
         };
         self.remember(key, retry, remembered);
+    }
+
+    /// Drops the retry record that came with a version, if it is the channel's.
+    pub(crate) fn forget_retry_of(&mut self, key: Key, version: ChunkVersion) {
+        self.forget_retries_if(|slot, old| {
+            slot.0 == key.target && old.chunk == key.chunk && old.version == version
+        });
     }
 
     pub(crate) fn forget_retries_if(&mut self, gone: impl Fn(&RetrySlot, &Remembered) -> bool) {
@@ -456,6 +481,7 @@ impl State {
         target.recorded_max = body.version_max;
         target.chain = body.chain;
         target.state = body.state;
+        target.damaged = body.damaged;
         target.position = position;
     }
 
@@ -473,6 +499,7 @@ impl Target {
             chain: self.chain,
             version_max: self.version_max,
             state: self.state.clone(),
+            damaged: self.damaged,
         }
     }
 }

@@ -84,6 +84,7 @@ impl Store {
                 chain: target.chain,
                 version_max: target.version_max,
                 state: target.state.clone(),
+                damaged: target.damaged,
             })
             .collect()
     }
@@ -110,8 +111,20 @@ impl Store {
     /// `DiskFailed`.
     pub async fn set_target_state(&self, target: TargetId, state: Vec<u8>) -> Result<()> {
         check_state(&state)?;
-        let work = targets::set_state(Arc::clone(&self.core), target, state);
+        let work = targets::set_state(Arc::clone(&self.core), target, state, false);
         self.run("target state", work).await
+    }
+
+    /// Ends the quarantine of a target whose records were lost in part, see
+    /// [`TargetRecord::damaged`], in one step with the owner's `state`, which says that it needs to
+    /// be filled from another replica: the store does not know any more what is missing.
+    ///
+    /// # Errors
+    /// As [`Store::set_target_state`].
+    pub async fn accept_damage(&self, target: TargetId, state: Vec<u8>) -> Result<()> {
+        check_state(&state)?;
+        let work = targets::set_state(Arc::clone(&self.core), target, state, true);
+        self.run("target damage", work).await
     }
 
     /// Removes a target with all its chunks, durably. Other targets are served meanwhile.

@@ -14,24 +14,39 @@ pub(crate) async fn create(
 ) -> Result<()> {
     let _changes = core.target_changes.lock().await;
     let _gate = core.gate.read().await;
-    let receiver = {
-        let mut all = core.state.lock();
+    let body = TargetBody { target, chain, version_max: ChunkVersion::NONE, state, damaged: false };
+    {
+        let all = core.state.lock();
         all.check()?;
         if all.targets.contains_key(&target) {
             return Err(Error::new(Code::Exists, format!("target {target} is on this disk")));
         }
-        let body = TargetBody { target, chain, version_max: ChunkVersion::NONE, state };
-        Core::submit_waiting(&mut all, vec![Record::Target(body)], Vec::new(), Effect::Target)
-    };
-    core.durable(receiver).await
+    }
+    // In two batches: the loss of the only one would be the loss of the target.
+    for _ in 0..2 {
+        let records = vec![Record::Target(body.clone())];
+        let receiver = {
+            let mut all = core.state.lock();
+            Core::submit_waiting(&mut all, records, Vec::new(), Effect::Target)
+        };
+        core.durable(receiver).await?;
+    }
+    Ok(())
 }
 
-pub(crate) async fn set_state(core: Arc<Core>, target: TargetId, state: Vec<u8>) -> Result<()> {
+/// `accept`: with its damage.
+pub(crate) async fn set_state(
+    core: Arc<Core>,
+    target: TargetId,
+    state: Vec<u8>,
+    accept: bool,
+) -> Result<()> {
     let _changes = core.target_changes.lock().await;
     let _gate = core.gate.read().await;
     let receiver = {
         let mut all = core.state.lock();
-        let body = TargetBody { state, ..all.target(target)?.body(target) };
+        let body = all.any_target(target)?.body(target);
+        let body = TargetBody { state, damaged: body.damaged && !accept, ..body };
         Core::submit_waiting(&mut all, vec![Record::Target(body)], Vec::new(), Effect::Target)
     };
     core.durable(receiver).await
@@ -44,7 +59,7 @@ pub(crate) async fn remove(core: Arc<Core>, target: TargetId) -> Result<()> {
     {
         // Alone: changes of the target that are under way end first.
         let _gate = core.gate.write().await;
-        core.state.lock().target_mut(target)?.removing = true;
+        core.state.lock().any_target(target)?.removing = true;
     }
     let removed = remove_marked(&core, target).await;
     if removed.is_err()

@@ -66,7 +66,12 @@ impl Core {
     pub(crate) async fn all_extents(&self, target: TargetId) -> Result<Vec<Extent>> {
         let mut extents = Vec::new();
         for key in self.keys(target) {
-            extents.extend(self.chunk_extents(key).await?);
+            match self.chunk_extents(key).await {
+                Ok(some) => extents.extend(some),
+                // What nobody can name any more is free when the store is opened next.
+                Err(error) if error.code() == Code::Corrupt => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(extents)
     }
@@ -126,7 +131,14 @@ impl Core {
         let (mut blocks, mut live) = (0, 0);
         for key in self.keys(target) {
             found.chunks += 1;
-            let extents = self.chunk_extents(key).await?;
+            let extents = match self.chunk_extents(key).await {
+                Ok(extents) => extents,
+                Err(error) if error.code() == Code::Corrupt => {
+                    found.problems.push(error.message().to_owned());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             blocks += blocks_of(&extents);
             for extent in extents {
                 mark(expected, extent, &key.chunk.to_string(), found);

@@ -4,10 +4,11 @@
 mod common;
 
 use common::{
-    EPOCH, TARGET, chunk, content, find_block, open, scenario, update, version, write_at,
+    EPOCH, TARGET, checksums, chunk, content, find_block, open, scenario, update, version, write_at,
 };
-use kiln_chunk_store::{Change, Store, Update, Which};
-use kiln_disk::Fault;
+use kiln_chunk_store::{Change, ChunkCopy, Held, Install, Options, Store, Update, Which};
+use kiln_disk::{Disk, Fault, SimulatedDisk};
+use kiln_memory::{Buffer, Bytes, Pool};
 use kiln_types::{Code, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,56 @@ fn decay_is_told_and_never_signed_anew() {
         store.prepare(TARGET, update(0, 2, 1, write_at(4096, &[3; 4096]))).await.unwrap();
         assert_eq!(content(&store, 0).await[4096..], [3; 4096]);
     });
+}
+
+#[test]
+fn a_descriptor_that_decays_damages_one_chunk() {
+    scenario(7, 16, |env, disk, store| async move {
+        for index in 0..40 {
+            let put = update(index, 50 + index, 0, write_at(0, &[index as u8; 9000]));
+            store.prepare(TARGET, put).await.unwrap();
+        }
+        let pending = update(3, 99, 53, write_at(0, &[99; 10]));
+        store.prepare(TARGET, Update { commit: false, ..pending }).await.unwrap();
+        store.close().await.unwrap();
+        let disk = disk.kill();
+        let device: Arc<dyn Disk> = Arc::clone(&disk) as _;
+        let options = Options { cache_bytes: 0, ..Options::default() };
+        let store = Store::open(device, env, Pool::new(8 << 20), options).await.unwrap();
+        disk.flip_bit(find_bytes(&disk, chunk(3).as_bytes()).await, 0);
+        let stat = store.stat(TARGET, chunk(3)).await.unwrap();
+        assert_eq!((stat.committed, stat.damaged), (None, Some(version(53))));
+        let list = store.list(TARGET, chunk(0), chunk(100), 100).await.unwrap();
+        let damaged: Vec<_> = list.iter().filter(|(_, stat)| stat.damaged.is_some()).collect();
+        assert_eq!(damaged, [&(chunk(3), stat)]);
+        let versions = store.versions(TARGET, chunk(3), chunk(4), 9).await.unwrap();
+        assert_eq!(versions, [(chunk(3), stat.held())]);
+        let read = store.read(TARGET, chunk(3), Which::Committed, 0, 10, EPOCH).await;
+        assert_eq!(code(read), Err(Code::Corrupt));
+        let bytes = Bytes::copy_of(&[3; 9000]);
+        let whole = Some((bytes.clone(), checksums(0, &bytes)));
+        let copy = ChunkCopy { version: version(53), epoch: EPOCH, content: whole };
+        let install = |expected| {
+            let install = Install { chunk: chunk(3), expected, copy: Some(copy.clone()) };
+            store.install(TARGET, install)
+        };
+        assert_eq!(code(install(Held::default()).await), Err(Code::VersionMismatch));
+        install(stat.held()).await.unwrap();
+        assert_eq!(content(&store, 3).await, [3; 9000]);
+        store.close().await.unwrap();
+    });
+}
+
+/// Where a chunk's record names it.
+async fn find_bytes(disk: &Arc<SimulatedDisk>, bytes: &[u8]) -> u64 {
+    for offset in (0..disk.capacity()).step_by(4096) {
+        let block = disk.read(offset, Buffer::zeroed(4096)).await.unwrap();
+        let mut found = block.windows(bytes.len()).enumerate();
+        if let Some((at, _)) = found.find(|(_, window)| *window == bytes) {
+            return offset + at as u64;
+        }
+    }
+    panic!("no such record");
 }
 
 #[test]

@@ -279,7 +279,8 @@ impl World {
         read.map(|block| block.to_vec()).map_err(|error| format!("raw: {error:?}"))
     }
 
-    /// A flipped bit may keep a store from opening; it never opens with less than was acknowledged.
+    /// A flipped bit may keep a store from opening. When it opens with less than was acknowledged, it
+    /// says so, and is filled again.
     pub(crate) async fn flip_and_open(&mut self) -> Outcome {
         self.settle().await;
         if self.armed {
@@ -293,6 +294,12 @@ impl World {
         self.disk.flip_bit(offset, bit);
         let flipped = self.raw(offset).await?;
         match self.open().await {
+            Ok(()) if self.store.targets().iter().any(|target| target.damaged) => {
+                self.fill_again().await?;
+                self.settle().await;
+                self.damages += 1;
+                return self.check_after_open().await;
+            }
             Ok(()) => {
                 for key in self.model.chunks.keys().copied().collect::<Vec<_>>() {
                     let Ok(found) = self.observe(key).await else { continue };

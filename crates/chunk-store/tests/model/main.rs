@@ -26,7 +26,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Lives one seed; what went wrong, if anything, and how much happened.
-fn live(seed: u64, planted: Planted) -> (Result<(u64, u64), String>, u64) {
+fn live(seed: u64, planted: Planted) -> (Result<[u64; 3], String>, u64) {
     let executor = Executor::new(seed);
     let env = executor.env();
     let result = executor.run(async move {
@@ -34,7 +34,7 @@ fn live(seed: u64, planted: Planted) -> (Result<(u64, u64), String>, u64) {
         let life = world.life.clone();
         let lived = world.live().await;
         lived.map_err(|words| format!("{words}\n{life:?}"))?;
-        Ok((world.reboots, world.refusals))
+        Ok([world.reboots, world.refusals, world.damages])
     });
     (result, executor.trace())
 }
@@ -45,17 +45,14 @@ fn nothing_acknowledged_is_ever_lost() {
     let count = number("KILN_SEEDS").unwrap_or(if first.is_some() { 1 } else { 200 });
     let first = first.unwrap_or(0);
     let seeds = first..first + count;
-    let (mut reboots, mut refusals) = (0, 0);
+    let mut sum = [0; 3];
     for seed in seeds {
         match live(seed, Planted::Nothing).0 {
-            Ok(seen) => {
-                reboots += seen.0;
-                refusals += seen.1;
-            }
+            Ok(seen) => (0..3).for_each(|at| sum[at] += seen[at]),
             Err(words) => panic!("KILN_SEED={seed}: {words}"),
         }
     }
-    println!("{reboots} reboots, {refusals} times no space");
+    println!("{} reboots, {} times no space, {} times filled after damage", sum[0], sum[1], sum[2]);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! What fills a replica from another one: installs, and retry records as a whole.
 
-use crate::reference::{Key, Version};
+use crate::reference::{Chunk, Key, Op, Version};
 use crate::world::{Outcome, TARGETS, World, checksums, chunk_id, lost};
 use kiln_chunk_store::{ChunkCopy, Held, Install, RetryRecord};
 use kiln_memory::Bytes;
 use kiln_types::{
-    ChainVersion, ChannelId, ChunkVersion, ClientId, Code, RetryKey, Sequence, TruncateEpoch,
+    ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, RetryKey, Sequence,
+    TruncateEpoch,
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn copy_of(version: &Version) -> ChunkCopy {
     let bytes = Bytes::copy_of(&version.bytes);
@@ -45,6 +47,61 @@ impl World {
             }
         };
         Install { chunk: key.1, expected, copy }
+    }
+
+    /// Fills all targets with what is known, as from another replica, after their damage.
+    pub(crate) async fn fill_again(&mut self) -> Outcome {
+        for target in TARGETS {
+            let text = |error: Error| format!("fill {target}: {error:?}");
+            self.store.accept_damage(target, vec![3]).await.map_err(text)?;
+            let here = self.store.versions(target, ChunkId::MIN, ChunkId::MAX, 1000).await;
+            let here: BTreeMap<ChunkId, Held> = here.map_err(text)?.into_iter().collect();
+            let known = self.model.chunks.keys().filter(|key| key.0 == target);
+            let all: BTreeSet<ChunkId> =
+                here.keys().copied().chain(known.map(|key| key.1)).collect();
+            for chunk in all {
+                let held = here.get(&chunk).copied().unwrap_or_default();
+                self.fill_chunk((target, chunk), held).await?;
+            }
+            let records = self.model.retries.iter().filter(|(channel, _)| channel.0 == target);
+            let record = |(key, chunk, version): &_| RetryRecord {
+                key: *key,
+                chunk: *chunk,
+                version: *version,
+            };
+            let records = records.map(|(_, remembered)| record(remembered)).collect();
+            self.store.forget_retries(target).await.map_err(text)?;
+            self.store.remember_retries(target, records).await.map_err(text)?;
+            self.model.version_max.insert(target, self.store.version_max(target));
+        }
+        Ok(())
+    }
+
+    /// The other replica has nothing pending.
+    async fn fill_chunk(&mut self, key: Key, expected: Held) -> Outcome {
+        let mut chunk = self.model.chunk(key);
+        if chunk.pending.is_some() {
+            let discard = Op::Discard(chunk.held().pending.unwrap_or_default());
+            let discarded = self.model.after(key, &discard);
+            self.model.take(key, discarded);
+            chunk.pending = None;
+        }
+        let copy = chunk.committed.as_ref().map(copy_of);
+        let install = Install { chunk: key.1, expected, copy };
+        if expected == chunk.held() {
+            return Ok(());
+        }
+        chunk.committed.iter_mut().for_each(|version| version.stat.retry = None);
+        match self.store.install(key.0, install).await {
+            Err(error) if error.code() == Code::NoSpace => {
+                chunk = Chunk::default();
+                let install = Install { chunk: key.1, expected, copy: None };
+                self.store.install(key.0, install).await.map_err(|e| format!("drop: {e:?}"))?;
+            }
+            filled => filled.map_err(|error| format!("fill {key:?}: {error:?}"))?,
+        }
+        self.model.chunks.insert(key, chunk);
+        Ok(())
     }
 
     /// Drops or takes all retry records of a target, as when it is filled from another replica.

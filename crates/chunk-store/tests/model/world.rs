@@ -59,6 +59,7 @@ pub(crate) struct World {
     pub(crate) armed: bool,
     pub(crate) refusals: u64,
     pub(crate) reboots: u64,
+    pub(crate) damages: u64,
 }
 
 /// What a task of a round was and how it ended.
@@ -143,6 +144,7 @@ impl World {
             armed: false,
             refusals: 0,
             reboots: 0,
+            damages: 0,
         })
     }
 

@@ -1,0 +1,273 @@
+//! Single flipped bits, anywhere on the disk of a closed store: whatever is read afterwards is right
+//! or an error, and another replica's copy heals it.
+//!
+//! `KILN_SEED=n cargo test -p kiln-chunk-store --test rot -- --nocapture` flips other bits,
+//! `KILN_FLIPS=n` sets how many of each kind.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{checksums, identity, version, write_at};
+use kiln_chunk_store::{
+    Change, ChunkCopy, Held, Install, Options, RetryRecord, Store, Update, Which,
+};
+use kiln_disk::{Disk, SimulatedDisk};
+use kiln_env::{Env, Executor};
+use kiln_memory::{Buffer, Bytes, Pool};
+use kiln_types::{
+    BLOCK_BYTES, ChainId, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, RetryKey,
+    Sequence, TargetId, TruncateEpoch,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+const TARGETS: [TargetId; 2] = [TargetId(1), TargetId(2)];
+const DISK_BYTES: u64 = 16 << 20;
+const EPOCH: TruncateEpoch = TruncateEpoch(0);
+
+type Key = (TargetId, ChunkId);
+
+/// What a chunk is: its version, and its content unless it is a tombstone.
+type Known = (ChunkVersion, Option<Vec<u8>>);
+
+/// A closed store, block by block, and what it holds.
+#[derive(Clone)]
+struct Image {
+    blocks: BTreeMap<u64, Vec<u8>>,
+    chunks: BTreeMap<Key, Known>,
+    retries: BTreeMap<TargetId, Vec<RetryRecord>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Superblock,
+    Log,
+    Data,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    NothingNoticed,
+    ChunkRepaired,
+    TargetsFilledAnew,
+    NotOpened,
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+async fn open(disk: &Arc<SimulatedDisk>, env: &Env) -> Result<Arc<Store>, Error> {
+    let disk: Arc<dyn Disk> = Arc::clone(disk) as _;
+    // A small slack, so that the log has many segments and is cleaned.
+    let options = Options { log_slack_bytes: 256 << 10, ..Options::default() };
+    Store::open(disk, env.clone(), Pool::new(8 << 20), options).await
+}
+
+/// Random writes, overwrites, truncations and removals, of chunks of one part and of several.
+async fn change_chunks(store: &Store, env: &Env, known: &mut BTreeMap<Key, Known>) {
+    for number in 1..600 {
+        let target = TARGETS[env.random_below(2) as usize];
+        let chunk = common::chunk(env.random_below(24));
+        let (previous, mut bytes) = match known.get(&(target, chunk)) {
+            Some((version, Some(bytes))) => (*version, bytes.clone()),
+            _ => (ChunkVersion::NONE, Vec::new()),
+        };
+        let offset = env.random_below(if chunk < common::chunk(4) { 1_300_000 } else { 50_000 });
+        let offset = offset as usize;
+        let (change, removed) = match env.random_below(16) {
+            0 => (Change::Remove, true),
+            1..=2 => (Change::Truncate { length: offset as u32 }, false),
+            _ => {
+                let mut new = vec![0; 1 + env.random_below(12_000) as usize];
+                env.fill_random(&mut new);
+                bytes.resize(bytes.len().max(offset + new.len()), 0);
+                bytes[offset..offset + new.len()].copy_from_slice(&new);
+                (write_at(offset as u32, &new), false)
+            }
+        };
+        if let Change::Truncate { length } = change {
+            bytes.truncate(length as usize);
+        }
+        let (client, channel) = (ClientId(env.random_below(3).into()), ChannelId(0));
+        let update = Update {
+            chunk,
+            version: version(number),
+            previous,
+            epoch: EPOCH,
+            floor: EPOCH,
+            chunk_bytes: 2 << 20,
+            change,
+            retry: Some(RetryKey { client, channel, sequence: Sequence(number) }),
+            commit: true,
+        };
+        store.prepare(target, update).await.unwrap();
+        known.insert((target, chunk), (version(number), (!removed).then_some(bytes)));
+    }
+}
+
+async fn image(env: &Env) -> Image {
+    let disk = SimulatedDisk::new(env.clone(), DISK_BYTES);
+    let device: Arc<dyn Disk> = Arc::clone(&disk) as _;
+    Store::format(&device, identity()).await.unwrap();
+    let store = open(&disk, env).await.unwrap();
+    for target in TARGETS {
+        store.create_target(target, ChainId(target.0), vec![1]).await.unwrap();
+    }
+    let mut chunks = BTreeMap::new();
+    change_chunks(&store, env, &mut chunks).await;
+    let retries = TARGETS.map(|target| (target, store.retry_records(target, None, 100))).into();
+    env.sleep(Duration::from_secs(5)).await;
+    store.close().await.unwrap();
+    let disk = disk.kill();
+    let mut blocks = BTreeMap::new();
+    for block in 0..DISK_BYTES / BLOCK_BYTES as u64 {
+        let read = disk.read(block * BLOCK_BYTES as u64, Buffer::zeroed(BLOCK_BYTES)).await;
+        let bytes = read.unwrap().to_vec();
+        if bytes.iter().any(|byte| *byte != 0) {
+            blocks.insert(block, bytes);
+        }
+    }
+    Image { blocks, chunks, retries }
+}
+
+impl Image {
+    /// A segment of the log begins with a batch, at the beginning of a zone.
+    fn place(&self, block: u64) -> Place {
+        let zone = block / 64 * 64;
+        let is_log = self.blocks.get(&zone).is_some_and(|first| first.starts_with(b"KLB1"));
+        match block {
+            0..2 => Place::Superblock,
+            _ if is_log => Place::Log,
+            _ => Place::Data,
+        }
+    }
+
+    async fn restore(&self, env: &Env) -> Arc<SimulatedDisk> {
+        let disk = SimulatedDisk::new(env.clone(), DISK_BYTES);
+        for (block, bytes) in &self.blocks {
+            disk.write(block * BLOCK_BYTES as u64, Bytes::copy_of(bytes)).await.unwrap();
+        }
+        disk.sync().await.unwrap();
+        disk
+    }
+
+    fn copy(&self, key: Key) -> Option<ChunkCopy> {
+        let (version, content) = self.chunks.get(&key)?;
+        let content = content.as_ref().map(|bytes| (Bytes::copy_of(bytes), checksums(0, bytes)));
+        Some(ChunkCopy { version: *version, epoch: EPOCH, content })
+    }
+
+    /// Fills a target as from another replica: compares versions, and installs what differs.
+    async fn fill(&self, store: &Store, target: TargetId) -> usize {
+        let here = store.versions(target, ChunkId::MIN, ChunkId::MAX, 1000).await.unwrap();
+        let here: BTreeMap<ChunkId, Held> = here.into_iter().collect();
+        let there = self.chunks.keys().filter(|key| key.0 == target).map(|key| key.1);
+        let mut all: Vec<ChunkId> = here.keys().copied().chain(there).collect();
+        all.sort_unstable();
+        all.dedup();
+        let mut installed = 0;
+        for chunk in all {
+            let copy = self.copy((target, chunk));
+            let expected = here.get(&chunk).copied().unwrap_or_default();
+            let wanted = copy.as_ref().map_or(ChunkVersion::NONE, |copy| copy.version);
+            if expected != (Held { committed: wanted, pending: None }) {
+                store.install(target, Install { chunk, expected, copy }).await.unwrap();
+                installed += 1;
+            }
+        }
+        store.forget_retries(target).await.unwrap();
+        store.remember_retries(target, self.retries[&target].clone()).await.unwrap();
+        installed
+    }
+
+    /// Reads everything; heals what gives an error. How many had to be healed.
+    async fn check(&self, store: &Store) -> usize {
+        let mut healed = 0;
+        for target in TARGETS {
+            let list = store.list(target, ChunkId::MIN, ChunkId::MAX, 1000).await.unwrap();
+            let listed = list.iter().map(|(chunk, stat)| ((target, *chunk), stat.held().committed));
+            let known = self.chunks.iter().filter(|(key, _)| key.0 == target);
+            assert!(listed.eq(known.map(|(key, (version, _))| (*key, *version))), "{list:?}");
+            assert_eq!(store.retry_records(target, None, 100), self.retries[&target]);
+        }
+        for (key, (_, content)) in &self.chunks {
+            let Some(content) = content else { continue };
+            let read = store.read(key.0, key.1, Which::Committed, 0, u32::MAX, EPOCH).await;
+            match read {
+                Ok(read) => assert_eq!(&*read.bytes, content, "{key:?}"),
+                Err(error) => {
+                    assert_eq!(error.code(), Code::ChecksumMismatch, "{error:?}");
+                    store.repair(key.0, key.1, self.copy(*key).unwrap()).await.unwrap();
+                    healed += 1;
+                }
+            }
+        }
+        healed
+    }
+
+    async fn flip(&self, env: &Env, offset: u64, bit: u8) -> Outcome {
+        let disk = self.restore(env).await;
+        disk.flip_bit(offset, bit);
+        let store = match open(&disk, env).await {
+            Ok(store) => store,
+            Err(error) => {
+                assert_eq!(error.code(), Code::Corrupt, "{error:?}");
+                return Outcome::NotOpened;
+            }
+        };
+        let targets = store.targets();
+        assert_eq!(targets.len(), TARGETS.len());
+        let mut outcome = Outcome::NothingNoticed;
+        for target in targets.iter().filter(|target| target.damaged) {
+            let id = target.target;
+            let quarantined = store.stat(id, common::chunk(0)).await.map_err(|e| e.code());
+            assert_eq!(quarantined, Err(Code::Corrupt));
+            store.accept_damage(id, vec![2]).await.unwrap();
+            self.fill(&store, id).await;
+            outcome = Outcome::TargetsFilledAnew;
+        }
+        if self.check(&store).await > 0 {
+            assert_eq!(outcome, Outcome::NothingNoticed, "one bit does one damage");
+            outcome = Outcome::ChunkRepaired;
+        }
+        assert_eq!(self.check(&store).await, 0, "all is healed");
+        assert!(store.verify().await.unwrap().is_clean());
+        env.sleep(Duration::from_secs(5)).await;
+        let store = open(&disk.power_loss(), env).await.unwrap();
+        assert!(store.targets().iter().all(|target| !target.damaged), "healed for good");
+        assert_eq!(self.check(&store).await, 0);
+        outcome
+    }
+}
+
+#[test]
+fn a_flipped_bit_gives_right_bytes_or_an_error_and_is_healed() {
+    let seed = number("KILN_SEED").unwrap_or(1);
+    let flips = number("KILN_FLIPS").unwrap_or(100);
+    let executor = Executor::new(seed);
+    let env = executor.env();
+    let outcomes = executor.run(async move {
+        let image = image(&env).await;
+        let mut outcomes: BTreeMap<(Place, Outcome), u64> = BTreeMap::new();
+        for place in [Place::Superblock, Place::Log, Place::Data] {
+            let blocks = image.blocks.keys().copied();
+            let blocks: Vec<u64> = blocks.filter(|block| image.place(*block) == place).collect();
+            for _ in 0..flips {
+                let block = blocks[env.random_below(blocks.len() as u64) as usize];
+                let offset = block * BLOCK_BYTES as u64 + env.random_below(BLOCK_BYTES as u64);
+                let outcome = image.flip(&env, offset, env.random_below(8) as u8).await;
+                *outcomes.entry((place, outcome)).or_default() += 1;
+            }
+        }
+        outcomes
+    });
+    println!("{outcomes:?}");
+    let count = |place, outcome| outcomes.get(&(place, outcome)).copied().unwrap_or(0);
+    assert_eq!(count(Place::Superblock, Outcome::NothingNoticed), flips);
+    assert!(count(Place::Log, Outcome::TargetsFilledAnew) > 0);
+    assert_eq!(count(Place::Log, Outcome::ChunkRepaired), 0);
+    assert!(count(Place::Data, Outcome::ChunkRepaired) > 0);
+    assert_eq!(count(Place::Data, Outcome::NotOpened), 0);
+}
