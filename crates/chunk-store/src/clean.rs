@@ -423,7 +423,7 @@ async fn copy_version(core: &Core, key: Key, segment: Extent) -> Result<bool> {
     if !core.state.lock().targets.contains_key(&key.target) {
         return Ok(false);
     }
-    let standing = core.standing(key).await?;
+    let standing = core.any_standing(key).await?.whole()?;
     let pending = {
         let state = core.state.lock();
         let target = state.targets.get(&key.target);
@@ -458,7 +458,7 @@ async fn copy_version(core: &Core, key: Key, segment: Extent) -> Result<bool> {
     }
     let receiver = {
         let mut state = core.state.lock();
-        let target = state.target(key.target)?;
+        let target = state.any_target(key.target)?;
         for (record, from) in copies.records.iter_mut().zip(&copies.from) {
             let Record::Put { flags, .. } = record else { continue };
             flags.committed = target.index.get(&key.chunk).is_some_and(|s| s.position == *from);

@@ -2,7 +2,7 @@
 
 use crate::api::{Held, Identity, Options};
 use crate::cache::{Cache, Cached, Piece};
-use crate::extent::{BLOCK, Extent, Position};
+use crate::extent::{BLOCK, Extent, Position, blocks_of};
 use crate::group::Group;
 use crate::join::join_all;
 use crate::locks::KeyedLocks;
@@ -91,6 +91,12 @@ impl Standing {
     pub(crate) fn committed_version(&self) -> ChunkVersion {
         let damaged = self.damaged.as_ref().map(|(_, version)| *version);
         self.committed.as_ref().map(|(_, head)| head.version).or(damaged).unwrap_or_default()
+    }
+
+    /// # Errors
+    /// `Corrupt` when the committed descriptor cannot be read.
+    pub(crate) fn whole(mut self) -> Result<Self> {
+        self.damaged.take().map_or(Ok(self), |(error, _)| Err(error))
     }
 
     pub(crate) fn held(&self) -> Held {
@@ -190,17 +196,17 @@ impl Core {
     /// What is known of a chunk, with the descriptors of its versions.
     ///
     /// # Errors
-    /// `Corrupt` when the committed one cannot be read.
+    /// `Corrupt` when the target is damaged or the committed descriptor is.
     pub(crate) async fn standing(&self, key: Key) -> Result<Standing> {
-        let mut standing = self.any_standing(key).await?;
-        standing.damaged.take().map_or(Ok(standing), |(error, _)| Err(error))
+        self.state.lock().target(key.target)?;
+        self.any_standing(key).await?.whole()
     }
 
-    /// As [`Self::standing`], of a damaged chunk too.
+    /// As [`Self::standing`], whatever is damaged.
     pub(crate) async fn any_standing(&self, key: Key) -> Result<Standing> {
         let (slot, pending, lease) = {
-            let state = self.state.lock();
-            let target = state.target(key.target)?;
+            let mut state = self.state.lock();
+            let target = state.any_target(key.target)?;
             let pending = target.pending.get(&key.chunk).map(|p| Arc::clone(&p.head));
             (target.index.get(&key.chunk), pending, self.space.lease())
         };
@@ -271,6 +277,17 @@ impl Core {
         );
         footprint.dropped_log = old.map_or(0, |old| old.stored_cost_not_in(new));
         Ok(footprint)
+    }
+
+    /// Blocks of a committed version.
+    pub(crate) async fn blocks(&self, key: Key, standing: &Standing) -> Result<u32> {
+        let Some((_, head)) = &standing.committed else { return Ok(0) };
+        let mut blocks = 0;
+        for index in 0..head.parts.len() {
+            let part = self.part(key, head, index, &standing.lease).await?;
+            blocks += blocks_of(part.extents()) as u32;
+        }
+        Ok(blocks)
     }
 
     /// The map of a part of a chunk.

@@ -46,6 +46,7 @@ async fn make(
         let made = {
             let _gate = core.gate.read().await;
             let _chunk = core.chunks.lock(key).await;
+            core.state.lock().target(key.target)?;
             let standing = core.any_standing(key).await?;
             let verdict = match judge(standing.held())? {
                 Verdict::Done if standing.damaged.is_some() => Verdict::Proceed,

@@ -34,9 +34,12 @@
 //! - Every block is verified when it is read, also when it is merged into a new one.
 //! - After an error of the log's writes or syncs the store answers nothing but `DiskFailed`.
 //!
-//! Known limit: rot that strikes data of the very last batch, within 50 ms before a crash, looks
-//! like a write that was torn; the batch is dropped then. Resync brings it back from another
-//! replica.
+//! What decays is found by checksums, and never takes more with it than it must: a block its chunk,
+//! a record of the log the certainty about the disk's targets (`damage`). Another replica's copy
+//! heals it (`install`).
+//!
+//! Known limit: rot that strikes the very last batch or its data, within 50 ms before a crash, looks
+//! like a write that was torn; the batch is dropped then.
 #![forbid(unsafe_code)]
 
 mod api;

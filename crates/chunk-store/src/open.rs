@@ -74,11 +74,15 @@ pub(crate) async fn open(
     pool: Pool,
     options: Options,
 ) -> Result<Opened> {
-    let superblock = Superblock::read(&disk).await?.ok_or_else(|| {
+    let (mut superblock, both) = Superblock::read_copies(&disk).await?.ok_or_else(|| {
         Error::new(Code::NotFound, "the disk holds no chunk store").with_hint("format it first")
     })?;
     if disk.capacity() < superblock.blocks * BLOCK {
         return Err(Error::corrupt("the disk is smaller than when it was formatted"));
+    }
+    if !both {
+        tracing::warn!(disk = %disk.describe(), "a copy of the superblock is damaged: written anew");
+        superblock.write(&disk).await?;
     }
     let replayed = replay(&disk, &pool, &superblock).await?;
     // What was read may still be only in the disk's cache: from here on the log says that it is
@@ -210,7 +214,7 @@ async fn take_pending(core: &Core) -> Result<()> {
         keyed.collect()
     };
     for (key, pending) in pending {
-        let standing = core.standing(key).await?;
+        let standing = core.any_standing(key).await?.whole()?;
         let old = standing.committed.as_ref().map(|(_, head)| head.as_ref());
         let none = std::collections::BTreeMap::new();
         let footprint = core.footprint(key, old, &pending.head, &none, &standing.lease).await?;

@@ -158,6 +158,7 @@ async fn find(core: &Core, key: Key, which: Which) -> Result<(Arc<Head>, Lease)>
 }
 
 pub(crate) async fn stat(core: &Core, key: Key) -> Result<ChunkStat> {
+    core.state.lock().target(key.target)?;
     let standing = core.any_standing(key).await?;
     Ok(ChunkStat {
         committed: standing.committed.map(|(_, head)| head.stat()),

@@ -52,8 +52,8 @@ impl Store {
     /// Opens the store of a disk; nobody else may have it open.
     ///
     /// # Errors
-    /// `NotFound` on a blank disk; `Corrupt` when what it acknowledged is damaged;
-    /// `ProtocolMismatch`; `DiskFailed`.
+    /// `NotFound` on a blank disk; `Corrupt` when it is damaged beyond what [`TargetRecord::damaged`]
+    /// can say; `ProtocolMismatch`; `DiskFailed`; `NoSpace` when damage cannot be noted.
     pub async fn open(
         disk: Arc<dyn Disk>,
         env: Env,

@@ -94,6 +94,11 @@ impl Superblock {
 
     /// The newest copy; `None` on a blank disk.
     pub(crate) async fn read(disk: &Arc<dyn Disk>) -> Result<Option<Self>> {
+        Ok(Self::read_copies(disk).await?.map(|(newest, _)| newest))
+    }
+
+    /// The newest copy, and whether both are whole.
+    pub(crate) async fn read_copies(disk: &Arc<dyn Disk>) -> Result<Option<(Self, bool)>> {
         if disk.capacity() < SUPERBLOCKS * BLOCK {
             return Ok(None);
         }
@@ -103,8 +108,8 @@ impl Superblock {
         }
         let (first, second) = bytes.split_at(BLOCK_BYTES);
         match (Self::decode(first), Self::decode(second)) {
-            (Ok(a), Ok(b)) => Ok(Some(if a.sequence > b.sequence { a } else { b })),
-            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(Some(one)),
+            (Ok(a), Ok(b)) => Ok(Some((if a.sequence > b.sequence { a } else { b }, true))),
+            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(Some((one, false))),
             (Err(error), Err(other)) => {
                 let newer = other.code() == Code::ProtocolMismatch;
                 Err(if newer { other } else { error })

@@ -137,10 +137,11 @@ impl World {
                 // Whether it took effect is seen after the reboot.
                 let disk = self.pull_the_plug();
                 let before = std::mem::replace(&mut self.model, after);
+                let unsettled = self.unsettled.clone();
                 if self.reboot(disk).await.is_ok() {
                     return Ok(());
                 }
-                self.model = before;
+                (self.model, self.unsettled) = (before, unsettled);
                 let disk = self.disk.kill();
                 self.reboot(disk).await
             }
