@@ -3,7 +3,7 @@
 use crate::peers::Peers;
 use crate::recovery::Recovery;
 use crate::service::ChunkService;
-use crate::target::Target;
+use crate::target::{Completeness, Target};
 use kiln_chain::replica::View;
 use kiln_chunk_store::Store;
 use kiln_env::Env;
@@ -13,6 +13,9 @@ use kiln_telemetry::metrics;
 use kiln_types::{Result, RoutingInfo};
 use std::sync::Arc;
 use tokio::sync::watch;
+
+/// The state of a target that has to be filled, as its store keeps it.
+const INCOMPLETE: &[u8] = &[1];
 
 /// Follows the routing information and the manager's orders.
 pub struct Follower {
@@ -30,18 +33,37 @@ pub struct Follower {
 
 impl Follower {
     /// Opens the targets that the stores have.
-    pub fn open_targets(&self) {
+    /// One whose disk lost records is marked first: it has to be filled before it serves.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn open_targets(&self) -> Result<()> {
         for store in self.service.stores() {
             for record in store.targets() {
-                self.add(record.target, record.chain, store);
+                if record.damaged {
+                    store.accept_damage(record.target, INCOMPLETE.to_vec()).await?;
+                    tracing::error!(target_id = %record.target, "the disk lost records: to be filled");
+                }
+                let completeness = match record.damaged || record.state == INCOMPLETE {
+                    true => Completeness::Leaves,
+                    false => Completeness::Complete,
+                };
+                self.add(record.target, record.chain, store, completeness);
             }
         }
+        Ok(())
     }
 
-    fn add(&self, target: kiln_types::TargetId, chain: kiln_types::ChainId, store: &Arc<Store>) {
+    fn add(
+        &self,
+        target: kiln_types::TargetId,
+        chain: kiln_types::ChainId,
+        store: &Arc<Store>,
+        completeness: Completeness,
+    ) {
         let (store, env, peers) = (Arc::clone(store), self.env.clone(), Arc::clone(&self.peers));
         let recovery = Arc::clone(&self.recovery);
-        self.service.add(Target::open(target, chain, store, env, peers, recovery));
+        self.service.add(Target::open(target, chain, store, env, peers, recovery, completeness));
     }
 
     /// Takes up each version of the routing information, telling `lease`, and each set of orders, until
@@ -92,7 +114,7 @@ impl Follower {
         };
         store.create_target(order.target, order.chain, Vec::new()).await?;
         tracing::info!(target_id = %order.target, chain = %order.chain, "target created");
-        self.add(order.target, order.chain, store);
+        self.add(order.target, order.chain, store, Completeness::Complete);
         Ok(())
     }
 }

@@ -25,4 +25,4 @@ pub use recovery::Recovery;
 pub use rights::Rights;
 pub use server::run;
 pub use service::{ChunkService, Lease};
-pub use target::{Incoming, Target};
+pub use target::{Completeness, Incoming, Target};

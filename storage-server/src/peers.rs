@@ -1,9 +1,9 @@
 //! The other replicas, reached through the routing information.
 
-use kiln_memory::Bytes;
+use kiln_memory::{Buffer, Bytes};
 use kiln_net::{Call, ConnectionPool};
 use kiln_types::{ChainId, ChunkVersion, Code, Deadline, Error, Result, RoutingInfo, TargetId};
-use kiln_wire::{Body, Fill, Forward, Install, Name, Operation, Versions, WriteDone};
+use kiln_wire::{Body, Copied, Fill, Forward, Install, Name, Operation, Versions, WriteDone};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -90,6 +90,33 @@ impl Peers {
         self.call(to, call).await.map(drop)
     }
 
+    /// The other targets of a chain that serve, as the routing information names them.
+    pub fn others(&self, chain: ChainId, own: TargetId) -> Vec<TargetId> {
+        let routing = self.routing.borrow();
+        let serving = routing.chains.get(&chain).into_iter().flat_map(|chain| chain.serving());
+        serving.filter(|target| *target != own).collect()
+    }
+
+    /// The committed version of a chunk at `to`, of at most `length` bytes, as it is there.
+    ///
+    /// # Errors
+    /// The target's error, or the network's.
+    pub async fn copy(
+        &self,
+        to: TargetId,
+        name: Name,
+        length: u32,
+        deadline: Deadline,
+    ) -> Result<(Copied, Bytes)> {
+        let call = Call::new(Operation::Copy as u16, name.encode(), deadline);
+        let mut call = call.with_receive(Buffer::zeroed(length as usize));
+        call.hop = self.place_in_chain(to, name.chain);
+        let answer = self.connections.call(&self.address_of(to)?, call).await?;
+        let copy = Copied::decode(&answer.body)?;
+        let bytes = answer.received.map_or_else(Bytes::empty, Buffer::freeze);
+        Ok((copy, bytes))
+    }
+
     /// Whether the server of `to` answers at all.
     ///
     /// # Errors
@@ -108,13 +135,14 @@ impl Peers {
     }
 
     async fn call(&self, to: TargetId, call: Call) -> Result<Vec<u8>> {
-        let address = {
-            let routing = self.routing.borrow();
-            let node = routing.node_of(to).ok_or_else(|| {
-                Error::new(Code::UnknownMember, format!("no server has target {to}"))
-            })?;
-            node.address.clone()
-        };
-        Ok(self.connections.call(&address, call).await?.body)
+        Ok(self.connections.call(&self.address_of(to)?, call).await?.body)
+    }
+
+    fn address_of(&self, target: TargetId) -> Result<String> {
+        let routing = self.routing.borrow();
+        let node = routing.node_of(target).ok_or_else(|| {
+            Error::new(Code::UnknownMember, format!("no server has target {target}"))
+        })?;
+        Ok(node.address.clone())
     }
 }

@@ -5,6 +5,7 @@ use crate::follower::Follower;
 use crate::peers::Peers;
 use crate::recovery::Recovery;
 use crate::rights::Rights;
+use crate::scrub::scrub_disk;
 use crate::service::{ChunkService, Lease};
 use kiln_config::StorageConfig;
 use kiln_env::Env;
@@ -73,12 +74,19 @@ pub async fn run(
     let follower =
         Follower { service: service.clone(), peers, recovery, adopted, env: env.clone() };
     // Before the first heartbeat: a target that it does not name is taken to be gone.
-    follower.open_targets();
+    follower.open_targets().await?;
     let link = ManagerLink::start(link_options, ring, service.clone(), env.clone())?;
     let lease = Arc::clone(lease_view.get_or_init(|| Arc::clone(link.lease())));
+    let scrubbed = Arc::clone(&service);
     let serving = server.serve(Some(service), None)?;
     let follow = follower.run(lease, link.routing().subscribe(), link.orders());
     let follow = env.spawn("follower", follow);
+    let scrub = |store: &Arc<kiln_chunk_store::Store>| {
+        let (env, service) = (env.clone(), Arc::clone(&scrubbed));
+        scrub_disk(env, service, Arc::clone(store), config.scrub.clone())
+    };
+    let scrubs = stores.iter().filter(|_| config.scrub.rate > 0).map(scrub);
+    let scrubs: Vec<_> = scrubs.map(|work| env.spawn("scrub", work)).collect();
     tracing::info!(%address, node = %config.node.id, disks = stores.len(), "the storage server answers");
     ready(address);
     let result = tokio::select! {
@@ -89,7 +97,7 @@ pub async fn run(
     // filled again. The lease runs out, or the server is back before.
     link.stop(false).await;
     serving.shutdown(GRACE).await;
-    drop(follow);
+    drop((follow, scrubs));
     for store in stores {
         store.close().await.context(format_args!("disk {}", store.identity().disk))?;
     }

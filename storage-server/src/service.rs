@@ -1,7 +1,7 @@
 //! What the server answers to chunk requests.
 
 use crate::rights::Rights;
-use crate::scrub::scrub;
+use crate::scrub::{BYTES_MAX, scrub};
 use crate::target::{Incoming, Target};
 use async_trait::async_trait;
 use kiln_chunk_store::{ChunkStat, Store};
@@ -140,6 +140,14 @@ impl ChunkService {
         Ok(Response::default())
     }
 
+    async fn copy(&self, peer: &Peer, request: Request) -> Result<Response> {
+        peer.require_server()?;
+        let name = Name::decode(&request.body)?;
+        let (copy, bytes) = self.target(name.chain)?.copy(name).await?;
+        self.require_lease()?;
+        Ok(Response::new(copy.encode()).with_payload(bytes))
+    }
+
     async fn list(&self, peer: &Peer, request: Request) -> Result<Response> {
         peer.require_operator()?;
         let list = List::decode(&request.body)?;
@@ -157,8 +165,7 @@ impl ChunkService {
         peer.require_operator()?;
         let list = List::decode(&request.body)?;
         let target = self.target(list.chain)?;
-        let (store, id) = (target.store(), target.id());
-        let done = scrub(&self.env, store, id, &list, request.deadline).await?;
+        let done = scrub(&self.env, &target, &list, BYTES_MAX, request.deadline).await?;
         Ok(Response::new(done.encode()))
     }
 
@@ -225,6 +232,7 @@ impl Handler for ChunkService {
                 Operation::Space => self.space(peer).await,
                 Operation::Fill => self.fill(peer, request).await,
                 Operation::Install => self.install(peer, request).await,
+                Operation::Copy => self.copy(peer, request).await,
                 Operation::Ping => peer.require_server().map(|()| Response::default()),
             }
             .inspect_err(|error| tracing::debug!(%error, "refused"))

@@ -11,7 +11,7 @@ use kiln_net::{
     ConnectionPool, Handler, KeyRing, Peer, PoolOptions, Request, Response, ServerOptions, Serving,
     SimulatedNetwork, SimulatedOptions, Terms, Transport,
 };
-use kiln_storage_server::{Incoming, Peers, Recovery, Target};
+use kiln_storage_server::{Completeness, Incoming, Peers, Recovery, Target};
 use kiln_telemetry::Trace;
 use kiln_types::{
     Chain, ChainId, ChainVersion, ChunkId, ChunkVersion, ClusterId, Code, DiskId, Error,
@@ -115,8 +115,15 @@ impl World {
         let transport = Arc::new(host("head", 1));
         let connections = ConnectionPool::new(transport, PoolOptions::default(), env.clone());
         let peers = Peers::new(connections, receiver);
-        let target =
-            Target::open(HEAD, CHAIN, store, env.clone(), peers, Recovery::new(0, env.clone()));
+        let target = Target::open(
+            HEAD,
+            CHAIN,
+            store,
+            env.clone(),
+            peers,
+            Recovery::new(0, env.clone()),
+            Completeness::Complete,
+        );
         target.take_view(View::of(&chain(), HEAD));
         Self { env, disk, target, successor, _serving: serving, _routing: sender }
     }

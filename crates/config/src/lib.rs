@@ -26,7 +26,7 @@ pub use node::{
     ClusterConfig, KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, MetricsConfig, NodeConfig,
 };
 pub use secrets::{create_credential, create_server_key, read_credential, read_server_key};
-pub use storage::{DiskConfig, IoConfig, IoEngine, RecoveryConfig, StorageConfig};
+pub use storage::{DiskConfig, IoConfig, IoEngine, RecoveryConfig, ScrubConfig, StorageConfig};
 
 use kiln_types::{Result, ServiceKind};
 

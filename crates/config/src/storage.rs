@@ -5,6 +5,7 @@ use crate::{ClusterConfig, LogConfig, MetricsConfig, NodeConfig, ServiceConfig, 
 use kiln_types::{Error, Result, ServiceKind};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Everything that `kiln storage` is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,8 @@ pub struct StorageConfig {
     pub io: IoConfig,
     /// What it spends on filling targets that were away.
     pub recovery: RecoveryConfig,
+    /// How it looks for damage.
+    pub scrub: ScrubConfig,
     /// Its disks; at least one.
     pub disks: Vec<DiskConfig>,
 }
@@ -44,6 +47,24 @@ pub struct RecoveryConfig {
     /// Bytes that this server sends to others in a second; 0: as many as it can.
     #[serde(with = "human::size")]
     pub rate: u64,
+}
+
+/// `[scrub]`: all chunks are read now and then, so that decay is found while another replica is whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScrubConfig {
+    /// Bytes of each disk that are read in a second; 0: none.
+    #[serde(with = "human::size")]
+    pub rate: u64,
+    /// The time from the beginning of a pass to that of the next one.
+    #[serde(with = "human::duration")]
+    pub every: Duration,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { rate: 8 << 20, every: Duration::from_secs(7 * 24 * 3600) }
+    }
 }
 
 /// How disks are read and written.
@@ -85,6 +106,7 @@ impl Default for StorageConfig {
             metrics: MetricsConfig::default(),
             io: IoConfig::default(),
             recovery: RecoveryConfig::default(),
+            scrub: ScrubConfig::default(),
             disks: Vec::new(),
         }
     }

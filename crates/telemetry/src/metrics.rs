@@ -97,6 +97,12 @@ metrics! {
         Gauge STORAGE_WAITING = "kiln_storage_waiting", Count, Stable,
             "Writes that wait to be decided now, here as head or passed on.";
 
+        Counter STORAGE_SCRUBBED = "kiln_storage_scrubbed", Bytes, Stable,
+            "Bytes that were read only to find damage.";
+        Counter STORAGE_DAMAGED = "kiln_storage_damaged", Count, Stable,
+            "Damaged chunks that this found.";
+        Counter STORAGE_REPAIRED = "kiln_storage_repaired", Count, Stable,
+            "Damaged chunks that were written anew from another replica's copy.";
         Counter MGMTD_HEARTBEATS = "kiln_mgmtd_heartbeats", Count, Stable,
             "Heartbeats that were answered.";
         Counter MGMTD_DECLARED_DEAD = "kiln_mgmtd_declared_dead", Count, Stable,

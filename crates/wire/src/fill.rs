@@ -72,7 +72,7 @@ pub struct Install {
     pub copy: Option<Copied>,
 }
 
-/// A committed version.
+/// A committed version, without its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
     /// The version.
@@ -174,12 +174,8 @@ impl Body for Install {
             to.u8(0);
             return;
         };
-        to.u8(if copy.checksums.is_some() { 2 } else { 1 });
-        write_version(to, copy.version);
-        to.u64(copy.epoch.0);
-        if let Some(checksums) = &copy.checksums {
-            write_checksums(to, checksums);
-        }
+        to.u8(1);
+        copy.write(to);
     }
 
     fn read(from: &mut Decoder<'_>) -> Result<Self> {
@@ -187,13 +183,31 @@ impl Body for Install {
         let expected = read_held(from)?;
         let copy = match from.u8()? {
             0 => None,
-            kind @ (1 | 2) => Some(Copied {
-                version: read_version(from)?,
-                epoch: TruncateEpoch(from.u64()?),
-                checksums: if kind == 2 { Some(read_checksums(from)?) } else { None },
-            }),
+            1 => Some(Copied::read(from)?),
             other => return Err(Error::corrupt(format!("copy of unknown kind {other}"))),
         };
         Ok(Self { name, from: sender, expected, copy })
+    }
+}
+
+impl Body for Copied {
+    const WHAT: &'static str = "committed version";
+
+    fn write(&self, to: &mut Encoder) {
+        write_version(to, self.version);
+        to.u64(self.epoch.0).u8(u8::from(self.checksums.is_some()));
+        if let Some(checksums) = &self.checksums {
+            write_checksums(to, checksums);
+        }
+    }
+
+    fn read(from: &mut Decoder<'_>) -> Result<Self> {
+        let (version, epoch) = (read_version(from)?, TruncateEpoch(from.u64()?));
+        let checksums = match from.u8()? {
+            0 => None,
+            1 => Some(read_checksums(from)?),
+            other => return Err(Error::corrupt(format!("committed version: flag {other}"))),
+        };
+        Ok(Self { version, epoch, checksums })
     }
 }

@@ -42,6 +42,9 @@ pub enum Operation {
     Install = 10,
     /// An empty body, from a server -> an empty body: whether it can be reached.
     Ping = 11,
+    /// [`Name`], from a replica that lost it -> [`Copied`](crate::Copied) and the content of the
+    /// committed version.
+    Copy = 12,
 }
 
 impl Operation {
@@ -59,6 +62,7 @@ impl Operation {
             Self::Fill => "fill",
             Self::Install => "install",
             Self::Ping => "ping",
+            Self::Copy => "copy",
         }
     }
 
@@ -80,6 +84,7 @@ impl Operation {
             O::Fill,
             O::Install,
             O::Ping,
+            O::Copy,
         ]
         .into_iter()
         .find(|operation| *operation as u16 == number)

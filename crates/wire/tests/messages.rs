@@ -99,8 +99,9 @@ proptest! {
         returns(Versions { chunks: vec![(name.chunk, held); 2], last: Some(name.chunk) });
         for checksums in [None, Some(vec![numbers.0; 2])] {
             let epoch = TruncateEpoch(numbers.2);
-            let copy = Some(Copied { version, epoch, checksums });
-            returns(Install { name, from: TargetId(1), expected: held, copy });
+            let copy = Copied { version, epoch, checksums };
+            returns(copy.clone());
+            returns(Install { name, from: TargetId(1), expected: held, copy: Some(copy) });
         }
         returns(Install { name, from: TargetId(1), expected: held, copy: None });
         returns(Goodbye { client: ClientId(9) });
@@ -119,7 +120,7 @@ proptest! {
             let _ = (Read::decode(&bytes), ReadDone::decode(&bytes), Write::decode(&bytes));
             let _ = (Forward::decode(&bytes), List::decode(&bytes), Listing::decode(&bytes));
             let _ = (Scrubbed::decode(&bytes), Fill::decode(&bytes));
-            let _ = (Versions::decode(&bytes), Install::decode(&bytes));
+            let _ = (Versions::decode(&bytes), Install::decode(&bytes), Copied::decode(&bytes));
             let _ = (Name::decode(&bytes), Space::decode(&bytes), Goodbye::decode(&bytes));
         }
     }

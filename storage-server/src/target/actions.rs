@@ -62,6 +62,9 @@ impl Target {
                 };
                 Some(Event::Installed { chunk, ticket, result: self.notice_full(result) })
             }
+            Action::Repair { chunk } => {
+                Some(Event::Repaired { chunk, result: self.repair(chunk).await })
+            }
             Action::Sync { chunk, to, chain_version, attempt } => {
                 let result = self.make_same(chunk, to, chain_version).await;
                 Some(Event::Synced { chunk, attempt, result })
@@ -132,7 +135,7 @@ impl Target {
     }
 
     async fn pass_on(
-        &self,
+        self: &Arc<Self>,
         name: Name,
         version: ChunkVersion,
         previous: ChunkVersion,
@@ -172,7 +175,7 @@ impl Target {
     }
 
     /// A pending version as the store has it, in the shape of a request.
-    async fn stored(&self, chunk: ChunkId, version: ChunkVersion) -> Result<Incoming> {
+    async fn stored(self: &Arc<Self>, chunk: ChunkId, version: ChunkVersion) -> Result<Incoming> {
         let stat = self.store.stat(self.id, chunk).await?;
         let pending = stat.pending.filter(|pending| pending.version == version);
         let pending = pending.ok_or_else(|| {

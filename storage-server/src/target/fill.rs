@@ -66,7 +66,7 @@ impl Target {
     /// Makes the committed version of a chunk at `to`, whatever that has of it, the one here. Nothing
     /// else happens to the chunk here meanwhile.
     pub(super) async fn make_same(
-        &self,
+        self: &Arc<Self>,
         chunk: ChunkId,
         to: TargetId,
         chain_version: ChainVersion,
@@ -96,7 +96,11 @@ impl Target {
         Ok(())
     }
 
-    async fn copy_of(&self, chunk: ChunkId, stat: VersionStat) -> Result<(Copied, Bytes)> {
+    pub(super) async fn copy_of(
+        self: &Arc<Self>,
+        chunk: ChunkId,
+        stat: VersionStat,
+    ) -> Result<(Copied, Bytes)> {
         let VersionStat { version, epoch, .. } = stat;
         if stat.removed {
             return Ok((Copied { version, epoch, checksums: None }, Bytes::empty()));

@@ -1,10 +1,11 @@
 //! Being filled by the target before this one: the other end of [`kiln_chain::resync`].
 
-use super::Target;
-use kiln_chain::replica::Event;
+use super::{Completeness, Target, serves};
+use crate::insist::insist;
+use kiln_chain::replica::{Event, View};
 use kiln_chunk_store::{self as chunk_store, ChunkCopy};
 use kiln_memory::Bytes;
-use kiln_types::{ChainVersion, Code, Deadline, Error, Monotonic, Result};
+use kiln_types::{ChainVersion, Code, Deadline, Error, Monotonic, PublicState, Result};
 use kiln_wire::{Fill, FillStep, Install, LIST_LIMIT_MAX, Versions};
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +72,30 @@ impl Target {
         state.filled.is_some_and(|filled| filled.done && Some(filled.chain_version) == version)
     }
 
+    /// A target whose disk lost something takes no part as long as it is taken for one that serves; it
+    /// does again when it was filled.
+    pub(super) fn check_completeness(self: &Arc<Self>, view: Option<View>) -> Option<View> {
+        let mut completeness = self.completeness.lock();
+        let served = serves(view);
+        let syncing = self.state.lock().replica.view().map(|view| view.state);
+        match *completeness {
+            Completeness::Complete => return view,
+            Completeness::Left if served && syncing == Some(PublicState::Syncing) => {
+                // The manager heard that it is filled.
+                *completeness = Completeness::Complete;
+                let target = Arc::clone(self);
+                let note = async move {
+                    let set = || target.store.set_target_state(target.id, Vec::new());
+                    // Else it is filled once more after a restart.
+                    let _ = insist(&target.env, "note that a target is complete", set).await;
+                };
+                self.env.spawn("complete target", note).detach();
+            }
+            _ => *completeness = if served { Completeness::Leaves } else { Completeness::Left },
+        }
+        view.filter(|_| *completeness != Completeness::Leaves)
+    }
+
     /// Whether it was full lately, while it was being filled.
     pub(super) fn steps_aside(&self) -> bool {
         let full = self.state.lock().full_since;
@@ -110,11 +135,7 @@ impl Target {
     pub(super) fn notice_full<T>(&self, result: Result<T>) -> Result<T> {
         if result.as_ref().is_err_and(|error| error.code() == Code::NoSpace) {
             let mut state = self.state.lock();
-            if state
-                .replica
-                .view()
-                .is_some_and(|view| view.state == kiln_types::PublicState::Syncing)
-            {
+            if state.replica.view().is_some_and(|view| view.state == PublicState::Syncing) {
                 tracing::warn!(target_id = %self.id, "the disk is too full to be filled");
                 state.full_since = Some(self.env.now());
             }

@@ -4,6 +4,7 @@ mod actions;
 mod fill;
 mod filled;
 mod reads;
+mod repair;
 
 use crate::peers::Peers;
 use crate::pulse::{Pulse, Silence};
@@ -21,7 +22,7 @@ use kiln_types::{
 };
 use kiln_wire::{Forward, Name, Update};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -45,6 +46,9 @@ pub struct Target {
     filling: Mutex<Filling>,
     pulse: Pulse,
     silence: Silence,
+    /// Damaged chunks that are being written anew.
+    repairs: Mutex<HashSet<ChunkId>>,
+    completeness: Mutex<Completeness>,
     tickets: AtomicU64,
     failed: AtomicBool,
 }
@@ -61,6 +65,17 @@ struct State {
     filled: Option<Filled>,
     /// When the disk had no room for a copy.
     full_since: Option<Monotonic>,
+}
+
+/// Whether a target has all that was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    /// It has, as far as it was in its chain.
+    Complete,
+    /// Its disk lost some: it must leave its chain, and be filled.
+    Leaves,
+    /// It has left.
+    Left,
 }
 
 /// A change and its bytes, taken once into memory of this server.
@@ -84,6 +99,7 @@ impl Target {
         env: Env,
         peers: Arc<Peers>,
         recovery: Arc<Recovery>,
+        completeness: Completeness,
     ) -> Arc<Self> {
         let replica = Replica::new(id, store.version_max(id));
         let pending = store.pending(id);
@@ -106,6 +122,8 @@ impl Target {
             filling: Mutex::default(),
             pulse: Pulse::default(),
             silence: Silence::default(),
+            repairs: Mutex::default(),
+            completeness: Mutex::new(completeness),
             tickets: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         });
@@ -137,6 +155,7 @@ impl Target {
             return LocalState::Offline;
         }
         match state {
+            _ if *self.completeness.lock() == Completeness::Leaves => LocalState::Offline,
             Some(PublicState::Serving | PublicState::LastServing) => LocalState::UpToDate,
             _ if self.steps_aside() => LocalState::Offline,
             Some(PublicState::Syncing) if self.is_filled() => LocalState::UpToDate,
@@ -167,6 +186,7 @@ impl Target {
 
     /// Takes the chain as the manager published it.
     pub fn take_view(self: &Arc<Self>, view: Option<View>) {
+        let view = self.check_completeness(view);
         let (old, actions) = {
             let mut state = self.state.lock();
             let old = state.replica.view().copied();

@@ -8,6 +8,7 @@ use kiln_types::{
     ChunkId, ChunkVersion, Code, Deadline, Error, PublicState, Result, TargetId, TruncateEpoch,
 };
 use kiln_wire::Name;
+use std::sync::Arc;
 
 impl Target {
     /// Reads what is committed, so that no later read can contradict it.
@@ -16,7 +17,7 @@ impl Target {
     /// `ChunkNotFound` for a hole; `StaleChainVersion`, `NotServing` and `Busy` send the caller
     /// elsewhere or let it try again.
     pub async fn read(
-        &self,
+        self: &Arc<Self>,
         name: Name,
         offset: u32,
         length: u32,
@@ -86,7 +87,7 @@ impl Target {
     }
 
     pub(super) async fn read_store(
-        &self,
+        self: &Arc<Self>,
         chunk: ChunkId,
         which: Which,
         offset: u32,
@@ -94,7 +95,11 @@ impl Target {
         floor: TruncateEpoch,
     ) -> Result<ChunkRead> {
         let read = self.store.read(self.id, chunk, which, offset, length, floor);
-        self.notice(self.pulse.of(&self.env, read).await)
+        let result = self.notice(self.pulse.of(&self.env, read).await);
+        if result.as_ref().is_err_and(is_damage) {
+            self.repair_soon(chunk);
+        }
+        result
     }
 
     async fn ask_committed(
@@ -111,4 +116,9 @@ impl Target {
 
 fn settling(chunk: ChunkId) -> Error {
     Error::new(Code::Busy, format!("chunk {chunk} is being settled"))
+}
+
+/// Whether what is stored is not what was written.
+pub(super) fn is_damage(error: &Error) -> bool {
+    matches!(error.code(), Code::ChecksumMismatch | Code::Corrupt)
 }

@@ -29,7 +29,7 @@ impl Replica {
                 self.began_client(chunk, versions, known);
             }
             Source::Predecessor => self.began_forwarded(chunk, versions),
-            Source::Install | Source::Sync => {}
+            Source::Install | Source::Sync | Source::Repair => {}
         }
     }
 

@@ -61,6 +61,8 @@ pub(super) enum Source {
     Install,
     /// This replica fills its successor.
     Sync,
+    /// The chunk is damaged here.
+    Repair,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,6 +82,8 @@ pub(super) enum Phase {
     Installing,
     /// The successor's chunk is made the same.
     Syncing,
+    /// Being written anew.
+    Repairing,
 }
 
 impl Replica {
@@ -126,6 +130,12 @@ impl Replica {
             }
             Event::Installed { chunk, ticket, result } => self.installed(chunk, ticket, result),
             Event::Synced { chunk, attempt, result } => self.synced(chunk, attempt, result),
+            Event::Repair { ticket, chunk } => {
+                if let Err(error) = self.repair_in(ticket, chunk) {
+                    self.answer(ticket, Err(error));
+                }
+            }
+            Event::Repaired { chunk, result } => self.repaired(chunk, result),
             Event::Began { chunk, versions, remembered } => {
                 self.began(chunk, versions, remembered);
             }
@@ -168,7 +178,7 @@ impl Replica {
             Phase::Preparing { .. } => false,
             // What was prepared may wait for the successor's chunk.
             Phase::Syncing => slot.current.source != Source::Sync,
-            Phase::Installing => false,
+            Phase::Installing | Phase::Repairing => false,
             Phase::Forwarding | Phase::Waiting | Phase::Committing | Phase::Discarding => true,
         };
         match &self.view {
@@ -244,6 +254,7 @@ impl Replica {
             Source::Predecessor | Source::Recovered => None,
             Source::Install => return self.install(chunk),
             Source::Sync => return self.sync(chunk),
+            Source::Repair => return self.repair(chunk),
         };
         self.actions.push(Action::Begin { chunk, retry });
     }

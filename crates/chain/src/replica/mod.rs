@@ -26,6 +26,7 @@
 mod began;
 mod intake;
 mod machine;
+mod repair;
 mod syncing;
 
 pub use machine::Replica;
@@ -186,6 +187,13 @@ pub enum Event {
         /// The chunk.
         chunk: ChunkId,
     },
+    /// The chunk is damaged here: a good copy is to be fetched, in turn with its writes.
+    Repair {
+        /// Who waits.
+        ticket: Ticket,
+        /// The chunk.
+        chunk: ChunkId,
+    },
     /// The outcome of [`Action::Begin`].
     Began {
         /// The chunk.
@@ -222,6 +230,13 @@ pub enum Event {
         /// Whose copy it is.
         ticket: Ticket,
         /// An error means that nothing changed.
+        result: Result<()>,
+    },
+    /// The outcome of [`Action::Repair`].
+    Repaired {
+        /// The chunk.
+        chunk: ChunkId,
+        /// An error means that it is as it was.
         result: Result<()>,
     },
     /// The outcome of [`Action::Sync`].
@@ -319,6 +334,11 @@ pub enum Action {
         chunk: ChunkId,
         /// Whose copy it is.
         ticket: Ticket,
+    },
+    /// Write the committed version of the chunk anew, from the copy of a replica that has the same.
+    Repair {
+        /// The chunk.
+        chunk: ChunkId,
     },
     /// Make the committed version of the chunk at the successor, whatever it has, the one here.
     Sync {

@@ -1,0 +1,110 @@
+//! Writing damaged chunks anew, from replicas that have the same version whole.
+
+use super::Target;
+use kiln_chain::replica::Event;
+use kiln_chunk_store::{self as chunk_store, ChunkCopy, Held};
+use kiln_memory::Bytes;
+use kiln_telemetry::metrics;
+use kiln_types::{ChunkId, ChunkVersion, Code, Error, PublicState, Result, TargetId};
+use kiln_wire::{Copied, Name};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Chunks that may be under repair at a time; further ones are found again.
+const REPAIRS_MAX: usize = 16;
+/// How long a repair may take, its turn included.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a replica may take to send its copy.
+const COPY_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Target {
+    /// Begins the repair of a chunk that was found damaged, unless too many are under way.
+    pub fn repair_soon(self: &Arc<Self>, chunk: ChunkId) {
+        {
+            let mut repairs = self.repairs.lock();
+            if repairs.len() >= REPAIRS_MAX || !repairs.insert(chunk) {
+                return;
+            }
+        }
+        let target = Arc::clone(self);
+        let work = async move {
+            let deadline = target.env.deadline_after(REPAIR_TIMEOUT);
+            let event = |ticket| Event::Repair { ticket, chunk };
+            match target.wait_for(deadline, event, |_, _| {}).await {
+                Ok(_) => {
+                    metrics::STORAGE_REPAIRED.add(1);
+                    tracing::warn!(target_id = %target.id, %chunk, "a damaged chunk was repaired");
+                }
+                Err(error) => {
+                    tracing::error!(target_id = %target.id, %chunk, %error, "chunk is not repaired");
+                }
+            }
+            target.repairs.lock().remove(&chunk);
+        };
+        self.env.spawn("chunk repair", work).detach();
+    }
+
+    /// Takes the copy of the first replica that has the version which is committed here.
+    pub(super) async fn repair(&self, chunk: ChunkId) -> Result<()> {
+        let stat = self.notice(self.store.stat(self.id, chunk).await)?;
+        let Held { committed, pending } = stat.held();
+        if committed == ChunkVersion::NONE || pending.is_some() {
+            let text = format!("chunk {chunk}: what is committed is not known here");
+            return Err(Error::new(Code::Busy, text));
+        }
+        let length = stat.committed.map_or(kiln_types::CHUNK_BYTES_MAX, |stat| stat.length);
+        let chain_version = self.chain_version();
+        let name = Name { chain: self.chain, chain_version, chunk };
+        let mut trouble = Error::new(Code::ChunkNotFound, "no other replica serves");
+        for other in self.peers.others(self.chain, self.id) {
+            let deadline = self.env.deadline_after(COPY_TIMEOUT);
+            let copied = self.peers.copy(other, name, length, deadline).await;
+            match copied.and_then(|(copy, bytes)| usable(copy, bytes, committed, other)) {
+                Ok(copy) => {
+                    return self.notice(match stat.committed {
+                        Some(_) => self.store.repair(self.id, chunk, copy).await,
+                        None => {
+                            let copy = Some(copy);
+                            let install =
+                                chunk_store::Install { chunk, expected: stat.held(), copy };
+                            self.store.install(self.id, install).await
+                        }
+                    });
+                }
+                Err(error) => trouble = error,
+            }
+        }
+        Err(trouble)
+    }
+
+    /// The committed version of a chunk, for a replica that lost it.
+    ///
+    /// # Errors
+    /// `NotServing`, `StaleChainVersion`, `ChunkNotFound`, and what the store says.
+    pub async fn copy(self: &Arc<Self>, name: Name) -> Result<(Copied, Bytes)> {
+        self.require_serving(name)?;
+        let stat = self.notice(self.store.stat(self.id, name.chunk).await)?;
+        let committed = stat.committed.ok_or_else(|| {
+            Error::new(Code::ChunkNotFound, format!("chunk {} is not here", name.chunk))
+        })?;
+        self.copy_of(name.chunk, committed).await
+    }
+
+    fn require_serving(&self, name: Name) -> Result<()> {
+        let view = self.state.lock().replica.view().copied();
+        match view.filter(|view| view.state == PublicState::Serving) {
+            Some(view) if view.chain_version == name.chain_version => Ok(()),
+            Some(_) => Err(Error::from(Code::StaleChainVersion)),
+            None => Err(Error::from(Code::NotServing)),
+        }
+    }
+}
+
+fn usable(copy: Copied, bytes: Bytes, version: ChunkVersion, of: TargetId) -> Result<ChunkCopy> {
+    if copy.version != version {
+        let text = format!("target {of} has version {}, not {version}", copy.version);
+        return Err(Error::new(Code::VersionMismatch, text));
+    }
+    let content = copy.checksums.map(|checksums| (bytes, checksums));
+    Ok(ChunkCopy { version, epoch: copy.epoch, content })
+}
