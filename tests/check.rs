@@ -278,7 +278,7 @@ fn damage(server: &Path, block: &[u8]) {
 }
 
 #[test]
-fn a_damaged_block_is_found_by_reading_and_readers_get_another_replica() {
+fn a_damaged_block_is_found_by_reading_and_repaired_from_another_replica() {
     let (mut cluster, bytes) = with_file("/dir/damaged");
     cluster.down();
     let offset = 2 * MIB + 5 * 4096;
@@ -293,6 +293,11 @@ fn a_damaged_block_is_found_by_reading_and_readers_get_another_replica() {
     for _ in 0..6 {
         assert_eq!(cluster.command(["cat", "kiln:/dir/damaged"]).output().unwrap().stdout, bytes);
     }
+    let repaired = (0..50).any(|_| {
+        cluster.sleep(Duration::from_millis(200));
+        findings(&cluster, &["--read"]).is_empty()
+    });
+    assert!(repaired, "{}", cluster.logs());
 }
 
 /// Files of all kinds, made as programs make them.

@@ -15,8 +15,8 @@ use std::time::Duration;
 pub(crate) const BYTES_MAX: u64 = 64 << 20;
 /// Bytes that the background reads between two pauses.
 const BURST: u64 = 4 << 20;
-/// How long it waits before it begins, and after an error.
-const BREATH: Duration = Duration::from_secs(10);
+/// How long it waits before it begins: a server that starts has other things to do.
+const BREATH: Duration = Duration::from_secs(120);
 /// How long one burst may take.
 const BURST_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -36,8 +36,8 @@ impl Kind {
             }
             Self::Damage => {
                 "damage: a disk returned other bytes than were written. Readers get them from another \
-                 replica: copy the file to a new one in its place (cp FILE NEW && mv NEW FILE), and \
-                 replace a disk that does it again. If all replicas are damaged there, restore the file."
+                 replica, from which the server writes the chunk anew: check again. Replace a disk that \
+                 does it often. If all replicas are damaged there, restore the file."
             }
             Self::Difference => {
                 "difference: what a read returns depends on the replica it asks. Look at the file's \
