@@ -4,7 +4,7 @@ use crate::service::ChunkService;
 use crate::target::Target;
 use kiln_chunk_store::{Store, Which};
 use kiln_config::ScrubConfig;
-use kiln_env::Env;
+use kiln_env::{Env, Task};
 use kiln_telemetry::metrics;
 use kiln_types::{BLOCK_BYTES, ChunkId, Code, Deadline, Error, Result, TargetId, TruncateEpoch};
 use kiln_wire::{Damaged, LIST_LIMIT_MAX, List, Scrubbed};
@@ -58,14 +58,22 @@ pub(crate) async fn scrub(
     Ok(done)
 }
 
+/// Begins to scrub each disk of the server in the background.
+pub(crate) fn begin_scrubs(
+    config: &ScrubConfig,
+    service: &Arc<ChunkService>,
+    env: &Env,
+) -> Vec<Task<()>> {
+    let scrub = |store: &Arc<Store>| {
+        let (service, store) = (Arc::clone(service), Arc::clone(store));
+        env.spawn("scrub", scrub_disk(env.clone(), service, store, config.clone()))
+    };
+    service.stores().iter().filter(|_| config.rate > 0).map(scrub).collect()
+}
+
 /// Scrubs the targets of one disk for ever, each pass once in a while and no faster than the
 /// configuration says.
-pub(crate) async fn scrub_disk(
-    env: Env,
-    service: Arc<ChunkService>,
-    store: Arc<Store>,
-    config: ScrubConfig,
-) {
+async fn scrub_disk(env: Env, service: Arc<ChunkService>, store: Arc<Store>, config: ScrubConfig) {
     loop {
         env.sleep(env.jittered(BREATH)).await;
         let begun = env.now();

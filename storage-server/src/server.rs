@@ -5,7 +5,7 @@ use crate::follower::Follower;
 use crate::peers::Peers;
 use crate::recovery::Recovery;
 use crate::rights::Rights;
-use crate::scrub::scrub_disk;
+use crate::scrub::begin_scrubs;
 use crate::service::{ChunkService, Lease};
 use kiln_config::StorageConfig;
 use kiln_env::Env;
@@ -81,12 +81,7 @@ pub async fn run(
     let serving = server.serve(Some(service), None)?;
     let follow = follower.run(lease, link.routing().subscribe(), link.orders());
     let follow = env.spawn("follower", follow);
-    let scrub = |store: &Arc<kiln_chunk_store::Store>| {
-        let (env, service) = (env.clone(), Arc::clone(&scrubbed));
-        scrub_disk(env, service, Arc::clone(store), config.scrub.clone())
-    };
-    let scrubs = stores.iter().filter(|_| config.scrub.rate > 0).map(scrub);
-    let scrubs: Vec<_> = scrubs.map(|work| env.spawn("scrub", work)).collect();
+    let scrubs = begin_scrubs(&config.scrub, &scrubbed, &env);
     tracing::info!(%address, node = %config.node.id, disks = stores.len(), "the storage server answers");
     ready(address);
     let result = tokio::select! {

@@ -3,6 +3,7 @@
 //! that is under way, and a seed that picks what happens next. A failing seed is printed.
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
+mod actions;
 mod clients;
 mod filling;
 mod history;
