@@ -6,7 +6,7 @@ use crate::{Shared, State};
 use fjall::PersistMode;
 use kiln_kv::KeyRange;
 use kiln_kv::history::History;
-use kiln_kv::optimistic::{Changes, Commit, Snapshot, Stored};
+use kiln_kv::optimistic::{Changes, Commit, Stored};
 use kiln_telemetry::metrics::{KV_COMMITS, KV_CONFLICTS, KV_GROUP, KV_SYNC_DURATION};
 use kiln_types::{Code, Error, Result};
 use std::sync::Arc;
@@ -141,7 +141,7 @@ impl Stored for Group {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         match self.changes.get(key) {
             Some(value) => Ok(value.clone()),
-            None => self.before.get(key),
+            None => self.before.value(key),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Reading the tree at one moment.
 
+use async_trait::async_trait;
 use fjall::{Keyspace, Readable, Snapshot};
-use kiln_kv::KeyRange;
 use kiln_kv::optimistic::Visit;
+use kiln_kv::{KeyRange, RangeOptions};
 use kiln_types::{Code, Error, Result};
 
 /// The tree as it was when `version` became durable.
@@ -13,6 +14,12 @@ pub(crate) struct Published {
 }
 
 impl Published {
+    /// The value of `key`.
+    pub(crate) fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let value = self.snapshot.get(&self.keyspace, key);
+        Ok(value.map_err(|error| failed("read", &error))?.map(|value| value.to_vec()))
+    }
+
     /// Up to `most` keys of a range that `counts` accepts, in order.
     pub(crate) fn keys(
         &self,
@@ -35,20 +42,20 @@ impl Published {
     }
 }
 
+#[async_trait]
 impl kiln_kv::optimistic::Snapshot for Published {
     fn version(&self) -> u64 {
         self.version
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let value = self.snapshot.get(&self.keyspace, key);
-        Ok(value.map_err(|error| failed("read", &error))?.map(|value| value.to_vec()))
+    async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.value(key)
     }
 
-    fn scan(&self, range: &KeyRange, reverse: bool, visit: Visit<'_>) -> Result<()> {
+    async fn scan(&self, range: &KeyRange, options: RangeOptions, visit: Visit<'_>) -> Result<()> {
         let bounds = range.start.as_slice()..range.end.as_slice();
         let mut pairs = self.snapshot.range(&self.keyspace, bounds);
-        let mut next = || if reverse { pairs.next_back() } else { pairs.next() };
+        let mut next = || if options.reverse { pairs.next_back() } else { pairs.next() };
         while let Some(pair) = next() {
             let (key, value) = pair.into_inner().map_err(|error| failed("read", &error))?;
             if visit(&key, &value).is_break() {

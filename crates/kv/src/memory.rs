@@ -2,7 +2,7 @@
 
 use crate::history::History;
 use crate::optimistic::{Commit, Engine, OptimisticTransaction, Snapshot, Stored, Visit};
-use crate::{KeyRange, Kv, TRANSACTION_TIME_MAX, Transaction};
+use crate::{KeyRange, Kv, RangeOptions, TRANSACTION_TIME_MAX, Transaction};
 use async_trait::async_trait;
 use kiln_env::Env;
 use kiln_types::{Code, Error, Result};
@@ -179,19 +179,20 @@ impl View {
     }
 }
 
+#[async_trait]
 impl Snapshot for View {
     fn version(&self) -> u64 {
         self.version
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+    async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let state = self.store.state.lock();
         self.check(&state)?;
         let versions = state.keys.get(key);
         Ok(versions.and_then(|versions| newest(versions, self.version)).map(<[u8]>::to_vec))
     }
 
-    fn scan(&self, range: &KeyRange, reverse: bool, visit: Visit<'_>) -> Result<()> {
+    async fn scan(&self, range: &KeyRange, options: RangeOptions, visit: Visit<'_>) -> Result<()> {
         let state = self.store.state.lock();
         self.check(&state)?;
         let mut show = |(key, versions): (&Vec<u8>, &Versions)| match newest(versions, self.version)
@@ -200,7 +201,7 @@ impl Snapshot for View {
             None => ControlFlow::Continue(()),
         };
         let mut pairs = state.keys.range(range.start.clone()..range.end.clone());
-        let _ = match reverse {
+        let _ = match options.reverse {
             false => pairs.try_for_each(&mut show),
             true => pairs.rev().try_for_each(&mut show),
         };

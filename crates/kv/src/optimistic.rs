@@ -15,9 +15,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// What a scan shows keys and values to, until it breaks.
-pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+pub type Visit<'a> = &'a mut (dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + Send);
 
 /// A consistent view of what is stored.
+#[async_trait]
 pub trait Snapshot: Send + Sync {
     /// The version that it shows.
     fn version(&self) -> u64;
@@ -26,13 +27,14 @@ pub trait Snapshot: Send + Sync {
     ///
     /// # Errors
     /// `TransactionTooOld` when the view is gone, or the engine's own.
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
+    async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
 
-    /// Shows the pairs of a range that is not empty to `visit`, in order or in reverse, until it breaks.
+    /// Shows the pairs of a range that is not empty to `visit`, in order or in reverse, until it breaks,
+    /// which it usually does before it has seen more than `options.limit`.
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    fn scan(&self, range: &KeyRange, reverse: bool, visit: Visit<'_>) -> Result<()>;
+    async fn scan(&self, range: &KeyRange, options: RangeOptions, visit: Visit<'_>) -> Result<()>;
 }
 
 /// What an engine validates and applies.
@@ -153,7 +155,7 @@ impl<E: Engine> Transaction for OptimisticTransaction<E> {
         self.check_age()?;
         check_key(key)?;
         let decided = self.writes.decides(key);
-        let stored = if decided { None } else { self.snapshot.get(key)? };
+        let stored = if decided { None } else { self.snapshot.get(key).await? };
         self.writes.overlay(key, stored.as_deref())
     }
 
@@ -169,7 +171,7 @@ impl<E: Engine> Transaction for OptimisticTransaction<E> {
             return Ok(Vec::new());
         }
         let mut page = Page { writes: &self.writes, options, pairs: Vec::new(), bytes: 0 };
-        page.fill(self.snapshot.as_ref(), &range)?;
+        page.fill(self.snapshot.as_ref(), &range).await?;
         let pairs = page.pairs;
         if !options.snapshot {
             self.add_read(scanned(range, options, &pairs));
@@ -238,14 +240,15 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    fn fill(&mut self, snapshot: &impl Snapshot, range: &KeyRange) -> Result<()> {
-        let reverse = self.options.reverse;
+    async fn fill(&mut self, snapshot: &impl Snapshot, range: &KeyRange) -> Result<()> {
+        let options = self.options;
+        let reverse = options.reverse;
         let own = self.writes.keys().range(range.start.clone()..range.end.clone());
-        let own: Box<dyn Iterator<Item = (&Vec<u8>, &Write)>> =
+        let own: Box<dyn Iterator<Item = (&Vec<u8>, &Write)> + Send> =
             if reverse { Box::new(own.rev()) } else { Box::new(own) };
         let mut own = own.peekable();
         let mut outcome = Ok(());
-        snapshot.scan(range, reverse, &mut |key, stored| {
+        let mut visit = |key: &[u8], stored: &[u8]| {
             let is_due = |own: &Vec<u8>| match reverse {
                 false => own.as_slice() < key,
                 true => own.as_slice() > key,
@@ -262,7 +265,8 @@ impl Page<'_> {
                 return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
-        })?;
+        };
+        snapshot.scan(range, options, &mut visit).await?;
         outcome?;
         for (key, _) in own {
             if self.is_full() {
