@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bootstrap;
+mod hold;
 mod manager;
 mod owner;
 mod server;

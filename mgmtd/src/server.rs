@@ -46,6 +46,7 @@ pub async fn run(
     let options = manager_options(&config, own, key.id);
     let lease = options.lease;
     let manager = Manager::new(options, state.clone(), env.now());
+    let left = store.clone();
     let (owner, handle) = Owner::start(manager, store, state, ring, env.clone()).await?;
     let config_text = kiln_config::to_toml(&config)?;
     let service = Service { handle, env: env.clone(), key, lease, config: config_text };
@@ -59,6 +60,9 @@ pub async fn run(
         ended = owner.join() => ended.and_then(|result| result).context("manager"),
     };
     serving.shutdown(GRACE).await;
+    if let Err(error) = left.release().await {
+        tracing::debug!(%error, "the manager's record stays in its store");
+    }
     tracing::info!("the manager has stopped");
     result
 }

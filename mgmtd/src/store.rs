@@ -7,8 +7,10 @@
 //! [`Store::open`] drops an unfinished plan or table, and the manager lets chains follow their
 //! targets when it starts.
 //!
-//! Every transaction checks that this manager is still the one that opened the store last.
+//! Every transaction checks that this manager is still the one that opened the store last. Where opening
+//! a store does not prove that nobody else has it, a [`Hold`] bounds for how long that may be believed.
 
+use crate::hold::{HANDOVER_TIME, Hold};
 use crate::state::State;
 use kiln_env::Env;
 use kiln_kv::{KeyRange, KeyWriter, Kv, RangeOptions, Transaction, transact};
@@ -47,11 +49,14 @@ enum Kind {
 /// A pair to write; without a value, a key to clear.
 type Write = (Vec<u8>, Option<Vec<u8>>);
 
-/// The store of one manager.
+/// The store of one manager; clones share it.
+#[derive(Clone)]
 pub struct Store {
     kv: Arc<dyn Kv>,
     env: Env,
     writer: [u8; 16],
+    /// Where others can open it too.
+    hold: Option<Arc<Hold>>,
 }
 
 impl Store {
@@ -61,18 +66,62 @@ impl Store {
     /// `WrongCluster` when it is another cluster's; `Corrupt`; or the engine's own.
     pub async fn open(kv: Arc<dyn Kv>, env: Env, cluster: ClusterId) -> Result<(Self, State)> {
         let writer = env.random_u128().to_be_bytes();
-        let store = Self { kv, env, writer };
-        store.take_over().await?;
+        let mut store = Self { kv, env, writer, hold: None };
+        let had_another = store.take_over().await?;
+        if !store.kv.is_exclusive() {
+            if had_another {
+                tracing::info!("waits {HANDOVER_TIME:?} for the end of another manager");
+                store.env.sleep(HANDOVER_TIME).await;
+            }
+            let looker = store.clone();
+            let look = move || {
+                let looker = looker.clone();
+                async move { looker.look().await }
+            };
+            store.hold = Some(Arc::new(Hold::take(look, &store.env).await?));
+        }
         let state = store.load(cluster).await.context("state in the manager's store")?;
         Ok((store, state))
     }
 
-    async fn take_over(&self) -> Result<()> {
-        let record = encode(Kind::Writer, &self.writer);
+    /// Whether the record of another manager was there, which may not have stopped.
+    async fn take_over(&self) -> Result<bool> {
+        let record = &encode(Kind::Writer, &self.writer);
         transact(&*self.kv, &self.env, "taking over the manager's store", |tx| {
-            let record = record.clone();
             Box::pin(async move {
-                tx.set(&key(Kind::Writer).finish(), &record);
+                let before = tx.get(&key(Kind::Writer).finish()).await?;
+                tx.set(&key(Kind::Writer).finish(), record);
+                Ok(before.is_some_and(|before| before != *record))
+            })
+        })
+        .await
+    }
+
+    async fn look(&self) -> Result<()> {
+        check_writer(self.kv.begin().await?.as_mut(), &self.writer).await
+    }
+
+    /// Whether what this manager knows may be answered at this moment.
+    ///
+    /// # Errors
+    /// `NotPrimary` when another manager has opened the store, or may have.
+    pub fn may_answer(&self) -> Result<()> {
+        self.hold.as_ref().map_or(Ok(()), |hold| hold.check(self.env.now()))
+    }
+
+    /// Lets the next manager begin at once; called when this one answers nobody any more.
+    ///
+    /// # Errors
+    /// `NotPrimary`, or the engine's own.
+    pub async fn release(&self) -> Result<()> {
+        if self.hold.is_none() {
+            return Ok(());
+        }
+        let writer = &self.writer;
+        transact(&*self.kv, &self.env, "leaving the manager's store", |tx| {
+            Box::pin(async move {
+                check_writer(tx, writer).await?;
+                tx.clear(&key(Kind::Writer).finish());
                 Ok(())
             })
         })

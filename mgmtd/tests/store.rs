@@ -8,7 +8,8 @@ use kiln_mgmtd::{State, Store};
 use kiln_types::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 const CLUSTER: ClusterId = ClusterId(5);
 
@@ -195,4 +196,74 @@ fn a_torn_change_leaves_no_half_plan_and_no_half_table() {
             }
         });
     }
+}
+
+/// A store that other managers may open too, and that does not answer at times.
+#[derive(Clone)]
+struct Shared(MemoryKv, Arc<AtomicBool>);
+
+#[async_trait]
+impl Kv for Shared {
+    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+        match self.1.load(Ordering::Relaxed) {
+            true => Err(Error::new(Code::Unreachable, "away")),
+            false => self.0.begin().await,
+        }
+    }
+}
+
+fn share<F: Future<Output = ()> + Send + 'static>(body: impl FnOnce(Env, Shared) -> F) {
+    let executor = Executor::new(1);
+    let env = executor.env();
+    let kv = Shared(MemoryKv::new(&env), Arc::default());
+    executor.run(body(env, kv));
+}
+
+async fn open_shared(env: &Env, kv: &Shared) -> Store {
+    Store::open(Arc::new(kv.clone()), env.clone(), CLUSTER).await.unwrap().0
+}
+
+#[test]
+fn a_manager_answers_nobody_when_its_successor_begins() {
+    share(async |env, kv| {
+        let start = env.now();
+        let first = open_shared(&env, &kv).await;
+        assert_eq!(env.now(), start, "nobody was there before");
+        env.sleep(Duration::from_millis(20_345)).await;
+        assert_eq!(first.may_answer(), Ok(()));
+        let (other, others) = (env.clone(), kv.clone());
+        let second = env.spawn("second", async move { open_shared(&other, &others).await });
+        let mut last = env.now();
+        while !second.is_finished() {
+            if first.may_answer().is_ok() {
+                last = env.now();
+            }
+            env.sleep(Duration::from_millis(10)).await;
+        }
+        let second = second.join().await.unwrap();
+        assert!(env.now().since(last) > Duration::from_secs(1), "{:?}", env.now().since(last));
+        assert_eq!(second.may_answer(), Ok(()));
+        let refused = first.may_answer().unwrap_err();
+        assert_eq!(refused.code(), Code::NotPrimary, "{refused}");
+        second.release().await.unwrap();
+        let before = env.now();
+        let third = open_shared(&env, &kv).await;
+        assert_eq!(env.now(), before, "the second one has left");
+        assert_eq!(third.may_answer(), Ok(()));
+    });
+}
+
+#[test]
+fn a_manager_answers_nobody_long_after_its_store_went_away() {
+    share(async |env, kv| {
+        let store = open_shared(&env, &kv).await;
+        for (outage, answers) in [(3, true), (7, false)] {
+            env.sleep(Duration::from_secs(10)).await;
+            assert_eq!(store.may_answer(), Ok(()));
+            kv.1.store(true, Ordering::Relaxed);
+            env.sleep(Duration::from_secs(outage)).await;
+            assert_eq!(store.may_answer().is_ok(), answers, "after {outage} s");
+            kv.1.store(false, Ordering::Relaxed);
+        }
+    });
 }

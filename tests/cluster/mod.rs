@@ -28,6 +28,8 @@ pub(crate) struct TestCluster {
     wishes: Wishes,
     /// How long a client that is not heard keeps its open files, when not as long as usual.
     lease: Option<Duration>,
+    /// The PostgreSQL under manager and metadata, when it is one.
+    postgres: Option<String>,
     path: PathBuf,
     events: Arc<Mutex<Vec<Event>>>,
     _temporary: tempfile::TempDir,
@@ -51,6 +53,21 @@ impl TestCluster {
         lease: Option<Duration>,
         capacity: u64,
     ) -> Self {
+        Self::start_over(storage, replicas, lease, capacity, None)
+    }
+
+    /// Starts one whose manager and metadata server keep their state in a PostgreSQL.
+    pub(crate) fn start_on_postgres(storage: u32, replicas: u32, url: String) -> Self {
+        Self::start_over(storage, replicas, None, 8 << 30, Some(url))
+    }
+
+    fn start_over(
+        storage: u32,
+        replicas: u32,
+        lease: Option<Duration>,
+        capacity: u64,
+        postgres: Option<String>,
+    ) -> Self {
         let temporary = tempfile::tempdir().expect("a temporary directory");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let mut cluster = Self {
@@ -64,6 +81,7 @@ impl TestCluster {
                 capacity: Some(capacity),
             },
             lease,
+            postgres,
             path: temporary.path().join("cluster"),
             events: Arc::default(),
             _temporary: temporary,
@@ -105,6 +123,7 @@ impl TestCluster {
         let start = async {
             let (dir, lock) = ClusterDir::take(&self.path, &self.wishes, &self.env).await?;
             self.lease.iter().for_each(|lease| set_lease(&self.path, *lease));
+            self.postgres.iter().for_each(|url| set_postgres(&self.path, url));
             Cluster::start(dir, lock, Path::new(KILN), self.env.clone(), report).await
         };
         let started = self.runtime.block_on(start);
@@ -212,12 +231,30 @@ impl TestCluster {
 
 /// Sets the clients' lease, and how long a capability counts, in the metadata server's configuration.
 fn set_lease(cluster: &Path, lease: Duration) {
-    let path = cluster.join("meta/config.toml");
-    let text = std::fs::read_to_string(&path).expect("a configuration");
-    let set = |line: &str| match line.split_once(" = ") {
-        Some((key @ ("lease" | "capability"), _)) => format!("{key} = \"{}s\"\n", lease.as_secs()),
-        _ => format!("{line}\n"),
+    let lease = format!("\"{}s\"", lease.as_secs());
+    let set = |key: &str| matches!(key, "lease" | "capability").then(|| lease.clone());
+    set_values(&cluster.join("meta/config.toml"), set);
+}
+
+/// Lets manager and metadata server use a PostgreSQL.
+fn set_postgres(cluster: &Path, url: &str) {
+    for server in ["mgmtd", "meta"] {
+        set_values(&cluster.join(server).join("config.toml"), |key| match key {
+            "engine" => Some("\"postgres\"".into()),
+            "url" => Some(format!("\"{url}\"")),
+            _ => None,
+        });
+    }
+}
+
+fn set_values(file: &Path, new: impl Fn(&str) -> Option<String>) {
+    let text = std::fs::read_to_string(file).expect("a configuration");
+    let set = |line: &str| {
+        let key = line.split_once(" = ").map(|(key, _)| key);
+        match key.and_then(|key| Some((key, new(key)?))) {
+            Some((key, value)) => format!("{key} = {value}\n"),
+            None => format!("{line}\n"),
+        }
     };
-    let text: String = text.lines().map(set).collect();
-    std::fs::write(&path, text).expect("a configuration");
+    std::fs::write(file, text.lines().map(set).collect::<String>()).expect("a configuration");
 }

@@ -13,6 +13,7 @@ mod config;
 mod copy;
 mod detached;
 mod down;
+mod engine;
 mod exporter;
 mod failure;
 mod files;

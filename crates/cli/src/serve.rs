@@ -1,14 +1,13 @@
 //! `kiln mgmtd`, `kiln meta`, `kiln storage`: one server in this process.
 
+use crate::engine::Engine;
 use crate::exporter::{self, Exporter};
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use kiln_config::{
-    KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, MetaConfig, MgmtdConfig, NodeConfig,
-    ServiceConfig, Setting, StorageConfig,
+    LogConfig, LogFormat, LogLevel, MetaConfig, MgmtdConfig, ServiceConfig, Setting, StorageConfig,
 };
 use kiln_env::Env;
-use kiln_kv_embedded::EmbeddedKv;
 use kiln_launch::Supervised;
 use kiln_telemetry::{Identity, Level, LogOptions};
 use kiln_types::Result;
@@ -16,7 +15,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 
 /// What every server is told; flags come over the environment, and that over the file.
 #[derive(Debug, clap::Args)]
@@ -73,20 +71,20 @@ impl Args {
 /// Runs a manager.
 pub(crate) fn mgmtd(args: &Args) -> Outcome {
     run(args, |config: MgmtdConfig, env, ready, shutdown| async move {
-        let kv = open_kv(&config.node, &config.kv, &env).await?;
-        let shutdown = or_failure(shutdown, &kv);
-        let ended = kiln_mgmtd::run(config, env, kv.clone(), ready, shutdown).await;
-        ended.and(kv.close().await)
+        let engine = Engine::open(&config.node, &config.kv, &env).await?;
+        let shutdown = or_failure(shutdown, &engine);
+        let ended = kiln_mgmtd::run(config, env, engine.kv(), ready, shutdown).await;
+        ended.and(engine.close().await)
     })
 }
 
 /// Runs a metadata server.
 pub(crate) fn meta(args: &MemberArgs) -> Outcome {
     run_member(args, |config: MetaConfig, env, ready, shutdown| async move {
-        let kv = open_kv(&config.node, &config.kv, &env).await?;
-        let shutdown = or_failure(shutdown, &kv);
-        let ended = kiln_meta_server::run(config, env, kv.clone(), ready, shutdown).await;
-        ended.and(kv.close().await)
+        let engine = Engine::open(&config.node, &config.kv, &env).await?;
+        let shutdown = or_failure(shutdown, &engine);
+        let ended = kiln_meta_server::run(config, env, engine.kv(), ready, shutdown).await;
+        ended.and(engine.close().await)
     })
 }
 
@@ -97,23 +95,13 @@ pub(crate) fn storage(args: &MemberArgs) -> Outcome {
     })
 }
 
-/// The engine that the configuration names, in a directory of its own.
-async fn open_kv(node: &NodeConfig, kv: &KvConfig, env: &Env) -> Result<Arc<EmbeddedKv>> {
-    match kv.engine {
-        KvEngine::Embedded => {
-            let options = kiln_kv_embedded::Options { cache_bytes: kv.cache, ..Default::default() };
-            Ok(Arc::new(EmbeddedKv::open(node.data_dir.join("kv"), env, options).await?))
-        }
-    }
-}
-
 /// Ends as well when the engine has failed: a new process opens it anew.
-fn or_failure(shutdown: Shutdown, kv: &Arc<EmbeddedKv>) -> Shutdown {
-    let kv = Arc::clone(kv);
+fn or_failure(shutdown: Shutdown, engine: &Engine) -> Shutdown {
+    let engine = engine.clone();
     Box::pin(async move {
         tokio::select! {
             () = shutdown => {}
-            () = kv.failed() => {}
+            () = engine.failed() => {}
         }
     })
 }

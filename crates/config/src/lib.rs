@@ -7,6 +7,7 @@
 
 mod files;
 mod human;
+mod kv;
 mod layers;
 mod meta;
 mod mgmtd;
@@ -19,13 +20,14 @@ pub use human::{
     address, duration, format_address, format_duration, format_size, parse_address, parse_duration,
     parse_size, size,
 };
+pub use kv::{KvConfig, KvEngine, PostgresConfig};
 pub use layers::{Setting, load, parse_file, to_toml};
 pub use meta::{ClientLeaseConfig, MetaConfig, NewFileConfig};
 pub use mgmtd::{BootstrapConfig, LeaseConfig, MgmtdConfig};
-pub use node::{
-    ClusterConfig, KvConfig, KvEngine, LogConfig, LogFormat, LogLevel, MetricsConfig, NodeConfig,
+pub use node::{ClusterConfig, LogConfig, LogFormat, LogLevel, MetricsConfig, NodeConfig};
+pub use secrets::{
+    create_credential, create_server_key, read_credential, read_password, read_server_key,
 };
-pub use secrets::{create_credential, create_server_key, read_credential, read_server_key};
 pub use storage::{DiskConfig, IoConfig, IoEngine, RecoveryConfig, ScrubConfig, StorageConfig};
 
 use kiln_types::{Result, ServiceKind};

@@ -169,6 +169,6 @@ impl ServiceConfig for MgmtdConfig {
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let [data_dir, server_key] = self.node.paths();
-        vec![data_dir, server_key, &mut self.log.file]
+        vec![data_dir, server_key, &mut self.log.file, self.kv.path()]
     }
 }

@@ -1,4 +1,4 @@
-//! The parts that several services share: node, cluster, log, kv.
+//! The parts that several services share: node, cluster, log.
 
 use crate::human;
 use kiln_types::{Error, NodeId, Result, ServiceKind};
@@ -185,38 +185,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// `[kv]`: the key-value engine under the metadata.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct KvConfig {
-    /// Which engine.
-    pub engine: KvEngine,
-    /// Bytes of memory for its cache.
-    #[serde(with = "human::size")]
-    pub cache: u64,
-}
-
-/// A key-value engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum KvEngine {
-    /// In this process, under `node.data_dir`; one server opens it. One copy.
-    #[default]
-    Embedded,
-}
-
-impl Default for KvConfig {
-    fn default() -> Self {
-        Self { engine: KvEngine::Embedded, cache: 64 << 20 }
-    }
-}
-
-impl KvConfig {
-    pub(crate) fn validate(&self) -> Result<()> {
-        check_size("kv.cache", self.cache, 1 << 20, 1 << 40)
-    }
 }
 
 fn check_address(key: &str, address: &str) -> Result<()> {

@@ -67,7 +67,20 @@ fn create(path: &Path, kind: &str, content: &impl Serialize) -> Result<()> {
     files::create_file(path, text.as_bytes(), 0o600)
 }
 
-fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<T> {
+/// Reads a password: the text of a file, without the end of its line.
+///
+/// # Errors
+/// As [`read_server_key`].
+pub fn read_password(path: &Path) -> Result<String> {
+    let text = read_private(path, "password")?;
+    match text.trim_end_matches(['\n', '\r']) {
+        "" => Err(Error::invalid(format!("{} is empty", path.display()))),
+        password => Ok(password.into()),
+    }
+}
+
+/// Reads a file that only its owner may read.
+fn read_private(path: &Path, kind: &str) -> Result<String> {
     let shown = path.display();
     let metadata = match path.metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -83,7 +96,11 @@ fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<T> {
         )
         .with_hint(format!("chmod 600 {shown}")));
     }
-    let text = std::fs::read_to_string(path).context(format_args!("{kind} {shown}"))?;
+    std::fs::read_to_string(path).context(format_args!("{kind} {shown}"))
+}
+
+fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<T> {
+    let (text, shown) = (read_private(path, kind)?, path.display());
     let head: Head = layers::parse_file(path, &text)?;
     if head.kind != kind {
         return Err(Error::invalid(format!("{shown} holds a {}, not a {kind}", head.kind)));
@@ -135,6 +152,18 @@ mod tests {
         let error = read_server_key(&path).unwrap_err();
         assert_eq!(error.code(), Code::NotPermitted);
         assert!(error.hint().unwrap().starts_with("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn a_password_is_the_line_of_a_private_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        files::create_file(&path, b" s3cret \n", 0o600).unwrap();
+        assert_eq!(read_password(&path).as_deref(), Ok(" s3cret "));
+        std::fs::write(&path, "\n").unwrap();
+        assert_eq!(read_password(&path).unwrap_err().code(), Code::Invalid);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o604)).unwrap();
+        assert_eq!(read_password(&path).unwrap_err().code(), Code::NotPermitted);
     }
 
     #[test]

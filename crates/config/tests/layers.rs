@@ -99,6 +99,24 @@ fn an_error_names_the_file_the_line_the_key_and_what_is_allowed() {
 }
 
 #[test]
+fn a_postgresql_is_named_without_its_password() {
+    let with = |url: &str| refused::<MetaConfig>(&format!("[kv]\nengine = \"postgres\"\n{url}"));
+    assert!(with("").contains("kv.postgres.url"));
+    for url in ["postgres://kiln:s3cret@db/kiln", "postgres://db/kiln?password=s3cret"] {
+        let message = with(&format!("postgres.url = \"{url}\"\n"));
+        assert!(message.contains("password_file") && !message.contains("s3cret"), "{message}");
+    }
+    let (dir, path) = file(
+        "[kv]\nengine = \"postgres\"\n[kv.postgres]\nurl = \"postgres://kiln@db1,db2:5432/kiln\"\n\
+         password_file = \"password\"\nallow = [\"unencrypted\"]\n",
+    );
+    let flags = [Setting::parse("kv.postgres.connections=4").unwrap()];
+    let config = load::<MetaConfig>(Some(&path), [], &flags).unwrap();
+    assert_eq!(config.kv.postgres.password_file, dir.path().join("password"));
+    assert_eq!((config.kv.postgres.connections, config.kv.postgres.allow.len()), (4, 1));
+}
+
+#[test]
 fn settings_that_are_wrong_are_named() {
     let wrong = |variables: &[(&str, &str)], flags: &[&str]| {
         let flags: Vec<_> = flags.iter().map(|flag| Setting::parse(flag).unwrap()).collect();

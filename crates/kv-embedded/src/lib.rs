@@ -165,6 +165,11 @@ impl Kv for EmbeddedKv {
     fn may_grow(&self) -> Result<()> {
         self.shared.disk.may_grow()
     }
+
+    /// By the lock of its directory.
+    fn is_exclusive(&self) -> bool {
+        true
+    }
 }
 
 impl Shared {

@@ -60,6 +60,12 @@ pub trait Kv: Send + Sync + 'static {
     fn may_grow(&self) -> Result<()> {
         Ok(())
     }
+
+    /// Whether whoever had opened the store before is gone for certain. Otherwise others may have it open
+    /// at the same time, and learn of each other only by what they read in their transactions.
+    fn is_exclusive(&self) -> bool {
+        false
+    }
 }
 
 #[async_trait]
@@ -70,6 +76,10 @@ impl<K: Kv + ?Sized> Kv for Arc<K> {
 
     fn may_grow(&self) -> Result<()> {
         (**self).may_grow()
+    }
+
+    fn is_exclusive(&self) -> bool {
+        (**self).is_exclusive()
     }
 }
 

@@ -69,6 +69,11 @@ impl Kv for MemoryKv {
         let view = Arc::new(View { store: Arc::clone(&self.store), version });
         Ok(Box::new(OptimisticTransaction::new(Arc::clone(&self.store), &self.store.env, view)))
     }
+
+    /// Those who share it are of one process, and whoever begins anew there has ended what it was.
+    fn is_exclusive(&self) -> bool {
+        true
+    }
 }
 
 #[async_trait]
