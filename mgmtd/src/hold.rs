@@ -17,7 +17,7 @@ use tokio::sync::watch;
 const HOLD_TIME: Duration = Duration::from_secs(5);
 /// How long a successor waits for the end of its predecessor's hold.
 pub(crate) const HANDOVER_TIME: Duration = Duration::from_millis(6250);
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The end of the hold, or why there is none.
@@ -41,19 +41,24 @@ impl Hold {
         Ok(Self { state, _looking })
     }
 
-    /// Whether the manager may answer at `now`.
+    /// Waits until the manager may answer: while the store does not, nobody is answered.
     ///
     /// # Errors
-    /// `NotPrimary`.
-    pub(crate) fn check(&self, now: Monotonic) -> Result<()> {
-        match &*self.state.borrow() {
-            Ok(until) if now < *until => Ok(()),
-            Ok(_) => {
-                let text = format!("the store has not answered for {HOLD_TIME:?}");
-                Err(Error::new(Code::NotPrimary, text)
-                    .with_hint("another manager may have taken its place"))
+    /// `NotPrimary` when another manager has taken its place.
+    pub(crate) async fn held(&self, env: &Env) -> Result<()> {
+        let mut state = self.state.clone();
+        loop {
+            match &*state.borrow_and_update() {
+                Ok(until) if env.now() < *until => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(error.clone()),
             }
-            Err(error) => Err(error.clone()),
+            // Whoever asked has deadlines of their own; this one only tells what the manager waits for.
+            let renewed = env.timeout(HOLD_TIME, "the manager's store", state.changed()).await;
+            match renewed {
+                Ok(changed) => changed.map_err(|_| Error::internal("nobody looks at the store"))?,
+                Err(_) => tracing::warn!("nobody is answered: the store does not answer"),
+            }
         }
     }
 }
@@ -72,7 +77,7 @@ where
                 return;
             }
             // The hold runs out unless a later look succeeds.
-            Err(error) => tracing::warn!(%error, "the manager's store does not answer"),
+            Err(error) => tracing::warn!(%error, "a look at the manager's store failed"),
         }
     }
 }

@@ -115,7 +115,7 @@ impl Owner {
                 next_tick = self.env.now().plus(TICK);
             }
             self.commit().await?;
-            self.store.may_answer().context("the manager stops")?;
+            self.store.may_answer().await.context("the manager stops")?;
             let published = self.publish.borrow().clone();
             for (told, answer) in answers {
                 // Whoever asked may have gone away.

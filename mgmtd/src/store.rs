@@ -101,12 +101,16 @@ impl Store {
         check_writer(self.kv.begin().await?.as_mut(), &self.writer).await
     }
 
-    /// Whether what this manager knows may be answered at this moment.
+    /// Waits until what this manager knows may be answered: with a store that others can open too, not
+    /// while it is out of reach for long.
     ///
     /// # Errors
-    /// `NotPrimary` when another manager has opened the store, or may have.
-    pub fn may_answer(&self) -> Result<()> {
-        self.hold.as_ref().map_or(Ok(()), |hold| hold.check(self.env.now()))
+    /// `NotPrimary` when another manager has opened the store.
+    pub async fn may_answer(&self) -> Result<()> {
+        match &self.hold {
+            Some(hold) => hold.held(&self.env).await,
+            None => Ok(()),
+        }
     }
 
     /// Lets the next manager begin at once; called when this one answers nobody any more.
