@@ -84,7 +84,7 @@ fn a_group_is_its_members_one_after_the_other() {
         let published = shared.published().unwrap();
         let mut stored = Model::new();
         published
-            .scan(&KeyRange::all(), round % 2 == 0, &mut |key, value| {
+            .show(&KeyRange::all(), round % 2 == 0, &mut |key, value| {
                 stored.insert(key.to_vec(), value.to_vec());
                 std::ops::ControlFlow::Continue(())
             })

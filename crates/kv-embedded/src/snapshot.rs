@@ -20,6 +20,20 @@ impl Published {
         Ok(value.map_err(|error| failed("read", &error))?.map(|value| value.to_vec()))
     }
 
+    /// Shows the pairs of a range to `visit` until it breaks.
+    pub(crate) fn show(&self, range: &KeyRange, reverse: bool, visit: Visit<'_>) -> Result<()> {
+        let bounds = range.start.as_slice()..range.end.as_slice();
+        let mut pairs = self.snapshot.range(&self.keyspace, bounds);
+        let mut next = || if reverse { pairs.next_back() } else { pairs.next() };
+        while let Some(pair) = next() {
+            let (key, value) = pair.into_inner().map_err(|error| failed("read", &error))?;
+            if visit(&key, &value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Up to `most` keys of a range that `counts` accepts, in order.
     pub(crate) fn keys(
         &self,
@@ -53,16 +67,7 @@ impl kiln_kv::optimistic::Snapshot for Published {
     }
 
     async fn scan(&self, range: &KeyRange, options: RangeOptions, visit: Visit<'_>) -> Result<()> {
-        let bounds = range.start.as_slice()..range.end.as_slice();
-        let mut pairs = self.snapshot.range(&self.keyspace, bounds);
-        let mut next = || if options.reverse { pairs.next_back() } else { pairs.next() };
-        while let Some(pair) = next() {
-            let (key, value) = pair.into_inner().map_err(|error| failed("read", &error))?;
-            if visit(&key, &value).is_break() {
-                break;
-            }
-        }
-        Ok(())
+        self.show(range, options.reverse, visit)
     }
 }
 

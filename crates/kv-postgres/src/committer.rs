@@ -74,7 +74,7 @@ impl Committer {
         if group.is_empty() {
             return None;
         }
-        let outcomes = match self.attempt(&group).await {
+        let outcomes = match Box::pin(self.attempt(&group)).await {
             Ok(Some(outcomes)) => outcomes,
             Ok(None) => return Some(group),
             Err(error) => group.iter().map(|_| Err(error.clone())).collect(),

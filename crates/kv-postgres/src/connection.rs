@@ -3,6 +3,7 @@
 use crate::durability::Settings;
 use crate::errors;
 use crate::options::Options;
+use futures_util::future::try_join_all;
 use kiln_env::{Env, Task};
 use kiln_types::{Code, Error, Result};
 use parking_lot::Mutex;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage, Socket, Statement};
 
 /// How long one attempt to connect takes at most, for each address.
 pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
@@ -102,7 +103,7 @@ impl Connector {
         let connecting = self.env.timeout(
             CONNECT_TIME_MAX * 2,
             "connection to PostgreSQL",
-            self.config.connect(NoTls),
+            Box::pin(self.config.connect(NoTls)),
         );
         let connected = connecting.await.map_err(|late| {
             Error::new(Code::Unreachable, late.message()).with_hint("is it running and reachable?")
@@ -181,6 +182,13 @@ impl Connection {
             }
         }
         Ok(rows)
+    }
+
+    /// Prepares statements.
+    pub(crate) async fn prepare<const N: usize>(&self, sql: [String; N]) -> Result<[Statement; N]> {
+        let all = try_join_all(sql.each_ref().map(|sql| self.client.prepare(sql)));
+        let all = self.ask("preparation of statements", ANSWER_TIME_MAX, all).await?;
+        all.try_into().map_err(|_| Error::internal("not as many statements as were prepared"))
     }
 
     /// Sends a statement whose answer nobody waits for; the next one comes after it.

@@ -107,7 +107,7 @@ fn a_group_is_its_members_one_after_the_other() {
                 let conflicts =
                     since.any(|(_, write)| member.reads.iter().any(|read| read.intersects(write)));
                 let expected = if conflicts { Err(Code::Conflict) } else { Ok(()) };
-                let outcome = outcome.as_ref().map(|()| ()).map_err(|error| error.code());
+                let outcome = outcome.clone().map_err(|error| error.code());
                 assert_eq!(outcome, expected, "seed {seed}");
                 if !conflicts {
                     apply(&mut model, member);

@@ -97,16 +97,13 @@ impl Reader {
         // A reader that its process forgot does not hold back the clean-up of old rows.
         connection.batch("settings of a reader", "SET statement_timeout = '4s'").await?;
         let pairs = format!("SELECT key, value FROM {schema}.pairs WHERE key >= $1 AND key < $2");
-        let all = [
+        let statements = connection.prepare([
             format!("SELECT version FROM {schema}.head"),
             format!("SELECT value FROM {schema}.pairs WHERE key = $1"),
             format!("{pairs} ORDER BY key LIMIT $3"),
             format!("{pairs} ORDER BY key DESC LIMIT $3"),
-        ];
-        let [a, b, c, d] = all.each_ref().map(|sql| connection.client.prepare(sql));
-        let prepare = async { tokio::try_join!(a, b, c, d) };
-        let prepared = connection.ask("statements of a reader", ANSWER_TIME_MAX, prepare).await;
-        let (version, get, forwards, backwards) = prepared?;
+        ]);
+        let [version, get, forwards, backwards] = statements.await?;
         Ok(Self { connection, version, get, forwards, backwards })
     }
 

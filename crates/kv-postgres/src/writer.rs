@@ -38,9 +38,8 @@ impl Writer {
         let connection = connector.connect().await?;
         // A cancelled commit may be visible before it is safe: none is cancelled by the server.
         connection.batch("settings of a writer", "SET statement_timeout = 0").await?;
-        let prepare = prepare(&connection, schema);
-        let prepared = connection.ask("statements of a writer", ANSWER_TIME_MAX, prepare).await;
-        let [head, log, values, cleared, put, remove, move_head, add_log] = prepared?;
+        let statements = connection.prepare(statements(schema)).await?;
+        let [head, log, values, cleared, put, remove, move_head, add_log] = statements;
         // The lock comes before the transaction's view is fixed, so that it sees every commit before it.
         let begin = format!(
             "BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE {schema}.meta IN EXCLUSIVE MODE"
@@ -85,7 +84,7 @@ impl Writer {
     }
 }
 
-async fn prepare(connection: &Connection, schema: &str) -> DbResult<[Statement; 8]> {
+fn statements(schema: &str) -> [String; 8] {
     let log = format!(
         "SELECT l.version, l.starts, l.ends FROM {schema}.head h,
              generate_series(greatest($1::bigint + 1, h.version + 1 - {LOG_COMMITS}), h.version) v
@@ -107,19 +106,16 @@ async fn prepare(connection: &Connection, schema: &str) -> DbResult<[Statement; 
          ON CONFLICT (slot) DO UPDATE
          SET version = excluded.version, starts = excluded.starts, ends = excluded.ends"
     );
-    let all = [
-        &format!("SELECT version FROM {schema}.head"),
-        &log,
-        &format!("SELECT key, value FROM {schema}.pairs WHERE key = ANY($1)"),
-        &cleared,
-        &put,
-        &format!("DELETE FROM {schema}.pairs WHERE key = ANY($1)"),
-        &format!("UPDATE {schema}.head SET version = $1"),
-        &add_log,
-    ];
-    let [a, b, c, d, e, f, g, h] = all.map(|sql| connection.client.prepare(sql));
-    let (a, b, c, d, e, f, g, h) = tokio::try_join!(a, b, c, d, e, f, g, h)?;
-    Ok([a, b, c, d, e, f, g, h])
+    [
+        format!("SELECT version FROM {schema}.head"),
+        log,
+        format!("SELECT key, value FROM {schema}.pairs WHERE key = ANY($1)"),
+        cleared,
+        put,
+        format!("DELETE FROM {schema}.pairs WHERE key = ANY($1)"),
+        format!("UPDATE {schema}.head SET version = $1"),
+        add_log,
+    ]
 }
 
 /// The rows of a query, or none where nothing is asked.
