@@ -25,11 +25,12 @@ const PAUSE_FIRST: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(300);
 
 /// Plans that stay what they are, whatever the statistics say: every statement walks an index.
-/// A process that hangs within a transaction loses it, and with it the turn to commit.
+/// A process that hangs within a transaction loses it, and with it the turn to commit, before those who
+/// wait for the turn give up.
 const SESSION: &str = "SET client_min_messages = warning; SET jit = off;
     SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;
     SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-    SET enable_sort = off; SET lock_timeout = '2s';
+    SET enable_sort = off; SET lock_timeout = '3500ms';
     SET idle_in_transaction_session_timeout = '2s'";
 
 /// Why the server did not do what it was asked.
@@ -48,10 +49,10 @@ impl From<Failure> for Error {
 }
 
 impl Failure {
-    /// The error for a transaction of which nothing can be committed yet: with a lost connection its view
-    /// is gone, and it may run again.
+    /// The error for a transaction of which nothing can be committed yet: when its view is gone with the
+    /// connection, or it waited in vain, it may run again.
     pub(crate) fn before_commit(self) -> Error {
-        match self.is_lost {
+        match self.is_lost || self.error.code() == Code::Overloaded {
             true => Error::new(Code::TransactionTooOld, self.error.message()),
             false => self.error,
         }
