@@ -38,8 +38,9 @@
 //! a record of the log the certainty about the disk's targets (`damage`). Another replica's copy
 //! heals it (`install`).
 //!
-//! Known limit: rot that strikes the very last batch or its data, within 50 ms before a crash, looks
-//! like a write that was torn; the batch is dropped then.
+//! Known limit: what the log's end says is known only from what follows it. Rot that strikes the very
+//! last batch or its data, within 50 ms before a crash, looks like a write that was torn, and the
+//! loss of all batches from one on looks like a crash before it.
 #![forbid(unsafe_code)]
 
 mod api;

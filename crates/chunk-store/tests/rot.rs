@@ -1,5 +1,5 @@
-//! Single flipped bits, anywhere on the disk of a closed store: whatever is read afterwards is right
-//! or an error, and another replica's copy heals it.
+//! Flipped bits and lost stretches, anywhere on the disk of a closed store: whatever is read
+//! afterwards is right or an error, and another replica's copy heals it.
 //!
 //! `KILN_SEED=n cargo test -p kiln-chunk-store --test rot -- --nocapture` flips other bits,
 //! `KILN_FLIPS=n` sets how many of each kind.
@@ -24,6 +24,8 @@ use std::time::Duration;
 
 const TARGETS: [TargetId; 2] = [TargetId(1), TargetId(2)];
 const DISK_BYTES: u64 = 16 << 20;
+/// Blocks of a zone on a disk of this size.
+const ZONE: u64 = 64;
 const EPOCH: TruncateEpoch = TruncateEpoch(0);
 
 type Key = (TargetId, ChunkId);
@@ -67,8 +69,8 @@ async fn open(disk: &Arc<SimulatedDisk>, env: &Env) -> Result<Arc<Store>, Error>
 }
 
 /// Random writes, overwrites, truncations and removals, of chunks of one part and of several.
-async fn change_chunks(store: &Store, env: &Env, known: &mut BTreeMap<Key, Known>) {
-    for number in 1..600 {
+async fn change_chunks(store: &Store, env: &Env, changes: u64, known: &mut BTreeMap<Key, Known>) {
+    for number in 1..=changes {
         let target = TARGETS[env.random_below(2) as usize];
         let chunk = common::chunk(env.random_below(24));
         let (previous, mut bytes) = match known.get(&(target, chunk)) {
@@ -133,7 +135,7 @@ async fn leave_pending(
 }
 
 /// `closed`: in order, else killed while nothing happened.
-async fn image(env: &Env, closed: bool) -> Image {
+async fn image(env: &Env, changes: u64, closed: bool) -> Image {
     let disk = SimulatedDisk::new(env.clone(), DISK_BYTES);
     let device: Arc<dyn Disk> = Arc::clone(&disk) as _;
     Store::format(&device, identity()).await.unwrap();
@@ -142,7 +144,7 @@ async fn image(env: &Env, closed: bool) -> Image {
         store.create_target(target, ChainId(target.0), vec![1]).await.unwrap();
     }
     let mut chunks = BTreeMap::new();
-    change_chunks(&store, env, &mut chunks).await;
+    change_chunks(&store, env, changes, &mut chunks).await;
     let pending = leave_pending(&store, env, &chunks).await;
     let retries = TARGETS.map(|target| (target, store.retry_records(target, None, 100))).into();
     env.sleep(Duration::from_secs(5)).await;
@@ -164,13 +166,20 @@ async fn image(env: &Env, closed: bool) -> Image {
 impl Image {
     /// A segment of the log begins with a batch, at the beginning of a zone.
     fn place(&self, block: u64) -> Place {
-        let zone = block / 64 * 64;
+        let zone = block / ZONE * ZONE;
         let is_log = self.blocks.get(&zone).is_some_and(|first| first.starts_with(b"KLB1"));
         match block {
             0..2 => Place::Superblock,
             _ if is_log => Place::Log,
             _ => Place::Data,
         }
+    }
+
+    /// The zone of the batch with the highest number.
+    fn end(&self) -> u64 {
+        let batches = self.blocks.iter().filter(|(_, bytes)| bytes.starts_with(b"KLB1"));
+        let number = |bytes: &[u8]| u64::from_le_bytes(bytes[32..40].try_into().unwrap());
+        batches.max_by_key(|(_, bytes)| number(bytes)).map_or(0, |(block, _)| block / ZONE * ZONE)
     }
 
     async fn restore(&self, env: &Env) -> Arc<SimulatedDisk> {
@@ -230,7 +239,9 @@ impl Image {
             let list = store.list(target, ChunkId::MIN, ChunkId::MAX, 1000).await.unwrap();
             let listed = list.iter().map(|(chunk, stat)| ((target, *chunk), stat.held()));
             let known = held.iter().filter(|(key, _)| key.0 == target);
-            assert!(listed.eq(known.map(|(key, held)| (*key, *held))), "{list:?}");
+            let (listed, known): (Vec<_>, Vec<_>) =
+                (listed.collect(), known.map(|(key, held)| (*key, *held)).collect());
+            assert_eq!(listed, known);
             assert_eq!(store.retry_records(target, None, 100), self.retries[&target]);
         }
         for (key, (_, content)) in &self.chunks {
@@ -256,13 +267,14 @@ impl Image {
         healed
     }
 
-    async fn flip(&self, env: &Env, offset: u64, bit: u8) -> Outcome {
-        let disk = self.restore(env).await;
-        disk.flip_bit(offset, bit);
+    /// Opens the damaged store, heals it, and opens it again.
+    async fn heal(&self, env: &Env, disk: Arc<SimulatedDisk>) -> Outcome {
         let store = match open(&disk, env).await {
             Ok(store) => store,
             Err(error) => {
-                assert_eq!(error.code(), Code::Corrupt, "{error:?}");
+                // Without its superblocks it looks blank.
+                let told = matches!(error.code(), Code::Corrupt | Code::NotFound);
+                assert!(told, "{error:?}");
                 return Outcome::NotOpened;
             }
         };
@@ -285,8 +297,7 @@ impl Image {
             });
         }
         if self.check(&store, &mut held).await > 0 {
-            assert_eq!(outcome, Outcome::NothingNoticed, "one bit does one damage");
-            outcome = Outcome::ChunkRepaired;
+            outcome = outcome.max(Outcome::ChunkRepaired);
         }
         assert_eq!(self.check(&store, &mut held).await, 0, "all is healed");
         assert!(store.verify().await.unwrap().is_clean());
@@ -298,32 +309,95 @@ impl Image {
     }
 }
 
-#[test]
-fn a_flipped_bit_gives_right_bytes_or_an_error_and_is_healed() {
-    let seed = number("KILN_SEED").unwrap_or(1);
-    let flips = number("KILN_FLIPS").unwrap_or(100);
-    let executor = Executor::new(seed);
-    let env = executor.env();
-    let outcomes = executor.run(async move {
-        let image = image(&env, seed.is_multiple_of(2)).await;
-        let mut outcomes: BTreeMap<(Place, Outcome), u64> = BTreeMap::new();
-        for place in [Place::Superblock, Place::Log, Place::Data] {
-            let blocks = image.blocks.keys().copied();
-            let blocks: Vec<u64> = blocks.filter(|block| image.place(*block) == place).collect();
-            for _ in 0..flips {
-                let block = blocks[env.random_below(blocks.len() as u64) as usize];
-                let offset = block * BLOCK_BYTES as u64 + env.random_below(BLOCK_BYTES as u64);
-                let outcome = image.flip(&env, offset, env.random_below(8) as u8).await;
-                *outcomes.entry((place, outcome)).or_default() += 1;
+#[derive(Clone, Copy)]
+enum Damage {
+    /// One bit of a block.
+    Bit,
+    /// Zeros or noise from a block on.
+    Stretch,
+}
+
+impl Damage {
+    /// `end`: where the zone with the log's end begins. Its loss as a whole looks like a crash.
+    async fn strike(self, env: &Env, disk: &SimulatedDisk, block: u64, end: u64) {
+        let offset = block * BLOCK_BYTES as u64;
+        match self {
+            Self::Bit => {
+                let byte = env.random_below(BLOCK_BYTES as u64);
+                disk.flip_bit(offset + byte, env.random_below(8) as u8);
+            }
+            Self::Stretch => {
+                let blocks = 1 + env.random_below(1 << env.random_below(7));
+                let blocks = match block {
+                    _ if block < end => blocks.min(end - block),
+                    _ if block < end + ZONE => return,
+                    _ => blocks,
+                };
+                let length = (blocks * BLOCK_BYTES as u64).min(DISK_BYTES - offset);
+                let mut noise = Buffer::zeroed(length as usize);
+                if env.random_below(2) == 0 {
+                    env.fill_random(&mut noise);
+                }
+                disk.write(offset, noise.freeze()).await.unwrap();
+                disk.sync().await.unwrap();
             }
         }
-        outcomes
-    });
-    println!("{outcomes:?}");
-    let count = |place, outcome| outcomes.get(&(place, outcome)).copied().unwrap_or(0);
-    assert_eq!(count(Place::Superblock, Outcome::NothingNoticed), flips);
+    }
+}
+
+type Outcomes = BTreeMap<(Place, Outcome), u64>;
+
+/// Damages each kind of place of a store so many times, each time a fresh image.
+async fn damage(env: Env, image: Image, times: u64, damage: Damage) -> Outcomes {
+    let mut outcomes = Outcomes::new();
+    for place in [Place::Superblock, Place::Log, Place::Data] {
+        let blocks = image.blocks.keys().copied();
+        let blocks: Vec<u64> = blocks.filter(|block| image.place(*block) == place).collect();
+        for _ in 0..times {
+            let block = blocks[env.random_below(blocks.len() as u64) as usize];
+            let disk = image.restore(&env).await;
+            damage.strike(&env, &disk, block, image.end()).await;
+            let outcome = image.heal(&env, disk).await;
+            *outcomes.entry((place, outcome)).or_default() += 1;
+        }
+    }
+    outcomes
+}
+
+/// Damages stores that are young or were cleaned often, closed or not; one asks how often what became
+/// of a kind of place.
+fn outcomes(times: u64, kind: Damage) -> impl Fn(Place, Outcome) -> u64 {
+    let seed = number("KILN_SEED").unwrap_or(1);
+    let mut all = Outcomes::new();
+    for (changes, closed) in [(20, true), (600, true), (30, false), (500, false)] {
+        let executor = Executor::new(seed + changes);
+        let env = executor.env();
+        let outcomes = executor.run(async move {
+            let image = image(&env, changes, closed).await;
+            damage(env, image, times, kind).await
+        });
+        println!("{changes} changes, closed {closed}: {outcomes:?}");
+        outcomes.into_iter().for_each(|(which, count)| *all.entry(which).or_default() += count);
+    }
+    move |place, outcome| all.get(&(place, outcome)).copied().unwrap_or(0)
+}
+
+#[test]
+fn a_flipped_bit_gives_right_bytes_or_an_error_and_is_healed() {
+    let flips = number("KILN_FLIPS").unwrap_or(20);
+    let count = outcomes(flips, Damage::Bit);
+    assert_eq!(count(Place::Superblock, Outcome::NothingNoticed), 4 * flips);
     assert!(count(Place::Log, Outcome::TargetsFilledAnew) > 0);
     assert_eq!(count(Place::Log, Outcome::ChunkRepaired), 0);
+    assert_eq!(count(Place::Log, Outcome::NotOpened), 0);
     assert!(count(Place::Data, Outcome::ChunkRepaired) > 0);
     assert_eq!(count(Place::Data, Outcome::NotOpened), 0);
+}
+
+#[test]
+fn a_lost_stretch_gives_right_bytes_or_an_error_and_is_healed() {
+    let times = number("KILN_FLIPS").unwrap_or(20);
+    let count = outcomes(times, Damage::Stretch);
+    assert!(count(Place::Log, Outcome::TargetsFilledAnew) > 0);
+    assert!(count(Place::Data, Outcome::ChunkRepaired) > 0);
 }
