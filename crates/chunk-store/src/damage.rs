@@ -8,6 +8,8 @@
 //! - Every target of the disk is damaged: it answers nothing until its owner has written down that
 //!   it has to be filled, see [`crate::Store::accept_damage`]. Then its versions are compared with
 //!   another replica's, and the few that differ are installed. Retry records are taken from there.
+//!   Where the lost version was a repair, the version is equal and blocks of it may be wrong: reads
+//!   say so, and a scrub repairs it.
 //! - Versions that cannot all be right are dropped at once, for good: two chunks that claim the same
 //!   block (the older claim was given up by a lost record, and it is not known which that is), and
 //!   chunks whose maps are gone. After that the store is consistent.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 impl World {
     /// Both versions of a chunk as the store shows them.
-    async fn observe(&self, key: Key) -> Result<Chunk, Error> {
+    pub(crate) async fn observe(&self, key: Key) -> Result<Chunk, Error> {
         let stat = self.store.stat(key.0, key.1).await?;
         Ok(Chunk {
             committed: self.read_whole(key, stat.committed).await?,
@@ -176,7 +176,14 @@ impl World {
                 continue;
             }
             let mut found = self.observe(key).await;
+            let mut tries = 0;
             while self.armed && found.as_ref().is_err_and(|error| lost(error.code())) {
+                tries += 1;
+                if tries % 8 == 0 {
+                    // An armed fault struck the log: the store has ended.
+                    self.disk = self.pull_the_plug();
+                    self.open_again().await?;
+                }
                 found = self.observe(key).await;
             }
             let found = found.map_err(|error| format!("{key:?}: {error:?}"))?;

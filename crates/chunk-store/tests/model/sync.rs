@@ -77,6 +77,21 @@ impl World {
         Ok(())
     }
 
+    /// Equal versions: after a lost repair it may be the content from before.
+    async fn compare_content(&mut self, key: Key) -> Outcome {
+        let mut chunk = self.model.chunk(key);
+        let Some(known) = &mut chunk.committed else { return Ok(()) };
+        let found = self.observe(key).await;
+        if found.is_err_and(|error| error.code() == Code::ChecksumMismatch) {
+            let repaired = self.store.repair(key.0, key.1, copy_of(known)).await;
+            repaired.map_err(|error| format!("repair {key:?}: {error:?}"))?;
+        }
+        let stat = self.store.stat(key.0, key.1).await.map_err(|error| format!("{error:?}"))?;
+        known.stat.retry = stat.committed.and_then(|stat| stat.retry);
+        self.model.chunks.insert(key, chunk);
+        Ok(())
+    }
+
     /// The other replica has nothing pending.
     async fn fill_chunk(&mut self, key: Key, expected: Held) -> Outcome {
         let mut chunk = self.model.chunk(key);
@@ -89,7 +104,7 @@ impl World {
         let copy = chunk.committed.as_ref().map(copy_of);
         let install = Install { chunk: key.1, expected, copy };
         if expected == chunk.held() {
-            return Ok(());
+            return self.compare_content(key).await;
         }
         chunk.committed.iter_mut().for_each(|version| version.stat.retry = None);
         match self.store.install(key.0, install).await {

@@ -360,9 +360,11 @@ impl World {
     fn expire(&mut self, key: Key, op: &Op, result: &Result<(), Error>) {
         let mut chunk = self.model.chunk(key);
         let is_tombstone = chunk.committed.as_ref().is_some_and(|version| version.stat.removed);
+        // A full disk refuses what was judged already.
+        let taken = result.as_ref().map_or_else(|error| error.code() == Code::NoSpace, |()| true);
         let differs = match op {
-            Op::Prepare(update) => result.is_ok() && chunk.judge(update).is_err(),
-            Op::Install(install) if chunk.judge_install(install).is_err() => result.is_ok(),
+            Op::Prepare(update) => taken && chunk.judge(update).is_err(),
+            Op::Install(install) if chunk.judge_install(install).is_err() => taken,
             Op::Repair if chunk.judge_repair().is_err() => false,
             Op::Install(_) | Op::Repair => {
                 result.as_ref().is_err_and(|e| e.code() == Code::VersionMismatch)
