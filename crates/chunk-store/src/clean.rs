@@ -18,7 +18,7 @@ use crate::replay::LogReader;
 use crate::space::{Dropped, SPARES};
 use crate::state::{Effect, Segment, State};
 use crate::superblock::Superblock;
-use kiln_types::{BLOCK_BYTES, ChunkVersion, Error, Result};
+use kiln_types::{BLOCK_BYTES, Error, Result, RetryKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -342,7 +342,7 @@ fn copy_record(
     match record {
         Record::Put { key, head, flags } => {
             if let Some(retry) = head.retry {
-                copy_retry(state, position, key, retry, head.version, copies);
+                copy_retry(state, position, key, retry, copies);
             }
             if head.stored().next().is_some() {
                 large.insert(key);
@@ -353,9 +353,7 @@ fn copy_record(
         Record::Part { key, .. } => {
             large.insert(key);
         }
-        Record::Retry { key, retry, version } => {
-            copy_retry(state, position, key, retry, version, copies);
-        }
+        Record::Retry { key, retry, .. } => copy_retry(state, position, key, retry, copies),
         Record::Target(_)
         | Record::Commit { .. }
         | Record::Discard { .. }
@@ -395,16 +393,11 @@ fn copy_put(
     copies.push(Record::Put { key, head, flags }, position);
 }
 
-fn copy_retry(
-    state: &State,
-    position: Position,
-    key: Key,
-    retry: kiln_types::RetryKey,
-    version: ChunkVersion,
-    copies: &mut Copies,
-) {
+fn copy_retry(state: &State, position: Position, key: Key, retry: RetryKey, copies: &mut Copies) {
     let slot = (key.target, retry.client, retry.channel);
-    if state.retries.get(&slot).is_some_and(|old| old.position == position) {
+    if let Some(known) = state.retries.get(&slot).filter(|known| known.position == position) {
+        // A discard may have changed what the record says.
+        let (retry, version) = (RetryKey { sequence: known.sequence, ..retry }, known.version);
         copies.push(Record::Retry { key, retry, version }, position);
     }
 }

@@ -60,9 +60,9 @@ pub(crate) async fn settle(core: &Core, batches: &[(u64, u32)], next: Extent) ->
     for key in dropped {
         let Some(target) = state.targets.get_mut(&key.target) else { continue };
         target.index.remove(&key.chunk);
-        let pending = target.pending.remove(&key.chunk).map(|pending| pending.head.version);
+        let pending = target.pending.get(&key.chunk).map(|pending| pending.head.version);
         if let Some(version) = pending {
-            state.forget_retry_of(key, version);
+            state.take_pending(key, version);
             records.push(Record::Discard { key, version });
         }
         records.push(Record::Drop { key });

@@ -81,7 +81,7 @@ pub(crate) enum Record {
     Part { key: Key, index: u16, group: Arc<Group> },
     /// The pending version is committed.
     Commit { key: Key, version: ChunkVersion },
-    /// The pending version is dropped, and the retry record that came with it.
+    /// The pending version is dropped; its retry record says then that the write before it is over.
     Discard { key: Key, version: ChunkVersion },
     /// A retry record that outlived the chunk record which it came with.
     Retry { key: Key, retry: RetryKey, version: ChunkVersion },

@@ -297,11 +297,7 @@ fn redo(state: &mut State, position: Position, record: Record) {
             target.pending.remove(&key.chunk);
         }
         Record::Discard { key, version } => {
-            let Some(target) = state.targets.get_mut(&key.target) else { return };
-            if target.pending.get(&key.chunk).is_some_and(|p| p.head.version == version) {
-                target.pending.remove(&key.chunk);
-            }
-            state.forget_retry_of(key, version);
+            state.take_pending(key, version);
         }
         Record::Retry { key, retry, version } => {
             state.remember_alone(key, retry, version, position);

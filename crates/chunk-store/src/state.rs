@@ -283,11 +283,21 @@ impl State {
         self.remember(key, retry, remembered);
     }
 
-    /// Drops the retry record that came with a version, if it is the channel's.
-    pub(crate) fn forget_retry_of(&mut self, key: Key, version: ChunkVersion) {
-        self.forget_retries_if(|slot, old| {
-            slot.0 == key.target && old.chunk == key.chunk && old.version == version
-        });
+    /// A version is discarded: of its channel it is known only that the write before it is over, so
+    /// that the write may be tried again, and nobody brings back an older one.
+    pub(crate) fn undo_retry(&mut self, key: Key, discarded: &Head) {
+        let Some(retry) = discarded.retry else { return };
+        let slot = (key.target, retry.client, retry.channel);
+        let Some(known) = self.retries.get_mut(&slot) else { return };
+        if (known.chunk, known.version) != (key.chunk, discarded.version) {
+            return;
+        }
+        match known.sequence.0.checked_sub(1) {
+            Some(before) => {
+                (known.sequence, known.version) = (Sequence(before), ChunkVersion::NONE);
+            }
+            None => self.forget_retry(&slot),
+        }
     }
 
     pub(crate) fn forget_retries_if(&mut self, gone: impl Fn(&RetrySlot, &Remembered) -> bool) {
@@ -433,17 +443,19 @@ impl State {
         at.space.retire(Dropped { data: footprint.dropped, segment: None });
     }
 
+    /// Drops a pending version.
+    pub(crate) fn take_pending(&mut self, key: Key, version: ChunkVersion) -> Option<Pending> {
+        self.pending_mut(key, version)?;
+        let pending = self.targets.get_mut(&key.target)?.pending.remove(&key.chunk)?;
+        self.undo_retry(key, &pending.head);
+        Some(pending)
+    }
+
     fn discarded(&mut self, key: Key, version: ChunkVersion, at: &Applied<'_>) {
+        let Some(pending) = self.take_pending(key, version) else { return };
         let Some(target) = self.targets.get_mut(&key.target) else { return };
-        let Some(pending) = target.pending.remove(&key.chunk) else { return };
         target.blocks -= blocks_of(&pending.footprint.added);
         target.live -= pending.position.cost() + pending.footprint.added_log;
-        if let Some(retry) = pending.head.retry {
-            let slot = (key.target, retry.client, retry.channel);
-            if self.retries.get(&slot).is_some_and(|old| old.version == version) {
-                self.forget_retry(&slot);
-            }
-        }
         at.space.retire(Dropped { data: pending.footprint.added, segment: None });
     }
 

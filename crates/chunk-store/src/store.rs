@@ -190,8 +190,8 @@ impl Store {
         Err(error)
     }
 
-    /// Drops a pending version and the retry record that came with it, durably. Nothing happens
-    /// when the version is not here.
+    /// Drops a pending version, durably. Its retry record says from then on that the write before it
+    /// is over: the write itself may be tried again. Nothing happens when the version is not here.
     ///
     /// # Errors
     /// `VersionMismatch` when it is committed; `WrongTarget`, `NoSpace`, `DiskFailed`.
@@ -206,8 +206,8 @@ impl Store {
     }
 
     /// Makes a chunk what it is at another replica, whatever is here, durably and in one step: the
-    /// pending version is dropped with the retry record that came with it, the committed one is
-    /// replaced even by a lower one. When the copy is here already and nothing is pending, nothing
+    /// pending version is dropped as by [`Store::discard`], the committed one is replaced even by a
+    /// lower one. When the copy is here already and nothing is pending, nothing
     /// happens.
     ///
     /// # Errors

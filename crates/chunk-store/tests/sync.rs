@@ -54,12 +54,13 @@ fn an_install_replaces_whatever_is_here() {
         assert_eq!(late, Err(Code::VersionMismatch));
         assert_eq!(install(&store, 0, here, Some(copy(7, &[3; 5000]))).await, Ok(()));
         assert_eq!(install(&store, 0, here, Some(copy(7, &[3; 5000]))).await, Ok(()), "again");
-        assert_eq!(store.retry_record(TARGET, ClientId(1), ChannelId(5)), None);
+        let over = RetryRecord { key: retry(1, 3), chunk: chunk(0), version: ChunkVersion::NONE };
+        assert_eq!(store.retry_record(TARGET, ClientId(1), ChannelId(5)), Some(over));
         assert_eq!(store.usage().targets, vec![(TARGET, 2 * 4096)]);
         let disk = disk.power_loss();
         let store = open(&disk, &env).await;
         assert_eq!(content(&store, 0).await, [3; 5000]);
-        assert_eq!(store.retry_records(TARGET, None, 10), []);
+        assert_eq!(store.retry_records(TARGET, None, 10), [over]);
         assert_eq!(store.version_max(TARGET), version(9), "it never goes back");
         assert_eq!(install(&store, 0, held(7, None), None).await, Ok(()));
         assert_eq!(store.list(TARGET, ChunkId::MIN, ChunkId::MAX, 9).await.unwrap(), []);

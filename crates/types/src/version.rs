@@ -113,7 +113,8 @@ pub struct RetryRecord {
     pub key: RetryKey,
     /// The chunk that it changed.
     pub chunk: ChunkId,
-    /// The version that it got.
+    /// The version that it got; `NONE` when it is only known to be over, since the one after it was
+    /// discarded.
     pub version: ChunkVersion,
 }
 

@@ -2,7 +2,7 @@
 
 use super::machine::{Phase, Replica, Source, Work};
 use super::{Action, Versions};
-use kiln_types::{ChunkId, Code, Error, Result, RetryRecord};
+use kiln_types::{ChunkId, ChunkVersion, Code, Error, Result, RetryRecord};
 
 impl Replica {
     pub(super) fn began(
@@ -47,7 +47,13 @@ impl Replica {
     fn began_client(&mut self, chunk: ChunkId, versions: Versions, known: Option<RetryRecord>) {
         // The predecessor's copy of the same write was ahead of it in the queue.
         if let Some(known) = known {
-            return self.finish(chunk, Ok(known.version));
+            return self.finish(
+                chunk,
+                match known.version {
+                    ChunkVersion::NONE => Err(Error::from(Code::DuplicateRequest)),
+                    version => Ok(version),
+                },
+            );
         }
         let Some(view) = self.view.filter(|view| view.is_head && view.state.takes_writes()) else {
             let text = format!("target {} is not the head any more", self.target);

@@ -89,6 +89,9 @@ impl Replica {
         }
         match remembered {
             Some(known) if known.key.sequence > key.sequence => Err(duplicate()),
+            Some(known) if known.key == key && known.version == ChunkVersion::NONE => {
+                Err(duplicate())
+            }
             Some(known) if known.key.sequence == key.sequence => {
                 let same = |work: &Work| work.version == known.version;
                 if self.slots.get(&known.chunk).is_some_and(|slot| same(&slot.current)) {

@@ -42,7 +42,7 @@ pub(crate) enum RetryChange {
     Nothing,
     Remember(Channel, Remembered),
     /// If it still speaks of this version.
-    Forget(Channel, ChunkVersion),
+    Undo(Channel, ChunkVersion),
 }
 
 /// A state that a chunk may turn out to be in after a crash, with what its channel then remembers.
@@ -217,7 +217,7 @@ impl Reference {
         let stat = chunk.pending.as_ref().map(|pending| pending.stat);
         let remembered = stat.and_then(|stat| Some((stat.retry?, stat.version)));
         remembered.map_or(RetryChange::Nothing, |(retry, version)| {
-            RetryChange::Forget((key.0, retry.client, retry.channel), version)
+            RetryChange::Undo((key.0, retry.client, retry.channel), version)
         })
     }
 
@@ -244,9 +244,11 @@ impl Reference {
             RetryChange::Remember(channel, remembered) => {
                 self.retries.insert(channel, remembered);
             }
-            RetryChange::Forget(channel, version) => {
-                if self.retries.get(&channel).is_some_and(|(_, _, written)| *written == version) {
-                    self.retries.remove(&channel);
+            RetryChange::Undo(channel, version) => {
+                let known = self.retries.get_mut(&channel);
+                if let Some((key, _, written)) = known.filter(|known| known.2 == version) {
+                    key.sequence.0 -= 1;
+                    *written = ChunkVersion::NONE;
                 }
             }
             RetryChange::Nothing => {}
