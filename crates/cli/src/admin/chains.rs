@@ -2,7 +2,6 @@
 
 use crate::output;
 use crate::remote::Remote;
-use kiln_config::format_size;
 use kiln_manager_link::ManagerClient;
 use kiln_rpc::{FillProgress, v1};
 use kiln_types::{Chain, Code, Member, Result, RoutingInfo, TargetId};
@@ -92,6 +91,6 @@ impl Filling {
             let left = Duration::from_secs(left.ceil() as u64);
             format!(", {} left", humantime::format_duration(left))
         });
-        format!(" ({percent} %, {} copied{left})", format_size(self.copied_bytes))
+        format!(" ({percent} %, {} copied{left})", output::bytes(self.copied_bytes))
     }
 }
