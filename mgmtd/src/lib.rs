@@ -15,9 +15,12 @@ mod service;
 mod state;
 mod store;
 mod suspects;
+mod tonic;
 
 pub use bootstrap::FIRST_TABLE;
 pub use manager::{Answer, Event, Manager, Options};
-pub use server::run;
+pub use owner::Owner;
+pub use server::{Site, run, start};
+pub use service::{Counter, Service};
 pub use state::State;
 pub use store::Store;

@@ -63,8 +63,8 @@ fn stopping() -> Error {
     Error::new(Code::Cancelled, "the manager is stopping")
 }
 
-/// The owner's things; [`Self::run`] is its life.
-pub(crate) struct Owner {
+/// The manager's owner; [`Self::run`] is its life.
+pub struct Owner {
     manager: Manager,
     store: Store,
     durable: State,
@@ -91,8 +91,16 @@ impl Owner {
         Ok((owner, handle))
     }
 
-    /// Works until all handles are gone.
-    pub(crate) async fn run(mut self) -> Result<()> {
+    /// What it keeps its state in.
+    pub(crate) fn store(&self) -> Store {
+        self.store.clone()
+    }
+
+    /// Works until nobody can ask any more.
+    ///
+    /// # Errors
+    /// Why the state could not be made durable: the manager has to begin anew then.
+    pub async fn run(mut self) -> Result<()> {
         let mut next_tick = self.env.now();
         loop {
             let left = next_tick.since(self.env.now());

@@ -2,15 +2,16 @@
 
 use crate::manager::{Manager, Options};
 use crate::owner::Owner;
-use crate::service::{Service, routes};
+use crate::service::Service;
 use crate::store::Store;
+use crate::tonic::routes;
 use kiln_chain::lease::{LeaseTimes, Patience};
 use kiln_chain::membership::Rules;
 use kiln_config::MgmtdConfig;
 use kiln_env::Env;
 use kiln_kv::Kv;
 use kiln_net::{KeyRing, Server, ServerOptions, Terms};
-use kiln_types::{Context, Error, Incarnation, KeyId, Node, Result, ServiceKind};
+use kiln_types::{Context, Error, Incarnation, KeyId, Node, Result, ServerKey, ServiceKind};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,16 +42,11 @@ pub async fn run(
     let address: SocketAddr = server.address().parse().map_err(|error| {
         Error::internal(format!("the address '{}' that was taken: {error}", server.address()))
     })?;
-    let (store, state) = Store::open(kv, env.clone(), key.cluster).await?;
-    let own = own_node(&config, address, &env);
-    let options = manager_options(&config, own, key.id);
-    let lease = options.lease;
-    let manager = Manager::new(options, state.clone(), env.now());
-    let left = store.clone();
-    let (owner, handle) = Owner::start(manager, store, state, ring, env.clone()).await?;
-    let config_text = kiln_config::to_toml(&config)?;
-    let service = Service { handle, env: env.clone(), key, lease, config: config_text };
-    let serving = server.serve(None, Some(routes(service)))?;
+    let advertised = config.node.advertised(address);
+    let site = Site { config: &config, key, address: advertised, ring };
+    let (owner, service) = start(site, kv, &env).await?;
+    let left = owner.store();
+    let serving = server.serve(None, Some(routes(service, env.clone())))?;
     let owner = env.spawn("manager", owner.run());
     tracing::info!(%address, node = %config.node.id, "the manager answers");
     ready(address);
@@ -67,11 +63,39 @@ pub async fn run(
     result
 }
 
-fn own_node(config: &MgmtdConfig, bound: SocketAddr, env: &Env) -> Node {
+/// What a manager is told of itself.
+pub struct Site<'a> {
+    /// Its settings.
+    pub config: &'a MgmtdConfig,
+    /// The server key.
+    pub key: ServerKey,
+    /// Where members reach it.
+    pub address: String,
+    /// Gets the credentials of each routing information.
+    pub ring: Arc<KeyRing>,
+}
+
+/// Takes over the store of a manager. When this returns, its state is durable and nobody has been told of
+/// it; [`Owner::run`] then does what is asked of the service.
+///
+/// # Errors
+/// What the store says.
+pub async fn start(site: Site<'_>, kv: Arc<dyn Kv>, env: &Env) -> Result<(Owner, Service)> {
+    let Site { config, key, address, ring } = site;
+    let (store, state) = Store::open(kv, env.clone(), key.cluster).await?;
+    let options = manager_options(config, own_node(config, address, env), key.id);
+    let lease = options.lease;
+    let manager = Manager::new(options, state.clone(), env.now());
+    let (owner, handle) = Owner::start(manager, store, state, ring, env.clone()).await?;
+    let config = kiln_config::to_toml(config)?.into();
+    Ok((owner, Service { handle, key, lease, config }))
+}
+
+fn own_node(config: &MgmtdConfig, address: String, env: &Env) -> Node {
     Node {
         id: config.node.id,
         kind: ServiceKind::Mgmtd,
-        address: config.node.advertised(bound),
+        address,
         incarnation: Incarnation(env.random_u128()),
         alive: true,
         tags: config.node.tags.clone(),

@@ -1,40 +1,45 @@
-//! The manager's calls: who may make them, and messages to events and back.
+//! What the manager answers, whatever carries it: who may ask, and values to events and back.
 
 use crate::manager::{Answer, Event};
 use crate::owner::Handle;
+use async_trait::async_trait;
 use kiln_chain::lease::LeaseTimes;
-use kiln_env::Env;
-use kiln_net::{Peer, peer_of};
-use kiln_rpc::v1::mgmtd_server::Mgmtd;
-use kiln_rpc::{Heartbeat, Registration, convert, status_from_error, v1};
-use kiln_telemetry::{REQUESTS, metrics};
-use kiln_types::{Code, Error, NodeId, Result, RoutingInfo, RoutingVersion, ServerKey};
+use kiln_net::Peer;
+use kiln_rpc::{FillProgress, Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder};
+use kiln_telemetry::metrics;
+use kiln_types::{
+    Code, Credential, CredentialLimits, CredentialRecord, Error, NodeId, Result, RoutingInfo,
+    RoutingVersion, ServerKey,
+};
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, Response, Status};
 
-/// What tonic serves.
-pub(crate) struct Service {
+/// Routing information as it is published.
+pub(crate) type Published = Pin<Box<dyn Stream<Item = RoutingInfo> + Send>>;
+
+/// What members and operators ask of a manager.
+#[derive(Clone)]
+pub struct Service {
     pub(crate) handle: Handle,
-    pub(crate) env: Env,
     pub(crate) key: ServerKey,
     pub(crate) lease: LeaseTimes,
     /// The effective configuration, as TOML.
-    pub(crate) config: String,
+    pub(crate) config: Arc<str>,
 }
 
-type Reply<T> = Result<Response<T>, Status>;
-type Updates = Pin<Box<dyn Stream<Item = Result<v1::RoutingInfo, Status>> + Send>>;
+/// The service as one peer may use it.
+pub struct Counter {
+    service: Service,
+    peer: Arc<Peer>,
+}
 
-/// What `peer` may see: credentials are the servers' business.
-fn routing_for(peer: &Peer, routing: &RoutingInfo) -> v1::RoutingInfo {
-    let mut message = v1::RoutingInfo::from(routing);
-    if !peer.is_server() {
-        message.credentials.clear();
+impl Service {
+    /// What `peer` may ask.
+    pub fn counter(&self, peer: Arc<Peer>) -> Counter {
+        Counter { service: self.clone(), peer }
     }
-    message
 }
 
 /// A server speaks for itself only.
@@ -48,162 +53,98 @@ fn require_node(peer: &Peer, node: NodeId) -> Result<()> {
     }
 }
 
-fn milliseconds(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+/// What `peer` may see: credentials are the servers' business.
+fn routing_for(peer: &Peer, routing: &RoutingInfo) -> RoutingInfo {
+    let credentials = if peer.is_server() { routing.credentials.clone() } else { Vec::new() };
+    RoutingInfo { credentials, ..routing.clone() }
 }
 
-impl Service {
-    /// Measures a request, and turns its error into a status.
-    async fn answer<R, T>(
-        &self,
-        operation: &'static str,
-        request: Request<R>,
-        handle: impl AsyncFnOnce(Request<R>) -> Result<T>,
-    ) -> Reply<T> {
-        let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
-        let work =
-            async { handle(request).await.inspect_err(|error| tracing::debug!(%error, "refused")) };
-        let result = REQUESTS.measure(&self.env, operation, &peer.address, work).await;
-        result.map(Response::new).map_err(|error| status_from_error(&error))
+#[async_trait]
+impl ManagerCalls for Counter {
+    async fn register(&self, registration: Registration) -> Result<Registered> {
+        require_node(&self.peer, registration.node)?;
+        let (_, routing) = self.service.handle.apply(Event::Register(registration)).await?;
+        let LeaseTimes { lease, heartbeat } = self.service.lease;
+        Ok(Registered { routing: routing_for(&self.peer, &routing), lease, heartbeat })
     }
 
-    async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<v1::RegisterReply> {
-        let peer = peer_of(&request)?;
-        let registration = Registration::try_from(request.into_inner())?;
-        require_node(&peer, registration.node)?;
-        let (_, routing) = self.handle.apply(Event::Register(registration)).await?;
-        Ok(v1::RegisterReply {
-            routing: Some(routing_for(&peer, &routing)),
-            lease_ms: milliseconds(self.lease.lease),
-            heartbeat_ms: milliseconds(self.lease.heartbeat),
-        })
-    }
-
-    async fn heartbeat(
-        &self,
-        request: Request<v1::HeartbeatRequest>,
-    ) -> Result<v1::HeartbeatReply> {
-        let peer = peer_of(&request)?;
-        let heartbeat = Heartbeat::try_from(request.into_inner())?;
-        require_node(&peer, heartbeat.node)?;
-        let (answer, routing) = self.handle.apply(Event::Heartbeat(heartbeat)).await?;
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>> {
+        require_node(&self.peer, heartbeat.node)?;
+        let (answer, _) = self.service.handle.apply(Event::Heartbeat(heartbeat)).await?;
         let Answer::Alive { orders } = answer else {
             return Err(Error::internal("a heartbeat got another answer"));
         };
         metrics::MGMTD_HEARTBEATS.add(1);
-        Ok(v1::HeartbeatReply {
-            routing_version: routing.version.0,
-            create_targets: orders.iter().map(v1::CreateTargetOrder::from).collect(),
-        })
+        Ok(orders)
     }
 
-    fn watch(&self, request: &Request<v1::WatchRoutingRequest>) -> Result<Updates> {
-        let peer = peer_of(request)?;
-        let known = RoutingVersion(request.get_ref().known_version);
-        let published = self.handle.published();
+    async fn watch_routing(&self, known: RoutingVersion) -> Result<Box<dyn RoutingUpdates>> {
+        Ok(Box::new(Updates(self.published_after(known)?)))
+    }
+}
+
+struct Updates(Published);
+
+#[async_trait]
+impl RoutingUpdates for Updates {
+    async fn next(&mut self) -> Result<Option<RoutingInfo>> {
+        Ok(self.0.next().await)
+    }
+}
+
+impl Counter {
+    /// The routing information that is newer than `known`, now and after each change. It ends with the
+    /// owner.
+    pub(crate) fn published_after(&self, known: RoutingVersion) -> Result<Published> {
+        let published = self.service.handle.published();
         let current = published.borrow().version;
         if known > current {
             return Err(Error::corrupt(format!(
-                "routing version {known} is known to {peer}, the manager has only {current}"
+                "routing version {known} is known to {}, the manager has only {current}",
+                self.peer
             ))
             .with_hint("the manager's store was set back: restore its newest copy"));
         }
-        let updates = WatchStream::new(published).filter(move |routing| routing.version > known);
-        Ok(Box::pin(updates.map(move |routing| Ok(routing_for(&peer, &routing)))))
+        let peer = Arc::clone(&self.peer);
+        let newer = WatchStream::new(published).filter(move |routing| routing.version > known);
+        Ok(Box::pin(newer.map(move |routing| routing_for(&peer, &routing))))
     }
 
-    async fn create_credential(
+    pub(crate) fn routing_version(&self) -> RoutingVersion {
+        self.service.handle.published().borrow().version
+    }
+
+    pub(crate) async fn create_credential(
         &self,
-        request: Request<v1::CreateCredentialRequest>,
-    ) -> Result<v1::CredentialSecret> {
-        peer_of(&request)?.require_operator()?;
-        let v1::CreateCredentialRequest { name, limits } = request.into_inner();
-        let limits = convert::required(limits, "limits")?;
+        name: String,
+        limits: CredentialLimits,
+    ) -> Result<Credential> {
+        self.peer.require_operator()?;
         let event = Event::CreateCredential { name: name.clone(), limits };
-        self.handle.apply(event).await?;
-        Ok(v1::CredentialSecret::from(&kiln_wire::credential(&self.key, &name)?))
+        self.service.handle.apply(event).await?;
+        kiln_wire::credential(&self.service.key, &name)
     }
 
-    async fn revoke_credential(
-        &self,
-        request: Request<v1::RevokeCredentialRequest>,
-    ) -> Result<v1::Empty> {
-        peer_of(&request)?.require_operator()?;
-        let name = request.into_inner().name;
-        self.handle.apply(Event::RevokeCredential { name }).await?;
-        Ok(v1::Empty {})
+    pub(crate) async fn revoke_credential(&self, name: String) -> Result<()> {
+        self.peer.require_operator()?;
+        self.service.handle.apply(Event::RevokeCredential { name }).await.map(drop)
     }
 
-    fn list_credentials(&self, request: &Request<v1::Empty>) -> Result<v1::CredentialList> {
-        peer_of(request)?.require_operator()?;
-        let published = self.handle.published().borrow().clone();
-        let credentials = published.credentials.iter().map(v1::CredentialInfo::from).collect();
-        Ok(v1::CredentialList { credentials })
+    pub(crate) fn credentials(&self) -> Result<Vec<CredentialRecord>> {
+        self.peer.require_operator()?;
+        Ok(self.service.handle.published().borrow().credentials.clone())
     }
 
-    async fn list_fills(&self, request: Request<v1::Empty>) -> Result<v1::FillList> {
-        peer_of(&request)?.require_operator()?;
-        match self.handle.apply(Event::ListFills).await?.0 {
-            Answer::Fills(fills) => {
-                Ok(v1::FillList { fills: fills.iter().map(v1::FillProgress::from).collect() })
-            }
+    pub(crate) async fn fills(&self) -> Result<Vec<FillProgress>> {
+        self.peer.require_operator()?;
+        match self.service.handle.apply(Event::ListFills).await?.0 {
+            Answer::Fills(fills) => Ok(fills),
             _ => Err(Error::internal("the list of fillings got another answer")),
         }
     }
 
-    fn config(&self, request: &Request<v1::Empty>) -> Result<v1::ConfigText> {
-        peer_of(request)?.require_operator()?;
-        Ok(v1::ConfigText { toml: self.config.clone() })
+    pub(crate) fn config(&self) -> Result<&str> {
+        self.peer.require_operator()?;
+        Ok(&self.service.config)
     }
-}
-
-#[tonic::async_trait]
-impl Mgmtd for Service {
-    type WatchRoutingStream = Updates;
-
-    async fn register(&self, request: Request<v1::RegisterRequest>) -> Reply<v1::RegisterReply> {
-        self.answer("register", request, async |ask| Service::register(self, ask).await).await
-    }
-
-    async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Reply<v1::HeartbeatReply> {
-        self.answer("heartbeat", request, async |ask| Service::heartbeat(self, ask).await).await
-    }
-
-    async fn watch_routing(&self, request: Request<v1::WatchRoutingRequest>) -> Reply<Updates> {
-        self.answer("watch routing", request, async |ask| self.watch(&ask)).await
-    }
-
-    async fn create_credential(
-        &self,
-        request: Request<v1::CreateCredentialRequest>,
-    ) -> Reply<v1::CredentialSecret> {
-        let create = async |ask| Service::create_credential(self, ask).await;
-        self.answer("create credential", request, create).await
-    }
-
-    async fn revoke_credential(
-        &self,
-        request: Request<v1::RevokeCredentialRequest>,
-    ) -> Reply<v1::Empty> {
-        let revoke = async |ask| Service::revoke_credential(self, ask).await;
-        self.answer("revoke credential", request, revoke).await
-    }
-
-    async fn list_credentials(&self, request: Request<v1::Empty>) -> Reply<v1::CredentialList> {
-        let list = async |ask| Service::list_credentials(self, &ask);
-        self.answer("list credentials", request, list).await
-    }
-
-    async fn list_fills(&self, request: Request<v1::Empty>) -> Reply<v1::FillList> {
-        self.answer("list fills", request, async |ask| Service::list_fills(self, ask).await).await
-    }
-
-    async fn get_config(&self, request: Request<v1::Empty>) -> Reply<v1::ConfigText> {
-        self.answer("get config", request, async |ask| self.config(&ask)).await
-    }
-}
-
-/// The service as tonic routes it.
-pub(crate) fn routes(service: Service) -> tonic::service::Routes {
-    tonic::service::Routes::new(v1::mgmtd_server::MgmtdServer::from_arc(Arc::new(service)))
 }

@@ -86,6 +86,7 @@ impl Follower {
             self.take_up(newest);
             lease.adopt(version);
             let changed = tokio::select! {
+                biased;
                 changed = routing.changed() => changed,
                 changed = orders.changed() => changed,
             };

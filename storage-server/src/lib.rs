@@ -23,6 +23,6 @@ pub use follower::Follower;
 pub use peers::Peers;
 pub use recovery::Recovery;
 pub use rights::Rights;
-pub use server::run;
+pub use server::{Parts, StorageServer, run};
 pub use service::{ChunkService, Lease};
 pub use target::{Completeness, Incoming, Target};

@@ -7,12 +7,14 @@ use crate::recovery::Recovery;
 use crate::rights::Rights;
 use crate::scrub::begin_scrubs;
 use crate::service::{ChunkService, Lease};
-use kiln_config::StorageConfig;
-use kiln_env::Env;
-use kiln_manager_link::{LinkOptions, ManagerLink};
+use kiln_chunk_store::Store;
+use kiln_config::{RecoveryConfig, ScrubConfig, StorageConfig};
+use kiln_env::{Env, Task};
+use kiln_manager_link::{LinkOptions, ManagerLink, Reach};
 use kiln_memory::Pool;
 use kiln_net::{
-    ConnectionPool, Identity, KeyRing, PoolOptions, Server, ServerOptions, TcpTransport, Terms,
+    ConnectionPool, Identity, KeyRing, PoolOptions, Server, ServerOptions, Serving, TcpTransport,
+    Terms, Transport,
 };
 use kiln_types::{Context, Error, Incarnation, Result, ServiceKind};
 use kiln_wire::CapabilityKey;
@@ -50,12 +52,8 @@ pub async fn run(
         Error::internal(format!("the address '{}' that was taken: {error}", server.address()))
     })?;
     let stores = disks::open(&config, key.cluster, &env, &pool).await?;
-    // The service is there before the link, which reports its targets; until then nothing is served.
-    let lease_view = Arc::new(OnceLock::new());
-    let lease = lease_of(Arc::clone(&lease_view), env.clone());
-    let rights = Rights::new([CapabilityKey::derive(&key)]);
-    let service = ChunkService::new(env.clone(), stores.clone(), rights, lease);
-    let link_options = LinkOptions {
+    let disks = stores.len();
+    let link = LinkOptions {
         managers: config.cluster.mgmtd.clone(),
         key: key.clone(),
         node: config.node.id,
@@ -67,36 +65,104 @@ pub async fn run(
         adopts_at_once: false,
     };
     let transport = Arc::new(TcpTransport::new(Identity::Server(key), env.clone()));
-    let connections = ConnectionPool::new(transport, PoolOptions::default(), env.clone());
-    let (adopted, taken_up) = watch::channel(Arc::default());
-    let peers = Peers::new(connections, taken_up);
-    let recovery = Recovery::new(config.recovery.rate, env.clone());
-    let follower =
-        Follower { service: service.clone(), peers, recovery, adopted, env: env.clone() };
-    // Before the first heartbeat: a target that it does not name is taken to be gone.
-    follower.open_targets().await?;
-    let link = ManagerLink::start(link_options, ring, service.clone(), env.clone())?;
-    let lease = Arc::clone(lease_view.get_or_init(|| Arc::clone(link.lease())));
-    let scrubbed = Arc::clone(&service);
-    let serving = server.serve(Some(service), None)?;
-    let follow = follower.run(lease, link.routing().subscribe(), link.orders());
-    let follow = env.spawn("follower", follow);
-    let scrubs = begin_scrubs(&config.scrub, &scrubbed, &env);
-    tracing::info!(%address, node = %config.node.id, disks = stores.len(), "the storage server answers");
+    let (recovery, scrub) = (config.recovery, config.scrub);
+    let parts = Parts { env, stores, transport, link, ring, reach: None, recovery, scrub };
+    let storage = StorageServer::start(parts).await?;
+    let serving = server.serve(Some(storage.handler()), None)?;
+    tracing::info!(%address, node = %config.node.id, disks, "the storage server answers");
     ready(address);
     let result = tokio::select! {
         () = shutdown => Ok(()),
-        error = link.refused() => Err(error),
+        error = storage.refused() => Err(error),
     };
-    // Not a planned stop: that would give the role of every target away, and each would have to be
-    // filled again. The lease runs out, or the server is back before.
-    link.stop(false).await;
-    serving.shutdown(GRACE).await;
-    drop((follow, scrubs));
-    for store in stores {
-        store.close().await.context(format_args!("disk {}", store.identity().disk))?;
-    }
+    storage.stop(serving).await?;
     result
+}
+
+/// What a storage server is made of; the simulator gives simulated ones.
+pub struct Parts {
+    /// The seams.
+    pub env: Env,
+    /// Its disks, opened.
+    pub stores: Vec<Arc<Store>>,
+    /// The way to other storage servers.
+    pub transport: Arc<dyn Transport>,
+    /// Who it is, and where the managers are.
+    pub link: LinkOptions,
+    /// Gets the credentials of each routing information.
+    pub ring: Arc<KeyRing>,
+    /// The way to the managers; `None`: TCP.
+    pub reach: Option<Arc<dyn Reach>>,
+    /// How other servers' targets are filled.
+    pub recovery: RecoveryConfig,
+    /// How its own chunks are looked after.
+    pub scrub: ScrubConfig,
+}
+
+/// A storage server that runs, whatever brings it its requests. Dropping it ends its lease.
+pub struct StorageServer {
+    service: Arc<ChunkService>,
+    link: ManagerLink,
+    tasks: Vec<Task<()>>,
+}
+
+impl StorageServer {
+    /// Opens the targets that the disks have, and begins to register.
+    ///
+    /// # Errors
+    /// As [`ManagerLink::start`], and what the disks say.
+    pub async fn start(parts: Parts) -> Result<Self> {
+        let Parts { env, stores, transport, link, ring, reach, recovery, scrub } = parts;
+        // The service is there before the link, which reports its targets; until then nothing is served.
+        let lease_view = Arc::new(OnceLock::new());
+        let lease = lease_of(Arc::clone(&lease_view), env.clone());
+        let rights = Rights::new([CapabilityKey::derive(&link.key)]);
+        let service = ChunkService::new(env.clone(), stores, rights, lease);
+        let connections = ConnectionPool::new(transport, PoolOptions::default(), env.clone());
+        let (adopted, taken_up) = watch::channel(Arc::default());
+        let peers = Peers::new(connections, taken_up);
+        let recovery = Recovery::new(recovery.rate, env.clone());
+        let follower =
+            Follower { service: service.clone(), peers, recovery, adopted, env: env.clone() };
+        // Before the first heartbeat: a target that it does not name is taken to be gone.
+        follower.open_targets().await?;
+        let reporter = service.clone();
+        let link = match reach {
+            Some(reach) => ManagerLink::start_over(reach, link, ring, reporter, env.clone())?,
+            None => ManagerLink::start(link, ring, reporter, env.clone())?,
+        };
+        let lease = Arc::clone(lease_view.get_or_init(|| Arc::clone(link.lease())));
+        let follow = follower.run(lease, link.routing().subscribe(), link.orders());
+        let mut tasks = begin_scrubs(&scrub, &service, &env);
+        tasks.push(env.spawn("follower", follow));
+        Ok(Self { service, link, tasks })
+    }
+
+    /// What answers its requests.
+    pub fn handler(&self) -> Arc<ChunkService> {
+        Arc::clone(&self.service)
+    }
+
+    /// Waits until the manager refuses this server for good.
+    pub async fn refused(&self) -> Error {
+        self.link.refused().await
+    }
+
+    /// Ends its lease, lets what `serving` has under way finish, and closes its disks.
+    ///
+    /// # Errors
+    /// What the disks say.
+    pub async fn stop(self, serving: Box<dyn Serving>) -> Result<()> {
+        // Not a planned stop: that would give the role of every target away, and each would have to be
+        // filled again. The lease runs out, or the server is back before.
+        self.link.stop(false).await;
+        serving.shutdown(GRACE).await;
+        drop(self.tasks);
+        for store in self.service.stores() {
+            store.close().await.context(format_args!("disk {}", store.identity().disk))?;
+        }
+        Ok(())
+    }
 }
 
 fn lease_of(view: Arc<OnceLock<Arc<kiln_manager_link::LeaseView>>>, env: Env) -> Lease {

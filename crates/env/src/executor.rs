@@ -1,6 +1,7 @@
 //! The seeded single-thread executor: virtual time, a random but repeatable order of ready tasks.
 
 use crate::Env;
+use crate::host::{Clock, Host, Seat};
 use crate::task::{Abort, Task};
 use kiln_types::{Monotonic, Timestamp};
 use parking_lot::Mutex;
@@ -13,8 +14,8 @@ use std::time::Duration;
 
 type Body = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Wall-clock time at the start of every simulation: 2026-01-01 UTC.
-const WALL_START_NS: i64 = 1_767_225_600 * 1_000_000_000;
+/// The machine that the simulation itself runs on: right clocks, never crashes.
+const GROUND: usize = 0;
 
 /// Runs a simulation: everything that is spawned on its [`Env`] runs here, on the calling thread.
 pub struct Executor {
@@ -32,12 +33,36 @@ struct State {
     faults: HashMap<&'static str, bool>,
     faults_on: bool,
     next_id: u64,
-    tasks: HashMap<u64, Body>,
+    hosts: Vec<HostState>,
+    tasks: HashMap<u64, Entry>,
     /// The task that is being polled; none when it was aborted meanwhile.
     current: Option<u64>,
-    ready: Vec<u64>,
+    /// By id: who woke a task, and in which order, must not matter.
+    ready: Vec<Place>,
     timers: BTreeMap<(u64, u64), Waker>,
     trace: u64,
+}
+
+/// A task and its machine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    id: u64,
+    host: usize,
+}
+
+struct Entry {
+    host: usize,
+    body: Body,
+}
+
+#[derive(Default)]
+struct HostState {
+    clock: Clock,
+    /// Counts crashes: what an earlier run left behind does nothing.
+    run: u64,
+    halted: bool,
+    /// Ready tasks of a halted machine.
+    held: Vec<Place>,
 }
 
 impl Executor {
@@ -51,6 +76,7 @@ impl Executor {
                     faults: HashMap::new(),
                     faults_on: false,
                     next_id: 0,
+                    hosts: vec![HostState::default()],
                     tasks: HashMap::new(),
                     current: None,
                     ready: Vec::new(),
@@ -61,9 +87,17 @@ impl Executor {
         }
     }
 
-    /// The seams of this simulation.
+    /// The seams of this simulation, on a machine with right clocks that never crashes.
     pub fn env(&self) -> Env {
-        Env::simulated(Arc::clone(&self.world))
+        Env::simulated(Seat { world: Arc::clone(&self.world), host: GROUND, run: 0 })
+    }
+
+    /// A further machine, with clocks of its own.
+    pub fn host(&self) -> Host {
+        let mut state = self.world.state.lock();
+        state.hosts.push(HostState::default());
+        let id = state.hosts.len() - 1;
+        Host::new(Arc::clone(&self.world), id)
     }
 
     /// Arms the fault points (a quarter of them, chosen by the seed), or disarms all.
@@ -98,18 +132,18 @@ impl Executor {
 
     /// Polls one ready task, or moves the time to the next timer. `false` when there is neither.
     fn step(&self) -> bool {
-        let Some(id) = self.world.pick() else { return self.world.advance() };
-        let Some(mut body) = self.world.take(id) else { return true };
-        let waker = Waker::from(Arc::new(Ready { world: Arc::downgrade(&self.world), id }));
-        let pending = body.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
+        let Some(place) = self.world.pick() else { return self.world.advance() };
+        let Some(mut entry) = self.world.take(place.id) else { return true };
+        let waker = Waker::from(Arc::new(Ready { world: Arc::downgrade(&self.world), place }));
+        let pending = entry.body.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
         let mut state = self.world.state.lock();
         if state.current.take().is_some() && pending {
-            state.tasks.insert(id, body);
+            state.tasks.insert(place.id, entry);
             return true;
         }
         // Dropped outside the lock: destructors may wake, spawn or abort.
         drop(state);
-        drop(body);
+        drop(entry);
         true
     }
 }
@@ -124,38 +158,49 @@ impl Drop for Executor {
 
 struct Ready {
     world: Weak<World>,
-    id: u64,
+    place: Place,
 }
 
 impl Wake for Ready {
     fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
         if let Some(world) = self.world.upgrade() {
-            let mut state = world.state.lock();
-            if !state.ready.contains(&self.id) {
-                state.ready.push(self.id);
-            }
+            world.state.lock().ready(self.place);
+        }
+    }
+}
+
+impl State {
+    fn ready(&mut self, place: Place) {
+        let host = &mut self.hosts[place.host];
+        let list = if host.halted { &mut host.held } else { &mut self.ready };
+        if let Err(at) = list.binary_search(&place) {
+            list.insert(at, place);
         }
     }
 }
 
 impl World {
-    fn pick(&self) -> Option<u64> {
+    fn pick(&self) -> Option<Place> {
         let mut state = self.state.lock();
         if state.ready.is_empty() {
             return None;
         }
         let count = state.ready.len();
         let at = state.random.usize(..count);
-        let id = state.ready.swap_remove(at);
-        state.trace = state.trace.rotate_left(7) ^ id ^ state.now.wrapping_mul(0x9e37_79b9);
-        Some(id)
+        let place = state.ready.remove(at);
+        state.trace = state.trace.rotate_left(7) ^ place.id ^ state.now.wrapping_mul(0x9e37_79b9);
+        Some(place)
     }
 
-    fn take(&self, id: u64) -> Option<Body> {
+    fn take(&self, id: u64) -> Option<Entry> {
         let mut state = self.state.lock();
-        let body = state.tasks.remove(&id)?;
+        let entry = state.tasks.remove(&id)?;
         state.current = Some(id);
-        Some(body)
+        Some(entry)
     }
 
     fn advance(&self) -> bool {
@@ -167,13 +212,56 @@ impl World {
         true
     }
 
-    pub(crate) fn now(&self) -> Monotonic {
-        Monotonic(self.state.lock().now)
+    pub(crate) fn now(&self, host: usize) -> Monotonic {
+        let state = self.state.lock();
+        Monotonic(state.hosts[host].clock.boot(state.now))
     }
 
-    pub(crate) fn wall(&self) -> Timestamp {
-        let nanos = i64::try_from(self.state.lock().now).unwrap_or(i64::MAX / 2);
-        Timestamp(WALL_START_NS + nanos)
+    pub(crate) fn wall(&self, host: usize) -> Timestamp {
+        let state = self.state.lock();
+        Timestamp(state.hosts[host].clock.wall(state.now))
+    }
+
+    /// The run that a machine is in.
+    pub(crate) fn run_of(&self, host: usize) -> u64 {
+        self.state.lock().hosts[host].run
+    }
+
+    /// Changes a machine's clocks, given the true time.
+    pub(crate) fn with_clock(&self, host: usize, change: impl FnOnce(&mut Clock, u64)) {
+        let mut state = self.state.lock();
+        let now = state.now;
+        change(&mut state.hosts[host].clock, now);
+    }
+
+    /// Ends all tasks of a machine, and what its run may still begin.
+    pub(crate) fn crash(&self, host: usize) {
+        let mut state = self.state.lock();
+        let crashed = &mut state.hosts[host];
+        crashed.run += 1;
+        (crashed.halted, crashed.held) = (false, Vec::new());
+        let entries = state.tasks.iter().filter(|(_, entry)| entry.host == host);
+        let mut ids: Vec<_> = entries.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        let ended: Vec<_> = ids.iter().filter_map(|id| state.tasks.remove(id)).collect();
+        // Destructors may wake, spawn or abort.
+        drop(state);
+        drop(ended);
+    }
+
+    /// Stops a machine as a whole, or lets it go on.
+    pub(crate) fn halt(&self, host: usize, halted: bool) {
+        let mut state = self.state.lock();
+        state.hosts[host].halted = halted;
+        let moved = match halted {
+            true => {
+                let (stopped, others) = state.ready.iter().partition(|place| place.host == host);
+                state.ready = others;
+                stopped
+            }
+            false => std::mem::take(&mut state.hosts[host].held),
+        };
+        moved.into_iter().for_each(|place: Place| state.ready(place));
     }
 
     pub(crate) fn fill_random(&self, bytes: &mut [u8]) {
@@ -190,8 +278,11 @@ impl World {
         armed && state.random.u8(..4) == 0
     }
 
-    pub(crate) fn sleep_until(self: &Arc<Self>, time: Monotonic) -> Sleep {
-        Sleep { world: Arc::clone(self), time: time.0, key: None }
+    /// Sleeps for so long by the clock of `host`.
+    pub(crate) fn sleep(self: &Arc<Self>, host: usize, duration: Duration) -> Sleep {
+        let state = self.state.lock();
+        let time = state.now.saturating_add(state.hosts[host].clock.true_nanos(duration));
+        Sleep { world: Arc::clone(self), time, key: None }
     }
 }
 
@@ -230,21 +321,28 @@ impl Drop for Sleep {
     }
 }
 
-pub(crate) fn spawn<T, F>(world: &Arc<World>, name: &'static str, future: F) -> Task<T>
+pub(crate) fn spawn<T, F>(seat: &Seat, name: &'static str, future: F) -> Task<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
     let (sender, result) = tokio::sync::oneshot::channel();
-    let body = Box::pin(async move {
+    let body: Body = Box::pin(async move {
         let _ = sender.send(future.await);
     });
+    let Seat { world, host, run } = seat;
     let mut state = world.state.lock();
     state.next_id += 1;
-    let id = state.next_id;
-    state.tasks.insert(id, body);
-    state.ready.push(id);
-    drop(state);
+    let (id, host) = (state.next_id, *host);
+    if state.hosts[host].run == *run {
+        state.tasks.insert(id, Entry { host, body });
+        state.ready(Place { id, host });
+        drop(state);
+    } else {
+        // Its machine has crashed: the destructors may wake, spawn or abort.
+        drop(state);
+        drop(body);
+    }
     let abort = SimulatedAbort { world: Arc::downgrade(world), id };
     Task { result, abort: Some(Arc::new(abort)), name }
 }

@@ -8,10 +8,12 @@
 #![forbid(unsafe_code)]
 
 mod executor;
+mod host;
 mod real;
 mod task;
 
 pub use executor::Executor;
+pub use host::Host;
 pub use task::Task;
 
 use kiln_types::{Code, Deadline, Error, Monotonic, Result, Timestamp};
@@ -28,7 +30,7 @@ pub struct Env {
 #[derive(Clone)]
 enum Seams {
     Real(Arc<real::Real>),
-    Simulated(Arc<executor::World>),
+    Simulated(host::Seat),
 }
 
 impl Env {
@@ -37,15 +39,15 @@ impl Env {
         Self { seams: Seams::Real(Arc::new(real::Real::new())) }
     }
 
-    pub(crate) fn simulated(world: Arc<executor::World>) -> Self {
-        Self { seams: Seams::Simulated(world) }
+    pub(crate) fn simulated(seat: host::Seat) -> Self {
+        Self { seams: Seams::Simulated(seat) }
     }
 
     /// The boot-time clock.
     pub fn now(&self) -> Monotonic {
         match &self.seams {
             Seams::Real(real) => real.now(),
-            Seams::Simulated(world) => world.now(),
+            Seams::Simulated(seat) => seat.world.now(seat.host),
         }
     }
 
@@ -53,7 +55,7 @@ impl Env {
     pub fn wall(&self) -> Timestamp {
         match &self.seams {
             Seams::Real(real) => real.wall(),
-            Seams::Simulated(world) => world.wall(),
+            Seams::Simulated(seat) => seat.world.wall(seat.host),
         }
     }
 
@@ -66,7 +68,7 @@ impl Env {
     pub async fn sleep(&self, duration: Duration) {
         match &self.seams {
             Seams::Real(real) => real.sleep(duration).await,
-            Seams::Simulated(world) => world.sleep_until(world.now().plus(duration)).await,
+            Seams::Simulated(seat) => seat.world.sleep(seat.host, duration).await,
         }
     }
 
@@ -143,7 +145,7 @@ impl Env {
     pub fn fill_random(&self, bytes: &mut [u8]) {
         match &self.seams {
             Seams::Real(real) => real.fill_random(bytes),
-            Seams::Simulated(world) => world.fill_random(bytes),
+            Seams::Simulated(seat) => seat.world.fill_random(bytes),
         }
     }
 
@@ -156,12 +158,30 @@ impl Env {
     {
         match &self.seams {
             Seams::Real(real) => real.spawn(name, future),
-            Seams::Simulated(world) => executor::spawn(world, name, future),
+            Seams::Simulated(seat) => executor::spawn(seat, name, future),
         }
     }
 
-    /// Starts a named thread for work that blocks: a disk's ring, a heartbeat that must not wait behind
-    /// anything else. The simulator has no threads: code that needs one offers it a task instead.
+    /// Starts `future` beside everything else: on a thread with an event loop of its own, so that it
+    /// does not wait behind busy tasks. In the simulator it is a task. It ends by itself.
+    ///
+    /// # Errors
+    /// `Local` when the system refuses the thread.
+    pub fn spawn_apart(
+        &self,
+        name: &'static str,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<()> {
+        match &self.seams {
+            Seams::Real(_) => real::spawn_apart(name, future),
+            Seams::Simulated(seat) => {
+                executor::spawn(seat, name, future).detach();
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts a named thread for work that blocks, like a disk's ring. The simulator has no threads.
     ///
     /// # Errors
     /// `Local` when the system refuses the thread, `Unsupported` in the simulator.
@@ -198,7 +218,7 @@ impl Env {
     pub fn fault(&self, name: &'static str) -> bool {
         match &self.seams {
             Seams::Real(_) => false,
-            Seams::Simulated(world) => world.fault(name),
+            Seams::Simulated(seat) => seat.world.fault(name),
         }
     }
 }

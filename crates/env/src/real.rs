@@ -66,6 +66,17 @@ pub(crate) fn spawn_thread<T: Send + 'static>(
         .context(format_args!("start of thread '{name}'"))
 }
 
+pub(crate) fn spawn_apart(
+    name: &str,
+    future: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context(format_args!("event loop of thread '{name}'"))?;
+    spawn_thread(name, move || runtime.block_on(future)).map(drop)
+}
+
 pub(crate) async fn blocking<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {

@@ -1,63 +1,69 @@
-//! Calls to one of the managers.
+//! The managers, one of which answers.
 
 use kiln_env::Env;
-use kiln_net::{Identity, control_channel};
-use kiln_rpc::error_from_status;
-use kiln_rpc::v1::mgmtd_client::MgmtdClient;
+use kiln_net::Identity;
+use kiln_rpc::ManagerCalls;
 use kiln_types::{Code, Context, Error, Result};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
-use tonic::transport::Channel;
-use tonic::{Response, Status};
 
-/// Calls to a manager.
-pub type ManagerClient = MgmtdClient<Channel>;
-
-/// The largest message: the routing information of a large cluster.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// A client of the manager at `address`; it connects when it is first used.
-///
-/// # Errors
-/// `Invalid` when the address is none.
-pub fn manager_client(address: &str, identity: Identity, env: Env) -> Result<ManagerClient> {
-    let channel = control_channel(address, identity, env)?;
-    Ok(MgmtdClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+/// The way to managers: tonic over TCP, or the simulator's.
+pub trait Reach: Send + Sync {
+    /// The manager at `address`; it is connected to when it is first asked.
+    ///
+    /// # Errors
+    /// `Invalid` when the address is none.
+    fn manager(&self, address: &str) -> Result<Arc<dyn ManagerCalls>>;
+}
+
+/// Managers over TCP.
+pub(crate) struct OverTcp {
+    pub(crate) identity: Identity,
+    pub(crate) env: Env,
+}
+
+impl Reach for OverTcp {
+    fn manager(&self, address: &str) -> Result<Arc<dyn ManagerCalls>> {
+        let client = crate::manager_client(address, self.identity.clone(), self.env.clone())?;
+        Ok(Arc::new(crate::tonic::OverTonic(client)))
+    }
 }
 
 /// The managers' addresses, tried in turn.
 pub(crate) struct Managers {
     addresses: Vec<String>,
-    identity: Identity,
+    reach: Arc<dyn Reach>,
     env: Env,
     at: usize,
-    client: Option<ManagerClient>,
+    manager: Option<Arc<dyn ManagerCalls>>,
     pause: Duration,
 }
 
 impl Managers {
     /// # Errors
     /// `Invalid` when there is no address.
-    pub(crate) fn new(addresses: Vec<String>, identity: Identity, env: Env) -> Result<Self> {
+    pub(crate) fn new(addresses: Vec<String>, reach: Arc<dyn Reach>, env: Env) -> Result<Self> {
         if addresses.is_empty() {
             return Err(Error::invalid("no manager's address is known"));
         }
-        Ok(Self { addresses, identity, env, at: 0, client: None, pause: PAUSE_MIN })
+        Ok(Self { addresses, reach, env, at: 0, manager: None, pause: PAUSE_MIN })
     }
 
     pub(crate) fn address(&self) -> &str {
         &self.addresses[self.at]
     }
 
-    fn client(&mut self) -> Result<ManagerClient> {
-        if let Some(client) = &self.client {
-            return Ok(client.clone());
+    fn manager(&mut self) -> Result<Arc<dyn ManagerCalls>> {
+        if let Some(manager) = &self.manager {
+            return Ok(Arc::clone(manager));
         }
-        let client = manager_client(self.address(), self.identity.clone(), self.env.clone())?;
-        self.client = Some(client.clone());
-        Ok(client)
+        let manager = self.reach.manager(self.address())?;
+        self.manager = Some(Arc::clone(&manager));
+        Ok(manager)
     }
 
     /// Makes one call, at most for `patience`. After a failure of the transport the next call goes
@@ -65,18 +71,14 @@ impl Managers {
     pub(crate) async fn call<T, F>(
         &mut self,
         patience: Duration,
-        make: impl FnOnce(ManagerClient) -> F,
+        make: impl FnOnce(Arc<dyn ManagerCalls>) -> F,
     ) -> Result<T>
     where
-        F: Future<Output = Result<Response<T>, Status>>,
+        F: Future<Output = Result<T>>,
     {
-        let client = self.client()?;
+        let manager = self.manager()?;
         let what = format!("manager at {}", self.address());
-        let result = match self.env.timeout(patience, &what, make(client)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(error_from_status(&status)),
-            Err(late) => Err(late),
-        };
+        let result = self.env.timeout(patience, &what, make(manager)).await.flatten();
         match &result {
             Ok(_) => self.pause = PAUSE_MIN,
             Err(error) if error.code() != Code::UnknownMember => self.leave(),
@@ -87,7 +89,7 @@ impl Managers {
 
     /// Gives the connection up.
     pub(crate) fn leave(&mut self) {
-        self.client = None;
+        self.manager = None;
         self.at = (self.at + 1) % self.addresses.len();
     }
 

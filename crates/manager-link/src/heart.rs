@@ -1,4 +1,4 @@
-//! The loop that registers and sends heartbeats. It runs on a thread of its own, so that a busy
+//! The loop that registers and sends heartbeats. It runs apart from everything else, so that a busy
 //! server does not miss them.
 
 use crate::channel::{Managers, is_final};
@@ -7,8 +7,8 @@ use crate::link::{LinkOptions, Orders, Reporter};
 use crate::routing::Routing;
 use kiln_chain::lease::{LeaseTimes, ServerLease};
 use kiln_env::Env;
-use kiln_rpc::{Heartbeat, Registration, TargetOrder, v1};
-use kiln_types::{Code, Error, Result, RoutingInfo};
+use kiln_rpc::{Heartbeat, ManagerCalls, Registered, Registration};
+use kiln_types::{Code, Error, Result};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,15 +155,12 @@ impl Heart {
             tags: self.options.tags.clone(),
             version: self.options.version.clone(),
         };
-        let request = v1::RegisterRequest::from(&registration);
         let sequence = self.next_sequence();
-        let call = |mut client: crate::ManagerClient| async move { client.register(request).await };
-        let reply = self.managers.call(self.call_time(), call).await?;
-        self.times = LeaseTimes {
-            lease: positive(reply.lease_ms, "lease")?,
-            heartbeat: positive(reply.heartbeat_ms, "heartbeat")?,
-        };
-        let routing: RoutingInfo = kiln_rpc::convert::required(reply.routing, "routing")?;
+        let call =
+            |manager: Arc<dyn ManagerCalls>| async move { manager.register(registration).await };
+        let registered = self.managers.call(self.call_time(), call).await?;
+        let Registered { routing, lease, heartbeat } = registered;
+        self.times = LeaseTimes { lease, heartbeat };
         let version = routing.version;
         tracing::info!(
             node = %self.options.node, manager = self.managers.address(), routing = %version,
@@ -191,14 +188,11 @@ impl Heart {
             disks: self.reporter.disks(),
             stopping,
         };
-        let request = v1::HeartbeatRequest::from(&heartbeat);
         let call =
-            |mut client: crate::ManagerClient| async move { client.heartbeat(request).await };
-        let reply = self.managers.call(self.call_time(), call).await?;
+            |manager: Arc<dyn ManagerCalls>| async move { manager.heartbeat(heartbeat).await };
+        let orders = self.managers.call(self.call_time(), call).await?;
         self.lease.answered(sequence);
         self.view.show(&self.lease);
-        let orders: Vec<_> =
-            reply.create_targets.iter().map(TargetOrder::try_from).collect::<Result<_>>()?;
         self.orders.send_if_modified(|current| {
             let new = **current != *orders;
             if new {
@@ -222,12 +216,5 @@ impl Heart {
                 Err(error) => tracing::warn!("good-bye to the manager: {error}"),
             }
         }
-    }
-}
-
-fn positive(milliseconds: u64, name: &str) -> Result<Duration> {
-    match milliseconds {
-        0 => Err(Error::internal(format!("the manager gave a {name} of 0 ms"))),
-        some => Ok(Duration::from_millis(some)),
     }
 }

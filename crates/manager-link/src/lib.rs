@@ -10,8 +10,10 @@ mod heart;
 mod lease;
 mod link;
 mod routing;
+mod tonic;
 
-pub use channel::{ManagerClient, manager_client};
+pub use channel::Reach;
 pub use lease::LeaseView;
 pub use link::{LinkOptions, ManagerLink, Orders, Reporter};
 pub use routing::{Routing, RoutingWatch};
+pub use tonic::{ManagerClient, manager_client};

@@ -1,6 +1,6 @@
 //! A server's tie to the manager.
 
-use crate::channel::Managers;
+use crate::channel::{Managers, OverTcp, Reach};
 use crate::heart::{Heart, Stage, Wish};
 use crate::lease::LeaseView;
 use crate::routing::Routing;
@@ -40,7 +40,7 @@ pub struct LinkOptions {
     pub adopts_at_once: bool,
 }
 
-/// What a server tells with each heartbeat. Called on the heartbeats' thread: it must not wait.
+/// What a server tells with each heartbeat. Called between heartbeats: it must not wait.
 pub trait Reporter: Send + Sync {
     /// All its disks, also before the first heartbeat: it opens them before it registers.
     fn disks(&self) -> Vec<DiskReport>;
@@ -91,7 +91,22 @@ impl ManagerLink {
         env: Env,
     ) -> Result<Self> {
         let identity = Identity::Server(options.key.clone());
-        let managers = || Managers::new(options.managers.clone(), identity.clone(), env.clone());
+        let reach = Arc::new(OverTcp { identity, env: env.clone() });
+        Self::start_over(reach, options, ring, reporter, env)
+    }
+
+    /// As [`Self::start`], over another way to the managers.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_over(
+        reach: Arc<dyn Reach>,
+        options: LinkOptions,
+        ring: Arc<KeyRing>,
+        reporter: Arc<dyn Reporter>,
+        env: Env,
+    ) -> Result<Self> {
+        let managers = || Managers::new(options.managers.clone(), Arc::clone(&reach), env.clone());
         let routing = Routing::new(Some(ring));
         let follow = routing.clone().follow(managers()?, env.clone());
         let follow = env.spawn("routing watch", follow);
@@ -113,7 +128,8 @@ impl ManagerLink {
             lease: ServerLease::new(LeaseTimes::SERVER),
             sequence: 0,
         };
-        beat_on_own_thread(heart, &env)?;
+        // It ends with the link: see Heart::run.
+        env.spawn_apart("heartbeats", heart.run())?;
         Ok(Self { routing, lease, orders, stage, wish, env, _follow: follow })
     }
 
@@ -176,13 +192,4 @@ impl ManagerLink {
 
 fn ended() -> Error {
     Error::new(Code::Cancelled, "the tie to the manager has ended")
-}
-
-fn beat_on_own_thread(heart: Heart, env: &Env) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::local("the heartbeats' event loop", &error))?;
-    // The thread ends with the link: see Heart::run.
-    env.spawn_thread("heartbeats", move || runtime.block_on(heart.run())).map(drop)
 }

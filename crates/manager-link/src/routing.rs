@@ -1,9 +1,9 @@
 //! Following the routing information.
 
-use crate::channel::{Managers, is_final};
+use crate::channel::{Managers, OverTcp, Reach, is_final};
 use kiln_env::{Env, Task};
 use kiln_net::{Identity, KeyRing};
-use kiln_rpc::{error_from_status, v1};
+use kiln_rpc::ManagerCalls;
 use kiln_types::{Context, Deadline, Error, Result, RoutingInfo, RoutingVersion};
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,16 +125,16 @@ impl Routing {
 
     /// Follows one manager until it has been quiet for long, or an error.
     async fn follow_one(&self, managers: &mut Managers, env: &Env) -> Result<()> {
-        let request = v1::WatchRoutingRequest { known_version: self.newest.borrow().version.0 };
+        let known = self.newest.borrow().version;
         let what = format!("routing information from the manager at {}", managers.address());
         let watch =
-            |mut client: crate::ManagerClient| async move { client.watch_routing(request).await };
+            |manager: Arc<dyn ManagerCalls>| async move { manager.watch_routing(known).await };
         let mut updates = managers.call(ANSWER_TIME_MAX, watch).await?;
         // It answers: nothing stands in the way, even if there is nothing new.
         self.trouble.send_replace(None);
-        while let Ok(update) = env.timeout(QUIET_TIME_MAX, "", updates.message()).await {
-            match update.map_err(|status| error_from_status(&status)).context(&what)? {
-                Some(routing) => self.publish(RoutingInfo::try_from(routing).context(&what)?),
+        while let Ok(update) = env.timeout(QUIET_TIME_MAX, "", updates.next()).await {
+            match update.context(&what)? {
+                Some(routing) => self.publish(routing),
                 None => return Err(ended()),
             }
         }
@@ -158,7 +158,16 @@ impl RoutingWatch {
     /// # Errors
     /// `Invalid` when there is no address.
     pub fn start(addresses: Vec<String>, identity: Identity, env: &Env) -> Result<Self> {
-        let managers = Managers::new(addresses, identity, env.clone())?;
+        let reach = Arc::new(OverTcp { identity, env: env.clone() });
+        Self::start_over(reach, addresses, env)
+    }
+
+    /// As [`Self::start`], over another way to the managers.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_over(reach: Arc<dyn Reach>, addresses: Vec<String>, env: &Env) -> Result<Self> {
+        let managers = Managers::new(addresses, reach, env.clone())?;
         let routing = Routing::new(None);
         let task = env.spawn("routing watch", routing.clone().follow(managers, env.clone()));
         Ok(Self { routing, _task: task })

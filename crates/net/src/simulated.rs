@@ -99,8 +99,19 @@ impl SimulatedNetwork {
     /// The transport of the host `name`, which proves itself with `identity`. Its addresses are
     /// `name:port`.
     pub fn host(&self, name: &str, identity: Identity, terms: Terms) -> SimulatedTransport {
-        let world = Arc::clone(&self.world);
-        SimulatedTransport { world, name: name.to_owned(), identity: Mutex::new(identity), terms }
+        self.host_on(self.world.env.clone(), name, identity, terms)
+    }
+
+    /// As [`Self::host`], for a machine with clocks and tasks of its own.
+    pub fn host_on(
+        &self,
+        env: Env,
+        name: &str,
+        identity: Identity,
+        terms: Terms,
+    ) -> SimulatedTransport {
+        let (world, name) = (Arc::clone(&self.world), name.to_owned());
+        SimulatedTransport { world, env, name, identity: Mutex::new(identity), terms }
     }
 
     /// Changes how the network behaves from now on.
@@ -138,6 +149,23 @@ impl SimulatedNetwork {
     pub fn heal(&self) {
         self.world.state.lock().cuts.clear();
         self.world.pipes(|_| true).iter().for_each(|pipe| pipe.nudge());
+    }
+
+    /// Opens the way from `from` to `to` again; what was held back arrives.
+    pub fn mend(&self, from: &str, to: &str) {
+        self.world.state.lock().cuts.remove(&(from.to_owned(), to.to_owned()));
+        let held = self.world.pipes(|pipe| pipe.from == from && pipe.to == to);
+        held.iter().for_each(|pipe| pipe.nudge());
+    }
+
+    /// Whether nothing passes from `from` to `to`.
+    pub fn is_cut(&self, from: &str, to: &str) -> bool {
+        self.world.is_cut(from, to)
+    }
+
+    /// How long a message takes that is sent now, for what does not travel in a connection.
+    pub fn delay(&self) -> Duration {
+        self.world.arrival().since(self.world.env.now())
     }
 
     /// Breaks every connection between `a` and `b`.
@@ -252,6 +280,7 @@ impl World {
 /// The transport of one simulated host.
 pub struct SimulatedTransport {
     world: Arc<World>,
+    env: Env,
     name: String,
     identity: Mutex<Identity>,
     terms: Terms,
@@ -278,7 +307,7 @@ impl Transport for SimulatedTransport {
         let identity = self.identity.lock().clone();
         let introduction =
             Introduction { identity, terms: self.terms, purpose: Purpose::Data, expected: None };
-        let env = &self.world.env;
+        let env = &self.env;
         let opened = async {
             let stream = self.world.open(&self.name, address).await?;
             FrameLink::open(stream, introduction, env).await
@@ -298,7 +327,7 @@ impl Transport for SimulatedTransport {
             return Err(Error::new(Code::Local, message));
         }
         let (address, mut streams) = self.world.listen(&options.address)?;
-        let env = self.world.env.clone();
+        let env = self.env.clone();
         let counters = Arc::new(Counters::default());
         let budgets = Budgets::new(options.in_flight_bytes);
         let handler = Some(handler);

@@ -1,14 +1,17 @@
 //! The control plane: messages, generated code and service traits.
 //!
-//! The traits are [`v1::meta_server::Meta`] and [`v1::mgmtd_server::Mgmtd`] as tonic generates them.
+//! The traits are [`v1::meta_server::Meta`] and [`v1::mgmtd_server::Mgmtd`] as tonic generates them, and
+//! [`ManagerCalls`], what members ask of the manager over whatever carries it.
 //! Bulk data never travels this way.
 #![forbid(unsafe_code)]
 
 pub mod convert;
+mod manager;
 mod report;
 mod status;
 
 pub use convert::Origin;
+pub use manager::{ManagerCalls, Registered, RoutingUpdates};
 pub use report::{DiskReport, FillProgress, Heartbeat, Registration, TargetOrder, TargetReport};
 pub use status::{CODE_KEY, HINT_KEY, error_from_status, status_from_error};
 

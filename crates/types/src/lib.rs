@@ -11,6 +11,7 @@ mod dense;
 mod error;
 mod ids;
 mod layout;
+pub mod rehearsal;
 mod routing;
 mod secret;
 mod state;

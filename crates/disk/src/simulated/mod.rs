@@ -48,6 +48,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     media: Media,
+    /// How many times longer than usual an operation takes, beyond once.
+    slowness: u32,
     /// Why this handle does not work any more.
     dead: Option<&'static str>,
     poisoned: bool,
@@ -111,6 +113,11 @@ impl SimulatedDisk {
         self.inner.state.lock().faults.push((what, after));
     }
 
+    /// Lets every operation take `times` as long as usual.
+    pub fn set_slowness(&self, times: u32) {
+        self.inner.state.lock().slowness = times.saturating_sub(1);
+    }
+
     /// Makes it a sparse file on a file system with room for `bytes`: beyond that, writes to blocks
     /// that take no space yet give `NoSpace`. A discard gives space back.
     pub fn set_physical_capacity(&self, bytes: u64) {
@@ -154,7 +161,8 @@ impl Inner {
 
     async fn pause(&self, micros: Range<u64>) {
         let span = micros.end - micros.start;
-        let micros = micros.start + self.env.random_below(span);
+        let times = 1 + u64::from(self.state.lock().slowness);
+        let micros = (micros.start + self.env.random_below(span)) * times;
         self.env.sleep(Duration::from_micros(micros)).await;
     }
 

@@ -1,0 +1,146 @@
+//! The manager's calls over tonic: messages to values and back.
+
+use crate::service::{Counter, Service};
+use kiln_env::Env;
+use kiln_net::peer_of;
+use kiln_rpc::v1::mgmtd_server::{Mgmtd, MgmtdServer};
+use kiln_rpc::{Heartbeat, ManagerCalls, Registration, convert, status_from_error, v1};
+use kiln_telemetry::REQUESTS;
+use kiln_types::{Result, RoutingVersion};
+use std::pin::Pin;
+use tokio_stream::{Stream, StreamExt};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+/// What tonic serves.
+struct OverTonic {
+    service: Service,
+    env: Env,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+type Updates = Pin<Box<dyn Stream<Item = Result<v1::RoutingInfo, Status>> + Send>>;
+
+fn milliseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl OverTonic {
+    /// Measures a request, and turns its error into a status.
+    async fn answer<R, T>(
+        &self,
+        operation: &'static str,
+        request: Request<R>,
+        handle: impl AsyncFnOnce(&Counter, R) -> Result<T>,
+    ) -> Reply<T> {
+        let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
+        let address = peer.address.clone();
+        let counter = self.service.counter(peer);
+        let work = async {
+            let handled = handle(&counter, request.into_inner()).await;
+            handled.inspect_err(|error| tracing::debug!(%error, "refused"))
+        };
+        let result = REQUESTS.measure(&self.env, operation, &address, work).await;
+        result.map(Response::new).map_err(|error| status_from_error(&error))
+    }
+}
+
+async fn register(counter: &Counter, request: v1::RegisterRequest) -> Result<v1::RegisterReply> {
+    let registered = counter.register(Registration::try_from(request)?).await?;
+    Ok(v1::RegisterReply {
+        routing: Some(v1::RoutingInfo::from(&registered.routing)),
+        lease_ms: milliseconds(registered.lease),
+        heartbeat_ms: milliseconds(registered.heartbeat),
+    })
+}
+
+async fn heartbeat(counter: &Counter, request: v1::HeartbeatRequest) -> Result<v1::HeartbeatReply> {
+    let orders = counter.heartbeat(Heartbeat::try_from(request)?).await?;
+    let create_targets = orders.iter().map(v1::CreateTargetOrder::from).collect();
+    Ok(v1::HeartbeatReply { routing_version: counter.routing_version().0, create_targets })
+}
+
+fn watch(counter: &Counter, request: v1::WatchRoutingRequest) -> Result<Updates> {
+    let published = counter.published_after(RoutingVersion(request.known_version))?;
+    Ok(Box::pin(published.map(|routing| Ok(v1::RoutingInfo::from(&routing)))))
+}
+
+async fn create_credential(
+    counter: &Counter,
+    request: v1::CreateCredentialRequest,
+) -> Result<v1::CredentialSecret> {
+    let v1::CreateCredentialRequest { name, limits } = request;
+    let limits = convert::required(limits, "limits")?;
+    Ok(v1::CredentialSecret::from(&counter.create_credential(name, limits).await?))
+}
+
+async fn revoke_credential(
+    counter: &Counter,
+    request: v1::RevokeCredentialRequest,
+) -> Result<v1::Empty> {
+    counter.revoke_credential(request.name).await.map(|()| v1::Empty {})
+}
+
+fn list_credentials(counter: &Counter) -> Result<v1::CredentialList> {
+    let credentials = counter.credentials()?.iter().map(v1::CredentialInfo::from).collect();
+    Ok(v1::CredentialList { credentials })
+}
+
+async fn list_fills(counter: &Counter) -> Result<v1::FillList> {
+    let fills = counter.fills().await?;
+    Ok(v1::FillList { fills: fills.iter().map(v1::FillProgress::from).collect() })
+}
+
+fn config(counter: &Counter) -> Result<v1::ConfigText> {
+    Ok(v1::ConfigText { toml: counter.config()?.to_owned() })
+}
+
+#[tonic::async_trait]
+impl Mgmtd for OverTonic {
+    type WatchRoutingStream = Updates;
+
+    async fn register(&self, request: Request<v1::RegisterRequest>) -> Reply<v1::RegisterReply> {
+        self.answer("register", request, async |counter, ask| register(counter, ask).await).await
+    }
+
+    async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Reply<v1::HeartbeatReply> {
+        self.answer("heartbeat", request, async |counter, ask| heartbeat(counter, ask).await).await
+    }
+
+    async fn watch_routing(&self, request: Request<v1::WatchRoutingRequest>) -> Reply<Updates> {
+        self.answer("watch routing", request, async |counter, ask| watch(counter, ask)).await
+    }
+
+    async fn create_credential(
+        &self,
+        request: Request<v1::CreateCredentialRequest>,
+    ) -> Reply<v1::CredentialSecret> {
+        let create = async |counter: &_, ask| create_credential(counter, ask).await;
+        self.answer("create credential", request, create).await
+    }
+
+    async fn revoke_credential(
+        &self,
+        request: Request<v1::RevokeCredentialRequest>,
+    ) -> Reply<v1::Empty> {
+        let revoke = async |counter: &_, ask| revoke_credential(counter, ask).await;
+        self.answer("revoke credential", request, revoke).await
+    }
+
+    async fn list_credentials(&self, request: Request<v1::Empty>) -> Reply<v1::CredentialList> {
+        self.answer("list credentials", request, async |counter, _| list_credentials(counter)).await
+    }
+
+    async fn list_fills(&self, request: Request<v1::Empty>) -> Reply<v1::FillList> {
+        self.answer("list fills", request, async |counter, _| list_fills(counter).await).await
+    }
+
+    async fn get_config(&self, request: Request<v1::Empty>) -> Reply<v1::ConfigText> {
+        self.answer("get config", request, async |counter, _| config(counter)).await
+    }
+}
+
+/// The service as tonic routes it.
+pub(crate) fn routes(service: Service, env: Env) -> Routes {
+    Routes::new(MgmtdServer::new(OverTonic { service, env }))
+}
