@@ -41,6 +41,8 @@ struct State {
     ready: Vec<Place>,
     timers: BTreeMap<(u64, u64), Waker>,
     trace: u64,
+    steps: u64,
+    steps_max: u64,
 }
 
 /// A task and its machine.
@@ -82,6 +84,8 @@ impl Executor {
                     ready: Vec::new(),
                     timers: BTreeMap::new(),
                     trace: seed,
+                    steps: 0,
+                    steps_max: u64::MAX,
                 }),
             }),
         }
@@ -122,6 +126,16 @@ impl Executor {
             }
             assert!(self.step(), "the simulation is stuck: no task is ready and no timer is set");
         }
+    }
+
+    /// How often a task was polled.
+    pub fn steps(&self) -> u64 {
+        self.world.state.lock().steps
+    }
+
+    /// A simulation that takes more steps than this panics: it does not come to an end.
+    pub fn set_steps_max(&self, steps: u64) {
+        self.world.state.lock().steps_max = steps;
     }
 
     /// Runs everything for `duration` of virtual time.
@@ -189,6 +203,8 @@ impl World {
         if state.ready.is_empty() {
             return None;
         }
+        state.steps += 1;
+        assert!(state.steps <= state.steps_max, "the simulation does not come to an end");
         let count = state.ready.len();
         let at = state.random.usize(..count);
         let place = state.ready.remove(at);

@@ -163,6 +163,11 @@ impl SimulatedNetwork {
         self.world.is_cut(from, to)
     }
 
+    /// Whether a message that is sent now is lost, for what does not travel in a connection.
+    pub fn loses(&self) -> bool {
+        self.world.loses()
+    }
+
     /// How long a message takes that is sent now, for what does not travel in a connection.
     pub fn delay(&self) -> Duration {
         self.world.arrival().since(self.world.env.now())

@@ -113,6 +113,11 @@ impl SimulatedDisk {
         self.inner.state.lock().faults.push((what, after));
     }
 
+    /// Takes back what [`Self::fail_next`] armed and has not struck yet.
+    pub fn fail_no_more(&self) {
+        self.inner.state.lock().faults.clear();
+    }
+
     /// Lets every operation take `times` as long as usual.
     pub fn set_slowness(&self, times: u32) {
         self.inner.state.lock().slowness = times.saturating_sub(1);

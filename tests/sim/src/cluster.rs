@@ -1,0 +1,140 @@
+//! The machines of a run.
+
+use crate::client::ClientHost;
+use crate::log::Log;
+use crate::manager::ManagerHost;
+use crate::options::Options;
+use crate::road::Road;
+use crate::server::ServerHost;
+use crate::workload::Workload;
+use kiln_env::{Env, Executor};
+use kiln_manager_link::RoutingWatch;
+use kiln_net::{Peer, PeerKind, SimulatedNetwork, SimulatedOptions};
+use kiln_types::{
+    ClusterId, CredentialLimits, KeyId, NodeId, Result, RoutingInfo, Secret, ServerKey, TargetId,
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// All machines, the network between them, and what the clients do.
+pub(crate) struct Cluster {
+    pub(crate) options: Options,
+    pub(crate) ground: Env,
+    pub(crate) network: SimulatedNetwork,
+    pub(crate) manager: Arc<ManagerHost>,
+    pub(crate) servers: Vec<Arc<ServerHost>>,
+    pub(crate) clients: Vec<Arc<ClientHost>>,
+    /// A client that does nothing until the end.
+    pub(crate) auditor: Arc<ClientHost>,
+    pub(crate) workload: Arc<Workload>,
+    pub(crate) log: Log,
+    road: Road,
+}
+
+impl Cluster {
+    /// Machines of which none is started yet.
+    pub(crate) fn new(options: Options, executor: &Executor, log: Log) -> Arc<Self> {
+        let ground = executor.env();
+        let key = ServerKey { cluster: ClusterId(7), id: KeyId(1), secret: Secret([7; 32]) };
+        let network = SimulatedNetwork::new(quiet_network(), ground.clone());
+        let manager =
+            ManagerHost::new(&options, executor.host(), key.clone(), ground.clone(), log.clone());
+        let workload = Workload::new(options.clone(), &key, ground.clone(), log.clone());
+        let road = |member: String, kind, node| Road {
+            peer: Arc::new(peer(&key, &member, kind, node)),
+            member,
+            manager: Arc::clone(&manager),
+            network: network.clone(),
+            ground: ground.clone(),
+        };
+        let server = |number: usize| {
+            let node = NodeId(100 + number as u64);
+            let road = road(format!("server{number}"), PeerKind::Server, Some(node));
+            let place = (node, executor.host());
+            ServerHost::new(&options, place, key.clone(), network.clone(), road, log.clone())
+        };
+        let client = |number: usize| {
+            let limits = CredentialLimits::default();
+            let kind = PeerKind::Client { name: "admin".into(), limits };
+            let road = road(format!("client{number}"), kind, None);
+            let place = (number, executor.host());
+            let workload = Arc::clone(&workload);
+            ClientHost::new(&options, place, key.clone(), road, workload, log.clone())
+        };
+        let observer = road("observer".into(), PeerKind::Server, None);
+        Arc::new(Self {
+            servers: (1..=options.servers).map(server).collect(),
+            clients: (1..=options.clients).map(client).collect(),
+            auditor: client(0),
+            manager: Arc::clone(&manager),
+            road: observer,
+            options,
+            ground,
+            network,
+            workload,
+            log,
+        })
+    }
+
+    /// Starts everything but the auditor.
+    pub(crate) fn start(&self) {
+        let drift = self.options.drift_ppm;
+        let hosts = self.servers.iter().map(|server| &server.host);
+        let hosts = hosts.chain(self.clients.iter().map(|client| &client.host));
+        for host in hosts.chain([&self.manager.host]) {
+            host.add_uptime(Duration::from_secs(self.ground.random_below(1_000_000)));
+            if drift > 0 {
+                host.set_drift(self.ground.random_below(2 * drift as u64 + 1) as i64 - drift);
+            }
+        }
+        self.manager.start();
+        self.servers.iter().for_each(|server| server.start());
+        self.clients.iter().for_each(|client| client.start());
+    }
+
+    /// What the manager publishes, seen from a place that is never cut off.
+    pub(crate) fn observe(&self) -> Result<RoutingWatch> {
+        let road = Arc::new(self.road.clone());
+        RoutingWatch::start_over(road, vec!["manager:1".into()], &self.ground)
+    }
+
+    /// The server that has a target.
+    pub(crate) fn server_of(
+        &self,
+        target: TargetId,
+        routing: &RoutingInfo,
+    ) -> Option<&Arc<ServerHost>> {
+        let node = routing.node_of(target)?.id;
+        self.servers.iter().find(|server| server.node == node)
+    }
+
+    /// Takes all faults back: what is down starts, what is cut is mended.
+    pub(crate) fn calm(&self) {
+        self.network.heal();
+        self.network.set_options(quiet_network());
+        self.manager.host.resume();
+        self.manager.start();
+        for server in &self.servers {
+            server.host.resume();
+            for disk in server.disks() {
+                disk.set_slowness(1);
+                disk.fail_no_more();
+            }
+            server.start();
+        }
+        for client in &self.clients {
+            client.host.resume();
+            client.start();
+        }
+    }
+}
+
+/// A network without faults; patience is what it has with what is cut.
+pub(crate) fn quiet_network() -> SimulatedOptions {
+    SimulatedOptions { patience: Duration::from_secs(4), ..SimulatedOptions::default() }
+}
+
+fn peer(key: &ServerKey, name: &str, kind: PeerKind, node: Option<NodeId>) -> Peer {
+    let (cluster, key, version, features) = (key.cluster, key.id, 1, 0);
+    Peer { kind, node, cluster, key, version, features, address: name.to_owned() }
+}

@@ -1,0 +1,24 @@
+//! A seeded, deterministic simulation of a whole cluster in one process: the shipping servers, their
+//! manager and the shipping chunk client on simulated machines, disks and network, with faults.
+//!
+//! [`Options::of`] expands a seed, [`run`] runs it, and the [`Report`] says what was wrong: a history
+//! that is not linearizable, replicas that differ, a cluster that does not heal, a panic.
+#![forbid(unsafe_code)]
+
+mod client;
+mod cluster;
+mod content;
+mod faults;
+mod history;
+mod linear;
+mod log;
+mod manager;
+mod options;
+mod road;
+mod run;
+mod server;
+mod settle;
+mod workload;
+
+pub use options::{Fault, Options};
+pub use run::{Report, run};

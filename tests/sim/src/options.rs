@@ -1,0 +1,152 @@
+//! What a seed stands for.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A storage server's process dies; its disks keep what was written.
+    KillServer,
+    /// A storage server's machine loses its power: unsynced bytes are lost or torn.
+    PowerLoss,
+    /// Several machines lose their power at once.
+    PowerLossOfSeveral,
+    /// The manager's process dies.
+    KillManager,
+    /// A client dies, and another one takes its place.
+    KillClient,
+    /// Two hosts cannot reach each other.
+    Part,
+    /// One host does not reach another one, which reaches it.
+    PartOneWay,
+    /// A storage server reaches nobody but the manager, or only the others.
+    Isolate,
+    /// A storage server and the manager cannot reach each other.
+    PartFromManager,
+    /// A process stands still for a while, and goes on.
+    Halt,
+    /// Connections break, with what is on its way.
+    Break,
+    /// Messages take long, and some break their connection.
+    BadNetwork,
+    /// A disk is slow.
+    SlowDisk,
+    /// A disk's next operations fail.
+    DiskError,
+    /// A machine's clocks get another rate.
+    Drift,
+    /// A machine's wall clock jumps.
+    JumpWall,
+}
+
+impl Fault {
+    /// All of them, and how often they come beside each other.
+    const ALL: [(Self, u32); 16] = [
+        (Self::KillServer, 10),
+        (Self::PowerLoss, 10),
+        (Self::PowerLossOfSeveral, 4),
+        (Self::KillManager, 4),
+        (Self::KillClient, 3),
+        (Self::Part, 5),
+        (Self::PartOneWay, 5),
+        (Self::Isolate, 4),
+        (Self::PartFromManager, 5),
+        (Self::Halt, 5),
+        (Self::Break, 6),
+        (Self::BadNetwork, 4),
+        (Self::SlowDisk, 3),
+        (Self::DiskError, 3),
+        (Self::Drift, 3),
+        (Self::JumpWall, 3),
+    ];
+}
+
+/// The options of a run; all follow from the seed.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What decides everything.
+    pub seed: u64,
+    /// Storage servers.
+    pub servers: usize,
+    /// Disks of each.
+    pub disks: usize,
+    /// Targets on each disk.
+    pub targets_per_disk: u32,
+    /// Chunks that are used.
+    pub chunks: usize,
+    /// Clients.
+    pub clients: usize,
+    /// Operations that a client has under way at a time.
+    pub width: usize,
+    /// Operations of all clients together.
+    pub operations: usize,
+    /// Of a hundred operations, how many are reads.
+    pub reads: u32,
+    /// The average pause of a client between two operations.
+    pub think: Duration,
+    /// Faults with their weights; none: a quiet run.
+    pub faults: Vec<(Fault, u32)>,
+    /// The average time between two faults.
+    pub fault_every: Duration,
+    /// How often what is broken stays so for longer than a lease, of a hundred.
+    pub long_outages: u32,
+    /// Commits of the manager's store conflict or lose their answer.
+    pub kv_faults: bool,
+    /// How wrong clocks are at most, in millionths.
+    pub drift_ppm: i64,
+    /// Defects that are planted.
+    pub plants: Vec<String>,
+}
+
+impl Options {
+    /// The options of a seed.
+    pub fn of(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x6b69_6c6e_2d73_696d);
+        let share = random.u32(30..100);
+        let enabled = |_: &(Fault, u32)| random.u32(..100) < share;
+        let mut faults: Vec<_> = Fault::ALL.into_iter().filter(enabled).collect();
+        if faults.is_empty() {
+            faults.push((Fault::PowerLoss, 1));
+        }
+        let mut pick = |choices: &[u64]| choices[random.usize(..choices.len())];
+        Self {
+            seed,
+            servers: pick(&[3, 3, 4, 5]) as usize,
+            disks: pick(&[1, 1, 2]) as usize,
+            targets_per_disk: 3,
+            chunks: pick(&[2, 4, 8, 16, 32]) as usize,
+            clients: pick(&[2, 3, 4]) as usize,
+            width: pick(&[1, 2, 3]) as usize,
+            operations: 1000 + pick(&[0, 200, 500]) as usize,
+            reads: pick(&[20, 40, 60]) as u32,
+            think: Duration::from_millis(pick(&[5, 50, 200])),
+            faults,
+            fault_every: Duration::from_millis(pick(&[400, 1500, 4000])),
+            long_outages: pick(&[0, 15, 50]) as u32,
+            kv_faults: pick(&[0, 0, 1]) == 1,
+            drift_ppm: pick(&[0, 100, 50_000, 100_000]) as i64,
+            plants: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, servers, disks, chunks, clients, width, operations, reads, .. } = self;
+        write!(f, "seed {seed}: {servers} servers with {disks} disks, {chunks} chunks, ")?;
+        write!(f, "{clients} clients with {width} operations each, {operations} operations, ")?;
+        write!(f, "{reads} % reads, think {:?}, ", self.think)?;
+        write!(f, "a fault every {:?}, {} % long, ", self.fault_every, self.long_outages)?;
+        write!(f, "clocks off by {} ppm", self.drift_ppm)?;
+        if self.kv_faults {
+            f.write_str(", kv faults")?;
+        }
+        let names: Vec<_> = self.faults.iter().map(|(fault, _)| format!("{fault:?}")).collect();
+        write!(f, "; faults: {}", names.join(" "))?;
+        if !self.plants.is_empty() {
+            write!(f, "; planted: {}", self.plants.join(", "))?;
+        }
+        Ok(())
+    }
+}

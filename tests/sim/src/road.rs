@@ -1,0 +1,112 @@
+//! The way of members to the manager: calls that pass through the simulated network.
+
+use crate::manager::ManagerHost;
+use async_trait::async_trait;
+use kiln_env::Env;
+use kiln_manager_link::Reach;
+use kiln_mgmtd::Counter;
+use kiln_net::{Peer, SimulatedNetwork};
+use kiln_rpc::{Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder};
+use kiln_types::{Code, Error, Result, RoutingInfo, RoutingVersion};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How often it is looked whether a way is open again.
+const LOOK: Duration = Duration::from_millis(50);
+/// A call or stream whose way is cut for so long breaks.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The way of one member to the manager.
+#[derive(Clone)]
+pub(crate) struct Road {
+    pub(crate) member: String,
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) manager: Arc<ManagerHost>,
+    pub(crate) network: SimulatedNetwork,
+    /// What travels is on no machine: its own clock is right, and it does not crash.
+    pub(crate) ground: Env,
+}
+
+impl Reach for Road {
+    fn manager(&self, _address: &str) -> Result<Arc<dyn ManagerCalls>> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+fn lost() -> Error {
+    Error::new(Code::ConnectionLost, "the connection to the manager broke")
+}
+
+impl Road {
+    /// A message travels, if it is not lost.
+    async fn travel(&self, from: &str, to: &str) -> Result<()> {
+        if self.network.loses() {
+            return Err(lost());
+        }
+        self.ground.sleep(self.network.delay()).await;
+        let start = self.ground.now();
+        while self.network.is_cut(from, to) {
+            if self.ground.now().since(start) > PATIENCE {
+                return Err(lost());
+            }
+            self.ground.sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Sends a question and waits for its answer. The question goes its way whatever becomes of the
+    /// caller, as bytes in a socket do.
+    async fn ask<T, F>(&self, question: impl FnOnce(Counter) -> F + Send + 'static) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (sender, answer) = oneshot::channel();
+        let road = self.clone();
+        let errand = async move {
+            let (member, manager) = (&road.member, &road.manager.name);
+            let asked = async {
+                road.travel(member, manager).await?;
+                let service = road.manager.service();
+                let service = service.ok_or_else(|| Error::new(Code::Unreachable, "no manager"))?;
+                let answer = question(service.counter(Arc::clone(&road.peer))).await;
+                road.travel(manager, member).await?;
+                answer
+            };
+            let _ = sender.send(asked.await);
+        };
+        self.ground.spawn("errand", errand).detach();
+        answer.await.unwrap_or_else(|_| Err(lost()))
+    }
+}
+
+#[async_trait]
+impl ManagerCalls for Road {
+    async fn register(&self, registration: Registration) -> Result<Registered> {
+        self.ask(|counter| async move { counter.register(registration).await }).await
+    }
+
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>> {
+        self.ask(|counter| async move { counter.heartbeat(heartbeat).await }).await
+    }
+
+    async fn watch_routing(&self, known: RoutingVersion) -> Result<Box<dyn RoutingUpdates>> {
+        let updates = self.ask(move |counter| async move { counter.watch_routing(known).await });
+        Ok(Box::new(Updates { road: self.clone(), updates: updates.await? }))
+    }
+}
+
+struct Updates {
+    road: Road,
+    updates: Box<dyn RoutingUpdates>,
+}
+
+#[async_trait]
+impl RoutingUpdates for Updates {
+    async fn next(&mut self) -> Result<Option<RoutingInfo>> {
+        let update = self.updates.next().await?;
+        self.road.travel(&self.road.manager.name, &self.road.member).await?;
+        Ok(update)
+    }
+}

@@ -1,0 +1,116 @@
+//! One run: a seed from its first event to its verdict.
+
+use crate::cluster::Cluster;
+use crate::linear::{self, Verdict};
+use crate::log::{Log, note};
+use crate::options::Options;
+use crate::{faults, settle};
+use kiln_env::Executor;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A run that takes more polls of tasks than this does not come to an end.
+const STEPS_MAX: u64 = 50_000_000;
+/// The operations must be over within this virtual time.
+const TIME_MAX: Duration = Duration::from_secs(1800);
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a run was.
+#[derive(Debug)]
+pub struct Report {
+    /// Its options.
+    pub options: Options,
+    /// Operations that clients began.
+    pub operations: usize,
+    /// Of those, the ones that were successful.
+    pub successes: usize,
+    /// Faults that struck.
+    pub faults: usize,
+    /// Virtual time that passed.
+    pub time: Duration,
+    /// A number that depends on everything that was decided.
+    pub trace: u64,
+    /// How often rare branches were taken.
+    pub marks: BTreeMap<&'static str, u64>,
+    /// What is not as it must be.
+    pub violations: Vec<String>,
+    /// Chunks whose history is too tangled to be judged.
+    pub undecided: usize,
+    /// The end of the event log.
+    pub log: Vec<String>,
+}
+
+/// Runs the simulation that `options` say; with `prints` its log is printed as it goes.
+pub fn run(options: Options, prints: bool) -> Report {
+    kiln_types::rehearsal::begin(options.plants.iter().cloned());
+    let executor = Executor::new(options.seed);
+    executor.set_steps_max(STEPS_MAX);
+    executor.set_faults(options.kv_faults);
+    let log = Log::new(executor.env(), prints);
+    let start = executor.env().now();
+    let cluster = Cluster::new(options.clone(), &executor, log.clone());
+    let alive = Arc::clone(&cluster);
+    let mut violations = Vec::new();
+    let lived = catch_unwind(AssertUnwindSafe(|| executor.run(live(alive))));
+    match lived {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => violations.push(error.to_string()),
+        Err(panic) => violations.push(format!("a panic: {}", message(&*panic))),
+    }
+    let undecided = judge(&cluster, &mut violations);
+    for violation in &violations {
+        note!(log, "VIOLATION: {violation}");
+    }
+    let history = &cluster.workload.history;
+    Report {
+        operations: history.count(),
+        successes: history.successes(),
+        faults: cluster.workload.faults.load(Ordering::Relaxed),
+        time: executor.env().now().since(start),
+        trace: executor.trace(),
+        marks: kiln_types::rehearsal::marks(),
+        violations,
+        undecided,
+        log: log.end(),
+        options,
+    }
+}
+
+async fn live(cluster: Arc<Cluster>) -> kiln_types::Result<()> {
+    cluster.start();
+    let rage = cluster.ground.spawn("faults", faults::rage(Arc::clone(&cluster)));
+    let over = async {
+        while !cluster.workload.is_over() {
+            cluster.ground.sleep(LOOK).await;
+        }
+    };
+    cluster.ground.timeout(TIME_MAX, "all operations", over).await?;
+    drop(rage);
+    settle::settle(&cluster).await
+}
+
+/// Judges the history of each chunk; how many are not decided.
+fn judge(cluster: &Cluster, violations: &mut Vec<String>) -> usize {
+    let mut undecided = 0;
+    for chunk in 0..cluster.options.chunks {
+        let operations = cluster.workload.history.of_chunk(chunk);
+        match linear::check(&operations) {
+            Verdict::Linearizable => {}
+            Verdict::Unknown => undecided += 1,
+            Verdict::Wrong(text) => {
+                let all = operations.iter().map(|operation| format!("\n    {operation}"));
+                let all = all.collect::<String>();
+                violations.push(format!("chunk {chunk} is not linearizable: {text}\n  all:{all}"));
+            }
+        }
+    }
+    undecided
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "?".into())
+}

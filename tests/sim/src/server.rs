@@ -1,0 +1,176 @@
+//! A storage server's machine.
+
+use crate::log::{Log, note};
+use crate::options::Options;
+use crate::road::Road;
+use kiln_chunk_store::{Identity, Options as StoreOptions, Store};
+use kiln_disk::{Disk, SimulatedDisk};
+use kiln_env::{Env, Host};
+use kiln_manager_link::LinkOptions;
+use kiln_memory::Pool;
+use kiln_net::{KeyRing, ServerOptions, SimulatedNetwork, Terms, Transport};
+use kiln_storage_server::{ChunkService, Parts, StorageServer};
+use kiln_types::{DiskId, Incarnation, NodeId, Result, ServerKey, ServiceKind};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long it takes until a process that ended is started again.
+const RESTART: Duration = Duration::from_secs(1);
+const DISK_BYTES: u64 = 64 << 20;
+const MEMORY_BYTES: usize = 8 << 20;
+
+/// The machine of a storage server, with its disks.
+pub(crate) struct ServerHost {
+    pub(crate) node: NodeId,
+    pub(crate) name: String,
+    pub(crate) host: Host,
+    key: ServerKey,
+    network: SimulatedNetwork,
+    road: Road,
+    log: Log,
+    ground: Env,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Counts starts.
+    run: u64,
+    disks: Vec<Arc<SimulatedDisk>>,
+    is_up: bool,
+    service: Option<Arc<ChunkService>>,
+}
+
+impl ServerHost {
+    pub(crate) fn new(
+        options: &Options,
+        (node, host): (NodeId, Host),
+        key: ServerKey,
+        network: SimulatedNetwork,
+        road: Road,
+        log: Log,
+    ) -> Arc<Self> {
+        let ground = road.ground.clone();
+        let disk = |_| SimulatedDisk::new(ground.clone(), DISK_BYTES);
+        let disks = (0..options.disks).map(disk).collect();
+        let name = road.member.clone();
+        let state = Mutex::new(State { run: 0, disks, is_up: false, service: None });
+        Arc::new(Self { node, name, host, key, network, road, log, ground, state })
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.state.lock().is_up
+    }
+
+    /// What answers, if the server runs.
+    pub(crate) fn service(&self) -> Option<Arc<ChunkService>> {
+        self.state.lock().service.clone()
+    }
+
+    pub(crate) fn disks(&self) -> Vec<Arc<SimulatedDisk>> {
+        self.state.lock().disks.clone()
+    }
+
+    /// Starts the server, unless it runs.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if std::mem::replace(&mut state.is_up, true) {
+            return;
+        }
+        state.run += 1;
+        let this = state.run;
+        drop(state);
+        note!(self.log, "{} starts", self.name);
+        let server = Arc::clone(self);
+        let run = async move {
+            let Err(error) = server.run().await;
+            note!(server.log, "{} ended: {error}", server.name);
+            let again = Arc::clone(&server);
+            let restart = async move {
+                again.ground.sleep(RESTART).await;
+                if again.state.lock().run == this {
+                    again.crash(false);
+                    again.start();
+                }
+            };
+            server.ground.spawn("supervisor", restart).detach();
+        };
+        self.host.env().spawn("server", run).detach();
+    }
+
+    async fn run(&self) -> Result<std::convert::Infallible> {
+        let env = self.host.env();
+        let pool = Pool::new(MEMORY_BYTES);
+        let stores = self.open(&env, &pool).await?;
+        let terms = Terms { node: Some(self.node), ..Terms::CURRENT };
+        let identity = kiln_net::Identity::Server(self.key.clone());
+        let transport = self.network.host_on(env.clone(), &self.name, identity, terms);
+        let transport: Arc<dyn Transport> = Arc::new(transport);
+        let ring = Arc::new(KeyRing::new(self.key.clone()));
+        let address = format!("{}:1", self.name);
+        let parts = Parts {
+            env: env.clone(),
+            stores,
+            transport: Arc::clone(&transport),
+            link: self.link(address.clone(), &env),
+            ring: Arc::clone(&ring),
+            reach: Some(Arc::new(self.road.clone())),
+        };
+        let storage = StorageServer::start(parts)?;
+        let in_flight_bytes = MEMORY_BYTES;
+        let options =
+            ServerOptions { address, terms, pool, in_flight_bytes, ..ServerOptions::default() };
+        let _serving = transport.serve(options, ring, storage.handler()).await?;
+        self.state.lock().service = Some(storage.handler());
+        Err(storage.refused().await)
+    }
+
+    fn link(&self, address: String, env: &Env) -> LinkOptions {
+        LinkOptions {
+            managers: vec!["manager:1".into()],
+            key: self.key.clone(),
+            node: self.node,
+            kind: ServiceKind::Storage,
+            address,
+            incarnation: Incarnation(env.random_u128()),
+            tags: BTreeMap::new(),
+            version: "simulated".into(),
+            adopts_at_once: false,
+        }
+    }
+
+    async fn open(&self, env: &Env, pool: &Pool) -> Result<Vec<Arc<Store>>> {
+        let mut stores = Vec::new();
+        for (number, disk) in (1..).zip(self.disks()) {
+            let device: Arc<dyn Disk> = disk;
+            if Store::identify(&device).await?.is_none() {
+                let disk = DiskId(u128::from(self.node.0) * 10 + number);
+                Store::format(&device, Identity { disk, cluster: self.key.cluster }).await?;
+            }
+            let options = StoreOptions {
+                cache_bytes: 1 << 20,
+                log_slack_bytes: 1 << 20,
+                reserve_bytes: 4 << 20,
+                skip_sync: kiln_types::rehearsal::planted("acknowledge without a sync"),
+                ..StoreOptions::default()
+            };
+            stores.push(Store::open(device, env.clone(), pool.clone(), options).await?);
+        }
+        Ok(stores)
+    }
+
+    /// Ends the server's process, with or without its machine.
+    pub(crate) fn crash(&self, loses_power: bool) {
+        let mut state = self.state.lock();
+        state.is_up = false;
+        let service = state.service.take();
+        drop(state);
+        drop(service);
+        self.network.crash(&self.name);
+        self.host.crash();
+        for disk in &mut self.state.lock().disks {
+            *disk = if loses_power { disk.power_loss() } else { disk.kill() };
+        }
+    }
+}
