@@ -51,7 +51,8 @@ impl Cluster {
             let node = NodeId(100 + number as u64);
             let road = road(format!("server{number}"), PeerKind::Server, Some(node));
             let place = (node, executor.host());
-            ServerHost::new(&options, place, key.clone(), network.clone(), road, log.clone())
+            let workload = Arc::clone(&workload);
+            ServerHost::new(&options, place, key.clone(), road, workload, log.clone())
         };
         let client = |number: usize| {
             let limits = CredentialLimits::default();

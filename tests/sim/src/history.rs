@@ -35,6 +35,8 @@ pub(crate) struct Operation {
     pub(crate) called: u64,
     pub(crate) returned: u64,
     pub(crate) outcome: Outcome,
+    /// Where in the order of changes it is likely to be.
+    pub(crate) order: u128,
 }
 
 impl Operation {
@@ -55,7 +57,7 @@ impl Operation {
 
 impl std::fmt::Display for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { tag, client, chunk, kind, called, returned, outcome } = self;
+        let Self { tag, client, chunk, kind, called, returned, outcome, .. } = self;
         write!(f, "{called:>6}..")?;
         match returned {
             &u64::MAX => write!(f, "      ")?,
@@ -96,8 +98,9 @@ impl History {
         let mut state = self.state.lock();
         let called = state.now();
         let tag = state.operations.len() as u32 + 1;
-        let (returned, outcome) = (u64::MAX, Outcome::Unknown);
-        state.operations.push(Operation { tag, client, chunk, kind, called, returned, outcome });
+        let (returned, outcome, order) = (u64::MAX, Outcome::Unknown, u128::MAX);
+        let new = Operation { tag, client, chunk, kind, called, returned, outcome, order };
+        state.operations.push(new);
         tag
     }
 
@@ -110,6 +113,13 @@ impl History {
             operation.returned = now;
         }
         operation.outcome = outcome;
+    }
+
+    /// An operation was seen to be at this place in the order of changes.
+    pub(crate) fn ordered(&self, tag: u32, order: u128) {
+        if let Some(operation) = self.state.lock().operations.get_mut(tag as usize - 1) {
+            operation.order = order;
+        }
     }
 
     pub(crate) fn count(&self) -> usize {

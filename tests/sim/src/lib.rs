@@ -18,6 +18,7 @@ mod road;
 mod run;
 mod server;
 mod settle;
+mod tap;
 mod workload;
 
 pub use options::{Fault, Options};

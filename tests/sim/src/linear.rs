@@ -45,7 +45,7 @@ fn is_useful(operation: &Operation, all: &[&Operation]) -> bool {
         _ => false,
     };
     operation.returned != u64::MAX
-        || matches!(operation.kind, Kind::Truncate { .. } | Kind::Remove)
+        || matches!(operation.kind, Kind::Truncate { .. } | Kind::Remove | Kind::Replace { .. })
         || all.iter().any(|other| saw(other))
 }
 
@@ -56,12 +56,13 @@ struct Search<'a> {
     tried: HashSet<(Box<[u64]>, u32)>,
     taken: Box<[u64]>,
     steps: usize,
-    /// The most operations with a return that an attempt took, and what it could not take then.
+    /// The most operations that an attempt took, and what it could not take then.
     furthest: (usize, String),
 }
 
-/// One step of an attempt: what may come next, how much of it was tried.
+/// One step of an attempt: the change that led here and the reads that saw it, and what may come next.
 struct Frame {
+    took: Vec<usize>,
     content: u32,
     candidates: Vec<usize>,
     tried: usize,
@@ -82,15 +83,12 @@ impl<'a> Search<'a> {
     }
 
     fn run(mut self) -> Verdict {
-        let Some(candidates) = self.candidates() else { return Verdict::Linearizable };
-        let mut frames = vec![Frame { content: 0, candidates, tried: 0 }];
+        let Some(first) = self.frame(Vec::new(), 0) else { return Verdict::Linearizable };
+        let mut frames = vec![first];
         while let Some(frame) = frames.last_mut() {
             let Some(next) = frame.candidates.get(frame.tried).copied() else {
-                frames.pop();
-                // What led here is taken back.
-                if let Some(before) = frames.last() {
-                    self.flip(before.candidates[before.tried - 1]);
-                }
+                let took = frames.pop().map(|frame| frame.took).unwrap_or_default();
+                took.into_iter().for_each(|operation| self.flip(operation));
                 continue;
             };
             frame.tried += 1;
@@ -101,13 +99,12 @@ impl<'a> Search<'a> {
             }
             let Some(content) = self.apply(content, next) else { continue };
             self.flip(next);
-            if !self.tried.insert((self.taken.clone(), content)) {
-                self.flip(next);
-                continue;
+            let Some(frame) = self.frame(vec![next], content) else { return Verdict::Linearizable };
+            if self.tried.insert((self.taken.clone(), content)) {
+                frames.push(frame);
+            } else {
+                frame.took.into_iter().for_each(|operation| self.flip(operation));
             }
-            let Some(candidates) = self.candidates() else { return Verdict::Linearizable };
-            self.note(frames.len(), content, &candidates);
-            frames.push(Frame { content, candidates, tried: 0 });
         }
         Verdict::Wrong(self.furthest.1)
     }
@@ -120,8 +117,31 @@ impl<'a> Search<'a> {
         self.taken[operation / 64] >> (operation % 64) & 1 == 1
     }
 
-    /// The operations that may come next: called before any other that is left returned. Those that
-    /// returned come first. `None` when only operations without a return are left.
+    /// Takes the reads that `content` explains: they change nothing, so sooner is never worse than later.
+    /// `None` when only operations without a return are left.
+    fn frame(&mut self, mut took: Vec<usize>, content: u32) -> Option<Frame> {
+        loop {
+            let candidates = self.candidates()?;
+            let before = took.len();
+            for operation in &candidates {
+                let is_read = matches!(self.operations[*operation].kind, Kind::Read { .. });
+                if is_read && self.apply(content, *operation).is_some() {
+                    self.flip(*operation);
+                    took.push(*operation);
+                }
+            }
+            if took.len() == before {
+                self.note(content, &candidates);
+                let changes = |o: &usize| !matches!(self.operations[*o].kind, Kind::Read { .. });
+                let mut candidates: Vec<_> = candidates.into_iter().filter(changes).collect();
+                candidates.sort_by_key(|operation| self.operations[*operation].order);
+                return Some(Frame { took, content, candidates, tried: 0 });
+            }
+        }
+    }
+
+    /// The operations that may come next: called before any other that is left returned. `None` when
+    /// only operations without a return are left.
     fn candidates(&self) -> Option<Vec<usize>> {
         let left = (0..self.operations.len()).filter(|operation| !self.is_taken(*operation));
         let left: Vec<_> = left.collect();
@@ -131,24 +151,28 @@ impl<'a> Search<'a> {
             return None;
         }
         let may = |operation: &usize| self.operations[*operation].called < first_return;
-        let mut candidates: Vec<_> = left.into_iter().filter(may).collect();
-        candidates.sort_by_key(|operation| self.operations[*operation].returned);
-        Some(candidates)
+        Some(left.into_iter().filter(may).collect())
     }
 
     fn apply(&mut self, content: u32, operation: usize) -> Option<u32> {
-        let content = self.operations[operation].apply(&self.contents[content as usize])?;
-        if let Some(number) = self.numbers.get(&content) {
+        let operation = self.operations[operation];
+        let before = &self.contents[content as usize];
+        if matches!(operation.kind, Kind::Read { .. }) {
+            return operation.apply(before).map(|_| content);
+        }
+        let after = operation.apply(before)?;
+        if let Some(number) = self.numbers.get(&after) {
             return Some(*number);
         }
         let number = self.contents.len() as u32;
-        self.contents.push(content.clone());
-        self.numbers.insert(content, number);
+        self.contents.push(after.clone());
+        self.numbers.insert(after, number);
         Some(number)
     }
 
-    fn note(&mut self, depth: usize, content: u32, candidates: &[usize]) {
-        if depth <= self.furthest.0 {
+    fn note(&mut self, content: u32, candidates: &[usize]) {
+        let depth = self.taken.iter().map(|word| word.count_ones() as usize).sum();
+        if depth < self.furthest.0 {
             return;
         }
         let left =
@@ -166,7 +190,7 @@ mod tests {
 
     fn operation(tag: u32, kind: Kind, times: (u64, u64), outcome: Outcome) -> Operation {
         let (called, returned) = times;
-        Operation { tag, client: 0, chunk: 0, kind, called, returned, outcome }
+        Operation { tag, client: 0, chunk: 0, kind, called, returned, outcome, order: 0 }
     }
 
     fn write(tag: u32, times: (u64, u64)) -> Operation {

@@ -24,7 +24,16 @@ fn main() -> ExitCode {
         let start = std::time::Instant::now();
         let report = run(Options::of(seed), arguments.trace);
         println!("{}", report.options);
-        println!("   ops {} ok {} faults {} time {:?} trace {} undecided {} real {:?}", report.operations, report.successes, report.faults, report.time, report.trace, report.undecided, start.elapsed());
+        println!(
+            "   ops {} ok {} faults {} time {:?} trace {} undecided {} real {:?}",
+            report.operations,
+            report.successes,
+            report.faults,
+            report.time,
+            report.trace,
+            report.undecided,
+            start.elapsed()
+        );
         for violation in &report.violations {
             println!("   VIOLATION {}", violation.chars().take(3000).collect::<String>());
         }

@@ -110,19 +110,25 @@ impl Options {
             faults.push((Fault::PowerLoss, 1));
         }
         let mut pick = |choices: &[u64]| choices[random.usize(..choices.len())];
+        let (clients, width) = (pick(&[2, 3, 4]), pick(&[1, 2, 3]));
+        let operations = 1000 + pick(&[0, 200, 500]);
+        let think = pick(&[50, 100, 300]);
+        // About how long it takes, in milliseconds, over how many faults there shall be.
+        let length = operations * (think + 10) / (clients * width);
+        let fault_every = (length / pick(&[8, 20, 60])).max(100);
         Self {
             seed,
             servers: pick(&[3, 3, 4, 5]) as usize,
             disks: pick(&[1, 1, 2]) as usize,
             targets_per_disk: 3,
             chunks: pick(&[2, 4, 8, 16, 32]) as usize,
-            clients: pick(&[2, 3, 4]) as usize,
-            width: pick(&[1, 2, 3]) as usize,
-            operations: 1000 + pick(&[0, 200, 500]) as usize,
+            clients: clients as usize,
+            width: width as usize,
+            operations: operations as usize,
             reads: pick(&[20, 40, 60]) as u32,
-            think: Duration::from_millis(pick(&[5, 50, 200])),
+            think: Duration::from_millis(think),
             faults,
-            fault_every: Duration::from_millis(pick(&[400, 1500, 4000])),
+            fault_every: Duration::from_millis(fault_every),
             long_outages: pick(&[0, 15, 50]) as u32,
             kv_faults: pick(&[0, 0, 1]) == 1,
             drift_ppm: pick(&[0, 100, 50_000, 100_000]) as i64,

@@ -14,8 +14,10 @@ use std::time::Duration;
 
 /// A run that takes more polls of tasks than this does not come to an end.
 const STEPS_MAX: u64 = 50_000_000;
-/// The operations must be over within this virtual time.
-const TIME_MAX: Duration = Duration::from_secs(1800);
+/// After this virtual time no more operations are begun: faults may leave no room for them.
+const TIME_MAX: Duration = Duration::from_secs(300);
+/// What is under way then ends within this time.
+const END_TIME_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What a run was.
@@ -87,9 +89,19 @@ async fn live(cluster: Arc<Cluster>) -> kiln_types::Result<()> {
             cluster.ground.sleep(LOOK).await;
         }
     };
-    cluster.ground.timeout(TIME_MAX, "all operations", over).await?;
+    if cluster.ground.timeout(TIME_MAX, "all operations", over).await.is_err() {
+        note!(cluster.log, "no more operations");
+        cluster.workload.stop();
+    }
     drop(rage);
-    settle::settle(&cluster).await
+    let settled = settle::settle(&cluster).await;
+    let ended = async {
+        while !cluster.workload.is_over() {
+            cluster.ground.sleep(LOOK).await;
+        }
+    };
+    cluster.ground.timeout(END_TIME_MAX, "the last operations", ended).await?;
+    settled
 }
 
 /// Judges the history of each chunk; how many are not decided.

@@ -3,12 +3,14 @@
 use crate::log::{Log, note};
 use crate::options::Options;
 use crate::road::Road;
+use crate::tap::Tap;
+use crate::workload::Workload;
 use kiln_chunk_store::{Identity, Options as StoreOptions, Store};
 use kiln_disk::{Disk, SimulatedDisk};
 use kiln_env::{Env, Host};
 use kiln_manager_link::LinkOptions;
 use kiln_memory::Pool;
-use kiln_net::{KeyRing, ServerOptions, SimulatedNetwork, Terms, Transport};
+use kiln_net::{KeyRing, ServerOptions, Terms, Transport};
 use kiln_storage_server::{ChunkService, Parts, StorageServer};
 use kiln_types::{DiskId, Incarnation, NodeId, Result, ServerKey, ServiceKind};
 use parking_lot::Mutex;
@@ -27,10 +29,9 @@ pub(crate) struct ServerHost {
     pub(crate) name: String,
     pub(crate) host: Host,
     key: ServerKey,
-    network: SimulatedNetwork,
     road: Road,
+    workload: Arc<Workload>,
     log: Log,
-    ground: Env,
     state: Mutex<State>,
 }
 
@@ -47,16 +48,16 @@ impl ServerHost {
         options: &Options,
         (node, host): (NodeId, Host),
         key: ServerKey,
-        network: SimulatedNetwork,
         road: Road,
+        workload: Arc<Workload>,
         log: Log,
     ) -> Arc<Self> {
-        let ground = road.ground.clone();
+        let ground = &road.ground;
         let disk = |_| SimulatedDisk::new(ground.clone(), DISK_BYTES);
         let disks = (0..options.disks).map(disk).collect();
         let name = road.member.clone();
         let state = Mutex::new(State { run: 0, disks, is_up: false, service: None });
-        Arc::new(Self { node, name, host, key, network, road, log, ground, state })
+        Arc::new(Self { node, name, host, key, road, workload, log, state })
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -88,13 +89,13 @@ impl ServerHost {
             note!(server.log, "{} ended: {error}", server.name);
             let again = Arc::clone(&server);
             let restart = async move {
-                again.ground.sleep(RESTART).await;
+                again.road.ground.sleep(RESTART).await;
                 if again.state.lock().run == this {
                     again.crash(false);
                     again.start();
                 }
             };
-            server.ground.spawn("supervisor", restart).detach();
+            server.road.ground.spawn("supervisor", restart).detach();
         };
         self.host.env().spawn("server", run).detach();
     }
@@ -105,7 +106,7 @@ impl ServerHost {
         let stores = self.open(&env, &pool).await?;
         let terms = Terms { node: Some(self.node), ..Terms::CURRENT };
         let identity = kiln_net::Identity::Server(self.key.clone());
-        let transport = self.network.host_on(env.clone(), &self.name, identity, terms);
+        let transport = self.road.network.host_on(env.clone(), &self.name, identity, terms);
         let transport: Arc<dyn Transport> = Arc::new(transport);
         let ring = Arc::new(KeyRing::new(self.key.clone()));
         let address = format!("{}:1", self.name);
@@ -121,7 +122,9 @@ impl ServerHost {
         let in_flight_bytes = MEMORY_BYTES;
         let options =
             ServerOptions { address, terms, pool, in_flight_bytes, ..ServerOptions::default() };
-        let _serving = transport.serve(options, ring, storage.handler()).await?;
+        let (service, hints) = (storage.handler(), Arc::clone(&self.workload.hints));
+        let tap = Tap { service, hints, history: Arc::clone(&self.workload.history) };
+        let _serving = transport.serve(options, ring, Arc::new(tap)).await?;
         self.state.lock().service = Some(storage.handler());
         Err(storage.refused().await)
     }
@@ -167,7 +170,7 @@ impl ServerHost {
         let service = state.service.take();
         drop(state);
         drop(service);
-        self.network.crash(&self.name);
+        self.road.network.crash(&self.name);
         self.host.crash();
         for disk in &mut self.state.lock().disks {
             *disk = if loses_power { disk.power_loss() } else { disk.kill() };

@@ -4,6 +4,7 @@ use crate::content::bytes_of;
 use crate::history::{History, Kind, Outcome};
 use crate::log::{Log, note};
 use crate::options::Options;
+use crate::tap::{Hints, likeness};
 use async_trait::async_trait;
 use kiln_client::{ChunkClient, Grant, Granted, Place};
 use kiln_env::Env;
@@ -15,7 +16,7 @@ use kiln_types::{
 use kiln_wire::{Capability, CapabilityKey, Change};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// The chunk size of the simulated layouts.
@@ -32,8 +33,10 @@ const FAULTS_MIN: usize = 5;
 
 /// What all clients share.
 pub(crate) struct Workload {
-    pub(crate) history: History,
+    pub(crate) history: Arc<History>,
+    pub(crate) hints: Arc<Hints>,
     pub(crate) faults: AtomicUsize,
+    stopped: AtomicBool,
     options: Options,
     key: CapabilityKey,
     /// The truncate epoch of each chunk, as the metadata service would keep it.
@@ -46,8 +49,10 @@ pub(crate) struct Workload {
 impl Workload {
     pub(crate) fn new(options: Options, key: &ServerKey, ground: Env, log: Log) -> Arc<Self> {
         Arc::new(Self {
-            history: History::default(),
+            history: Arc::default(),
+            hints: Arc::default(),
             faults: AtomicUsize::new(0),
+            stopped: AtomicBool::new(false),
             key: CapabilityKey::derive(key),
             epochs: (0..options.chunks).map(|_| AtomicU64::new(1)).collect(),
             active: AtomicUsize::new(0),
@@ -59,9 +64,17 @@ impl Workload {
 
     /// Whether there is more to do.
     fn goes_on(&self) -> bool {
+        if self.stopped.load(Ordering::Relaxed) {
+            return false;
+        }
         let quiet = self.options.faults.is_empty();
         self.history.count() < self.options.operations
             || !quiet && self.faults.load(Ordering::Relaxed) < FAULTS_MIN
+    }
+
+    /// Lets clients begin no further operations.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Whether everything is done, as far as those who did it live.
@@ -176,28 +189,34 @@ impl Client {
         let place = self.workload.place(chunk, &self.chunks.routing());
         let is_cut = matches!(kind, Kind::Truncate { .. } | Kind::Remove);
         let grants = Grants::new(self, chunk, place, is_cut);
-        let (change, payload) = match kind {
-            Kind::Read { offset, length } => {
-                let buffer = Buffer::zeroed(length as usize);
-                let read = self.chunks.read(&grants, place, offset, buffer, deadline);
-                let (buffer, found) = read.await?;
-                return Ok(Outcome::Saw(buffer[..found].to_vec()));
-            }
-            Kind::Write { offset, length } => {
-                let bytes = Bytes::copy_of(&bytes_of(tag, offset..offset + length));
-                self.chunks.write(&grants, place, offset, bytes, deadline).await?;
-                return Ok(Outcome::Done);
-            }
-            Kind::Replace { length } => {
-                let bytes = Bytes::copy_of(&bytes_of(tag, 0..length));
-                let checksums = grid_checksums(0, &bytes);
-                (Change::Replace { checksums }, Some(bytes))
-            }
-            Kind::Truncate { length } => (Change::Truncate { length }, None),
-            Kind::Remove => (Change::Remove, None),
-        };
+        if let Kind::Read { offset, length } = kind {
+            let buffer = Buffer::zeroed(length as usize);
+            let (buffer, found) =
+                self.chunks.read(&grants, place, offset, buffer, deadline).await?;
+            return Ok(Outcome::Saw(buffer[..found].to_vec()));
+        }
+        let (change, payload) = change_of(tag, kind);
+        let epoch = grants.cut.unwrap_or(TruncateEpoch(0));
+        self.workload.hints.expect(tag, place.chunk, likeness(&change, epoch));
         self.chunks.change(&grants, place, change, payload, deadline).await?;
         Ok(Outcome::Done)
+    }
+}
+
+/// The change that a client asks for, with its bytes.
+fn change_of(tag: u32, kind: Kind) -> (Change, Option<Bytes>) {
+    match kind {
+        Kind::Write { offset, length } => {
+            let bytes = Bytes::copy_of(&bytes_of(tag, offset..offset + length));
+            let checksums = grid_checksums(u64::from(offset), &bytes);
+            (Change::Write { offset, checksums }, Some(bytes))
+        }
+        Kind::Replace { length } => {
+            let bytes = Bytes::copy_of(&bytes_of(tag, 0..length));
+            (Change::Replace { checksums: grid_checksums(0, &bytes) }, Some(bytes))
+        }
+        Kind::Truncate { length } => (Change::Truncate { length }, None),
+        Kind::Remove | Kind::Read { .. } => (Change::Remove, None),
     }
 }
 
