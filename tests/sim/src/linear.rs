@@ -3,7 +3,7 @@
 
 use crate::content::{self, Content};
 use crate::history::{Kind, Operation, Outcome};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Steps after which a search is given up. Correct histories take a few for each operation.
 const STEPS_MAX: usize = 300_000;
@@ -14,47 +14,51 @@ pub(crate) enum Verdict {
     Linearizable,
     /// There is no such order; what the furthest attempt could not explain.
     Wrong(String),
-    /// It would take too long to say.
-    Unknown,
+    /// It would take too long to say; what the furthest attempt could not explain.
+    Unknown(String),
 }
 
 /// Looks for an order of one chunk's operations.
 pub(crate) fn check(operations: &[Operation]) -> Verdict {
-    let all: Vec<_> = operations.iter().collect();
-    let useful: Vec<_> =
-        all.iter().copied().filter(|operation| is_useful(operation, &all)).collect();
     // Most lost writes were never seen: leaving them out first keeps the search short.
-    let left_out = useful.len() < all.len();
-    let verdict = Search::new(useful).run();
-    if verdict == Verdict::Linearizable || !left_out {
+    let verdict = Search::new(operations, true).run();
+    if verdict == Verdict::Linearizable {
         return verdict;
     }
-    match (Search::new(all).run(), verdict) {
+    match (Search::new(operations, false).run(), verdict) {
         // What was never seen can hardly explain anything: only zeros before it.
-        (Verdict::Unknown, Verdict::Wrong(text)) => Verdict::Wrong(text),
+        (Verdict::Unknown(_), Verdict::Wrong(text)) => Verdict::Wrong(text),
         (verdict, _) => verdict,
     }
 }
 
-/// Whether an operation returned, or what it wrote was seen, or it leaves no trace of its own.
-fn is_useful(operation: &Operation, all: &[&Operation]) -> bool {
-    let saw = |other: &&Operation| match (other.kind, &other.outcome) {
+/// The reads that may have seen a write that did not return, as far as they tell.
+fn witnesses(operation: &Operation, all: &[Operation]) -> Vec<usize> {
+    let saw = |read: &Operation| match (read.kind, &read.outcome) {
         (Kind::Read { offset, .. }, Outcome::Saw(bytes)) => {
             content::has_part_of(operation.tag, offset, bytes)
         }
         _ => false,
     };
-    operation.returned != u64::MAX
-        || matches!(operation.kind, Kind::Truncate { .. } | Kind::Remove | Kind::Replace { .. })
-        || all.iter().any(|other| saw(other))
+    (0..all.len()).filter(|read| saw(&all[*read])).collect()
 }
 
+/// A set of operations.
+type Set = Box<[u64]>;
+
 struct Search<'a> {
-    operations: Vec<&'a Operation>,
+    operations: &'a [Operation],
+    /// For each write that did not return and leaves no other trace: the reads that saw it. It is taken
+    /// only while one of them is left.
+    witnesses: Vec<Option<Vec<usize>>>,
+    /// Those that returned.
+    returned: Set,
     contents: Vec<Content>,
     numbers: HashMap<Content, u32>,
-    tried: HashSet<(Box<[u64]>, u32)>,
-    taken: Box<[u64]>,
+    /// For what was taken of those that returned, and the content: what else was taken. More of that
+    /// leads to nothing that less of it does not lead to.
+    tried: HashMap<(Set, u32), Vec<Set>>,
+    taken: Set,
     steps: usize,
     /// The most operations that an attempt took, and what it could not take then.
     furthest: (usize, String),
@@ -69,17 +73,45 @@ struct Frame {
 }
 
 impl<'a> Search<'a> {
-    fn new(operations: Vec<&'a Operation>) -> Self {
-        let words = operations.len().div_ceil(64);
+    fn new(operations: &'a [Operation], only_seen: bool) -> Self {
+        let mut returned: Set = vec![0; operations.len().div_ceil(64)].into();
+        let mut all = Vec::new();
+        for (i, operation) in operations.iter().enumerate() {
+            let is_open = operation.returned == u64::MAX;
+            if !is_open {
+                returned[i / 64] |= 1 << (i % 64);
+            }
+            let is_write = matches!(operation.kind, Kind::Write { .. });
+            all.push((only_seen && is_open && is_write).then(|| witnesses(operation, operations)));
+        }
         Self {
             operations,
+            witnesses: all,
+            taken: vec![0; returned.len()].into(),
+            returned,
             contents: vec![Content::default()],
             numbers: HashMap::from([(Content::default(), 0)]),
-            tried: HashSet::new(),
-            taken: vec![0; words].into(),
+            tried: HashMap::new(),
             steps: 0,
             furthest: (0, String::new()),
         }
+    }
+
+    /// Whether nothing was tried that leads at least as far as what is taken now, with `content`.
+    fn is_new(&mut self, content: u32) -> bool {
+        let parts = |of: fn(u64, u64) -> u64| -> Set {
+            self.taken.iter().zip(&self.returned).map(|(taken, mask)| of(*taken, *mask)).collect()
+        };
+        let (returned, open) =
+            (parts(|taken, mask| taken & mask), parts(|taken, mask| taken & !mask));
+        let tried = self.tried.entry((returned, content)).or_default();
+        let within = |small: &Set, large: &Set| small.iter().zip(large).all(|(s, l)| s & !l == 0);
+        if tried.iter().any(|before| within(before, &open)) {
+            return false;
+        }
+        tried.retain(|before| !within(&open, before));
+        tried.push(open);
+        true
     }
 
     fn run(mut self) -> Verdict {
@@ -95,12 +127,12 @@ impl<'a> Search<'a> {
             let content = frame.content;
             self.steps += 1;
             if self.steps > STEPS_MAX {
-                return Verdict::Unknown;
+                return Verdict::Unknown(self.furthest.1);
             }
             let Some(content) = self.apply(content, next) else { continue };
             self.flip(next);
             let Some(frame) = self.frame(vec![next], content) else { return Verdict::Linearizable };
-            if self.tried.insert((self.taken.clone(), content)) {
+            if self.is_new(content) {
                 frames.push(frame);
             } else {
                 frame.took.into_iter().for_each(|operation| self.flip(operation));
@@ -150,12 +182,16 @@ impl<'a> Search<'a> {
         if first_return == u64::MAX {
             return None;
         }
-        let may = |operation: &usize| self.operations[*operation].called < first_return;
+        let may = |operation: &usize| {
+            let seen = self.witnesses[*operation].as_ref();
+            self.operations[*operation].called < first_return
+                && seen.is_none_or(|reads| reads.iter().any(|read| !self.is_taken(*read)))
+        };
         Some(left.into_iter().filter(may).collect())
     }
 
     fn apply(&mut self, content: u32, operation: usize) -> Option<u32> {
-        let operation = self.operations[operation];
+        let operation = &self.operations[operation];
         let before = &self.contents[content as usize];
         if matches!(operation.kind, Kind::Read { .. }) {
             return operation.apply(before).map(|_| content);

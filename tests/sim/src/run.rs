@@ -94,14 +94,15 @@ async fn live(cluster: Arc<Cluster>) -> kiln_types::Result<()> {
         cluster.workload.stop();
     }
     drop(rage);
-    let settled = settle::settle(&cluster).await;
+    note!(cluster.log, "no more faults");
+    cluster.calm();
     let ended = async {
         while !cluster.workload.is_over() {
             cluster.ground.sleep(LOOK).await;
         }
     };
     cluster.ground.timeout(END_TIME_MAX, "the last operations", ended).await?;
-    settled
+    settle::settle(&cluster).await
 }
 
 /// Judges the history of each chunk; how many are not decided.
@@ -111,7 +112,10 @@ fn judge(cluster: &Cluster, violations: &mut Vec<String>) -> usize {
         let operations = cluster.workload.history.of_chunk(chunk);
         match linear::check(&operations) {
             Verdict::Linearizable => {}
-            Verdict::Unknown => undecided += 1,
+            Verdict::Unknown(text) => {
+                note!(cluster.log, "chunk {chunk} is undecided: {text}");
+                undecided += 1;
+            }
             Verdict::Wrong(text) => {
                 let all = operations.iter().map(|operation| format!("\n    {operation}"));
                 let all = all.collect::<String>();

@@ -39,13 +39,11 @@ fn wrong(text: String) -> Error {
     Error::internal(text)
 }
 
-/// Takes the faults back, waits until the cluster is well, and checks what it holds.
+/// Waits until a cluster without faults is well, and checks what it holds.
 ///
 /// # Errors
 /// What is not as it must be.
 pub(crate) async fn settle(cluster: &Arc<Cluster>) -> Result<()> {
-    note!(cluster.log, "no more faults");
-    cluster.calm();
     if cluster.ground.random_below(2) == 0 {
         restart_all(cluster);
     }

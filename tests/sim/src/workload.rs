@@ -128,6 +128,9 @@ impl Client {
         let think = self.workload.options.think;
         while self.workload.goes_on() {
             self.env.sleep(think.mul_f64(self.env.random_below(2000) as f64 / 1000.0)).await;
+            if !self.workload.goes_on() {
+                return;
+            }
             let chunk = self.env.random_below(self.workload.options.chunks as u64) as usize;
             let kind = self.choose();
             let seconds = [1, 4, 15][self.env.random_below(3) as usize];
