@@ -68,7 +68,10 @@ impl std::fmt::Display for Operation {
             (Kind::Read { offset, .. }, Outcome::Saw(bytes)) => {
                 write!(f, " saw {} bytes: {}", bytes.len(), content::describe(*offset, bytes))
             }
-            (_, outcome) => write!(f, " {outcome:?}"),
+            (_, outcome) if self.order == u128::MAX => write!(f, " {outcome:?}"),
+            (_, outcome) => {
+                write!(f, " {outcome:?} version {}.{}", self.order >> 64, self.order as u64)
+            }
         }
     }
 }

@@ -166,10 +166,24 @@ impl<'a> Search<'a> {
                 self.note(content, &candidates);
                 let changes = |o: &usize| !matches!(self.operations[*o].kind, Kind::Read { .. });
                 let mut candidates: Vec<_> = candidates.into_iter().filter(changes).collect();
-                candidates.sort_by_key(|operation| self.operations[*operation].order);
+                let next = self.next_read();
+                candidates.sort_by_key(|operation| self.promise(*operation, next));
                 return Some(Frame { took, content, candidates, tried: 0 });
             }
         }
+    }
+
+    /// The read that has to be explained first.
+    fn next_read(&self) -> Option<usize> {
+        let is_read = |o: &usize| matches!(self.operations[*o].kind, Kind::Read { .. });
+        let left = (0..self.operations.len()).filter(|o| is_read(o) && !self.is_taken(*o));
+        left.min_by_key(|read| self.operations[*read].returned)
+    }
+
+    /// How likely it is that a change comes next; less is likelier.
+    fn promise(&self, operation: usize, next_read: Option<usize>) -> (u128, bool) {
+        let saw = |reads: &Vec<usize>| next_read.is_some_and(|read| reads.contains(&read));
+        (self.operations[operation].order, !self.witnesses[operation].as_ref().is_some_and(saw))
     }
 
     /// The operations that may come next: called before any other that is left returned. `None` when

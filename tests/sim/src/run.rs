@@ -113,6 +113,9 @@ fn judge(cluster: &Cluster, violations: &mut Vec<String>) -> usize {
         match linear::check(&operations) {
             Verdict::Linearizable => {}
             Verdict::Unknown(text) => {
+                for operation in &operations {
+                    note!(cluster.log, "  {operation}");
+                }
                 note!(cluster.log, "chunk {chunk} is undecided: {text}");
                 undecided += 1;
             }
