@@ -166,5 +166,6 @@ impl StorageServer {
 }
 
 fn lease_of(view: Arc<OnceLock<Arc<kiln_manager_link::LeaseView>>>, env: Env) -> Lease {
-    Arc::new(move || view.get().is_some_and(|view| view.may_serve(env.now())))
+    let ignored = || kiln_types::rehearsal::planted("the lease does not end");
+    Arc::new(move || view.get().is_some_and(|view| view.may_serve(env.now()) || ignored()))
 }

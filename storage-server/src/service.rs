@@ -8,6 +8,7 @@ use kiln_chunk_store::{ChunkStat, Store};
 use kiln_env::Env;
 use kiln_net::{Handler, Peer, Request, Response};
 use kiln_telemetry::{REQUESTS, Trace, about, metrics};
+use kiln_types::rehearsal::mark;
 use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, Result};
 use kiln_wire::{
     Body, DiskSpace, Fill, Forward, Goodbye, Install, LIST_LIMIT_MAX, List, Listed, Listing, Name,
@@ -66,7 +67,10 @@ impl ChunkService {
     fn require_lease(&self) -> Result<()> {
         match (self.lease)() {
             true => Ok(()),
-            false => Err(Error::new(Code::NotServing, "this server's lease has run out")),
+            false => {
+                mark("a request finds no lease");
+                Err(Error::new(Code::NotServing, "this server's lease has run out"))
+            }
         }
     }
 

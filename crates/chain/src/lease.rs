@@ -25,6 +25,7 @@
 //! only after it took up the routing information of that moment (see [`ServerLease::registered`]):
 //! it never serves under states from before its death.
 
+use kiln_types::rehearsal::mark;
 use kiln_types::{Monotonic, NodeId, RoutingVersion};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -197,6 +198,7 @@ impl ManagerLeases {
     /// The nodes whose lease has ended; call it often. The caller [`forget`](Self::forget)s them.
     pub fn tick(&mut self, now: Monotonic) -> Vec<NodeId> {
         if now.since(self.ticked) > self.patience.stall {
+            mark("the manager finds that it stood still");
             self.resumed = now;
         }
         self.ticked = now;

@@ -31,6 +31,7 @@
 //! the caller reports a member as not alive only when its server has ceased to serve it (see
 //! [`crate::lease`]).
 
+use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{Chain, Error, LocalState, Member, PublicState, Result, TargetId};
 use std::fmt;
 
@@ -98,16 +99,24 @@ fn next_state(members: &[Member], at: usize, local: LocalState, rules: Rules) ->
         (Serving, LocalState::UpToDate | LocalState::Online) => Serving,
         (Serving, LocalState::Offline) => {
             let first = !members[..at].iter().any(|member| member.state == LastServing);
-            if first { LastServing } else { Offline }
+            if first {
+                mark("a target is the last that served");
+                LastServing
+            } else {
+                mark("several targets of a chain fail at once");
+                Offline
+            }
         }
         (LastServing, _) if others(Serving) => Offline,
         (LastServing, local) => {
             if local.is_alive() {
+                mark("the last that served is back");
                 Serving
             } else {
                 LastServing
             }
         }
+        (Waiting | Offline, LocalState::Online) if planted("a stale target serves") => Serving,
         (Syncing, LocalState::UpToDate) => Serving,
         (Syncing, LocalState::Online) if rules.resync && others(Serving) => Syncing,
         (Waiting | Offline, LocalState::Online)

@@ -16,6 +16,7 @@ use kiln_chunk_store::{self as chunk_store, Store};
 use kiln_env::Env;
 use kiln_memory::Bytes;
 use kiln_telemetry::{Phase, Trace};
+use kiln_types::rehearsal::planted;
 use kiln_types::{
     ChainId, ChainVersion, ChunkId, ChunkVersion, Code, Deadline, Error, LocalState, Monotonic,
     PublicState, Result, RetryKey, RetryRecord, TargetId,
@@ -102,7 +103,10 @@ impl Target {
         completeness: Completeness,
     ) -> Arc<Self> {
         let replica = Replica::new(id, store.version_max(id));
-        let pending = store.pending(id);
+        let mut pending = store.pending(id);
+        if planted("pending versions are forgotten") {
+            pending.clear();
+        }
         let target = Arc::new(Self {
             id,
             chain,
@@ -294,7 +298,9 @@ impl Target {
 
     fn remembered(&self, retry: Option<RetryKey>) -> Option<RetryRecord> {
         let key = retry?;
-        self.store.retry_record(self.id, key.client, key.channel)
+        let record = self.store.retry_record(self.id, key.client, key.channel)?;
+        let forgets = planted("retries are forgotten at a change of the chain");
+        (!forgets || record.version.chain >= self.chain_version()).then_some(record)
     }
 
     fn apply(self: &Arc<Self>, event: Event) {

@@ -4,6 +4,7 @@ use super::{NEIGHBOUR_TIMEOUT, Target};
 use kiln_chain::replica::ReadRule;
 use kiln_chunk_store::{self as chunk_store, ChunkRead, Which};
 use kiln_telemetry::{Phase, phase};
+use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{
     ChunkId, ChunkVersion, Code, Deadline, Error, PublicState, Result, TargetId, TruncateEpoch,
 };
@@ -28,13 +29,23 @@ impl Target {
         let committed = || self.read_store(chunk, Which::Committed, offset, length, floor);
         match self.read_rule(name)? {
             ReadRule::Committed => committed().await,
-            ReadRule::Wait => Err(settling(chunk)),
+            ReadRule::Wait => {
+                mark("a read waits for a chunk to be settled");
+                Err(settling(chunk))
+            }
             ReadRule::Ask(commit_point) => {
+                mark("a read asks the commit point");
                 let decided = self.ask_committed(name, commit_point, deadline).await?;
                 let stat = self.store.stat(self.id, chunk).await?;
                 let version_of = |stat: &Option<chunk_store::VersionStat>| {
                     stat.as_ref().map_or(ChunkVersion::NONE, |stat| stat.version)
                 };
+                if planted("replicas show what is pending")
+                    && let Some(pending) = &stat.pending
+                {
+                    let which = Which::Version(pending.version);
+                    return self.read_store(chunk, which, offset, length, floor).await;
+                }
                 if version_of(&stat.committed) >= decided {
                     return committed().await;
                 }
@@ -76,7 +87,7 @@ impl Target {
             let text = format!("target {} does not serve", self.id);
             return Err(Error::new(Code::NotServing, text));
         };
-        if view.chain_version != name.chain_version {
+        if view.chain_version != name.chain_version && !planted("any chain version will do") {
             let text = format!(
                 "chain {} is at version {}, the request at {}",
                 self.chain, view.chain_version, name.chain_version

@@ -14,12 +14,17 @@ mod linear;
 mod log;
 mod manager;
 mod options;
+mod plants;
 mod road;
 mod run;
 mod server;
 mod settle;
+mod sweep;
 mod tap;
 mod workload;
 
+pub use log::print_logs;
 pub use options::{Fault, Options};
+pub use plants::{MARKS, PLANTS};
 pub use run::{Report, run};
+pub use sweep::{Summary, Sweep, sweep};

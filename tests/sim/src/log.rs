@@ -2,9 +2,14 @@
 
 use kiln_env::Env;
 use parking_lot::Mutex;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 
 /// How much of a log is kept.
 const LINES: usize = 400;
@@ -39,6 +44,36 @@ impl Log {
     /// The end of the log.
     pub(crate) fn end(&self) -> Vec<String> {
         self.lines.lock().iter().cloned().collect()
+    }
+}
+
+thread_local! {
+    /// The clock of the simulation that this thread runs.
+    static CLOCK: RefCell<Option<Env>> = const { RefCell::new(None) };
+}
+
+/// Prints what servers and clients log from now on, with virtual time.
+pub fn print_logs() {
+    let filter =
+        |data: &Metadata<'_>| *data.level() <= Level::DEBUG && data.target().starts_with("kiln");
+    let filter = tracing_subscriber::filter::filter_fn(filter);
+    let layer = tracing_subscriber::fmt::layer().with_timer(VirtualTime).with_ansi(false);
+    let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
+    // A second call changes nothing.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Lets logs on this thread carry the time of `env`.
+pub(crate) fn set_clock(env: Env) {
+    CLOCK.set(Some(env));
+}
+
+struct VirtualTime;
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let now = CLOCK.with_borrow(|clock| clock.as_ref().map_or(0, |clock| clock.now().0));
+        write!(writer, "{:>10.6}", now as f64 / 1e9)
     }
 }
 

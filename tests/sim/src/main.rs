@@ -1,42 +1,155 @@
-//! `kiln-sim`: runs seeds, and says what went wrong.
+//! `kiln-sim`: runs seeds of the simulation, and says what went wrong.
 
 use clap::Parser;
-use kiln_sim::{Options, run};
+use kiln_sim::{MARKS, Options, PLANTS, Report, Summary, Sweep, run, sweep};
+use kiln_types::Result;
 use std::process::ExitCode;
+use std::time::Duration;
 
-/// Runs simulated clusters.
+/// Runs whole clusters in one process: the shipping servers, manager and client on simulated machines,
+/// disks and network, which crash, stall, lose and tear what is not synced, as a seed decides.
+///
+/// Of each run is checked: that the operations on each chunk can have happened one after the other, each
+/// between its call and its return; that after the last fault every chain serves again within two
+/// minutes, with equal replicas and stores that are well by their own books; and that nothing panics. A
+/// seed always runs in the same way. The last line says what was run; the exit status is 1 when something
+/// was wrong.
 #[derive(Parser)]
+#[command(name = "kiln-sim", version)]
 struct Arguments {
-    /// How many seeds.
-    #[arg(long, default_value_t = 10)]
+    /// How many seeds to run.
+    #[arg(long, value_name = "N", default_value_t = 100)]
     seeds: u64,
-    /// The first one.
-    #[arg(long, default_value_t = 1)]
+    /// The first of them.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
     first_seed: u64,
-    /// Print.
-    #[arg(long)]
+    /// Begin no run after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<u64>,
+    /// Runs at a time.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
+    /// Run this seed alone.
+    #[arg(long, conflicts_with_all = ["seeds", "first_seed", "seconds"])]
+    seed: Option<u64>,
+    /// Print the event log, and what the servers log, as it happens. With --seed.
+    #[arg(long, requires = "seed")]
     trace: bool,
+    /// Plant a defect; --plants lists them. May be given several times.
+    #[arg(long, value_name = "NAME")]
+    plant: Vec<String>,
+    /// Run each defect that can be planted until it is found, from three first seeds on, and print how
+    /// many seeds that took.
+    #[arg(long)]
+    plants: bool,
+    /// Print a line for each run.
+    #[arg(long, short)]
+    verbose: bool,
 }
+
+/// The first seeds from which each planted defect is looked for.
+const STARTS: [u64; 3] = [1, 100_001, 200_001];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    for seed in arguments.first_seed..arguments.first_seed + arguments.seeds {
-        let start = std::time::Instant::now();
-        let report = run(Options::of(seed), arguments.trace);
-        println!("{}", report.options);
-        println!(
-            "   ops {} ok {} faults {} time {:?} trace {} undecided {} real {:?}",
-            report.operations,
-            report.successes,
-            report.faults,
-            report.time,
-            report.trace,
-            report.undecided,
-            start.elapsed()
-        );
-        for violation in &report.violations {
-            println!("   VIOLATION {}", violation.chars().take(3000).collect::<String>());
+    if let Some(unknown) = arguments.plant.iter().find(|name| !PLANTS.contains(&name.as_str())) {
+        eprintln!("kiln-sim: no defect is called '{unknown}'; there are: {}", PLANTS.join(", "));
+        return ExitCode::from(2);
+    }
+    let fine = match (arguments.seed, arguments.plants) {
+        (Some(seed), _) => Ok(one(seed, &arguments)),
+        (None, true) => find_plants(&arguments),
+        (None, false) => many(&arguments),
+    };
+    match fine {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("kiln-sim: {error}");
+            ExitCode::from(2)
         }
     }
-    ExitCode::SUCCESS
+}
+
+fn one(seed: u64, arguments: &Arguments) -> bool {
+    if arguments.trace {
+        kiln_sim::print_logs();
+    }
+    let options = Options { plants: arguments.plant.clone(), ..Options::of(seed) };
+    println!("{options}");
+    let report = run(options, arguments.trace);
+    show(&report);
+    let Report { operations, successes, faults, time, trace, .. } = &report;
+    println!(
+        "1 seed, {operations} operations ({successes} successful), {faults} faults, {} violations; \
+         {:.0} s of virtual time; trace {trace:016x}",
+        report.violations.len(),
+        time.as_secs_f64()
+    );
+    report.violations.is_empty()
+}
+
+fn show(report: &Report) {
+    if report.violations.is_empty() {
+        return;
+    }
+    println!("{}", report.options);
+    report.log.iter().for_each(|line| println!("{line}"));
+    for violation in &report.violations {
+        println!("VIOLATION in seed {}: {violation}", report.options.seed);
+    }
+    println!("rerun it with: kiln-sim --seed {} --trace", report.options.seed);
+}
+
+fn sweep_of(arguments: &Arguments) -> Sweep {
+    Sweep {
+        first: arguments.first_seed,
+        seeds: arguments.seeds,
+        time: arguments.seconds.map(Duration::from_secs),
+        jobs: arguments.jobs,
+        plants: arguments.plant.clone(),
+        stops: false,
+    }
+}
+
+fn many(arguments: &Arguments) -> Result<bool> {
+    let summary = sweep(&sweep_of(arguments), |report| {
+        if arguments.verbose {
+            let Report { operations, successes, faults, undecided, .. } = report;
+            println!("{}", report.options);
+            println!("  {successes} of {operations} operations, {faults} faults, {undecided}");
+        }
+        show(report);
+    })?;
+    show_marks(&summary);
+    println!("{summary}");
+    Ok(summary.violations == 0)
+}
+
+fn show_marks(summary: &Summary) {
+    for mark in MARKS {
+        println!("{:>9} {mark}", summary.marks.get(mark).copied().unwrap_or(0));
+    }
+}
+
+fn find_plants(arguments: &Arguments) -> Result<bool> {
+    let mut all_found = true;
+    for plant in PLANTS {
+        let mut taken = Vec::new();
+        for first in STARTS {
+            let plants = vec![(*plant).to_owned()];
+            let sweeping = Sweep { first, plants, stops: true, ..sweep_of(arguments) };
+            let summary = sweep(&sweeping, |_| ())?;
+            taken.push(if summary.violations > 0 { summary.seeds } else { u64::MAX });
+        }
+        taken.sort_unstable();
+        let shown = |seeds: &u64| match *seeds {
+            u64::MAX => format!("more than {}", arguments.seeds),
+            seeds => seeds.to_string(),
+        };
+        let each: Vec<_> = taken.iter().map(shown).collect();
+        println!("{plant}: found after {} seeds ({})", shown(&taken[1]), each.join(", "));
+        all_found &= taken[1] != u64::MAX;
+    }
+    Ok(all_found)
 }

@@ -51,6 +51,7 @@ pub fn run(options: Options, prints: bool) -> Report {
     let executor = Executor::new(options.seed);
     executor.set_steps_max(STEPS_MAX);
     executor.set_faults(options.kv_faults);
+    crate::log::set_clock(executor.env());
     let log = Log::new(executor.env(), prints);
     let start = executor.env().now();
     let cluster = Cluster::new(options.clone(), &executor, log.clone());

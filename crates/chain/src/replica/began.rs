@@ -2,7 +2,8 @@
 
 use super::machine::{Phase, Replica, Source, Work};
 use super::{Action, Versions};
-use kiln_types::{ChunkId, ChunkVersion, Code, Error, Result, RetryRecord};
+use kiln_types::rehearsal::{mark, planted};
+use kiln_types::{ChainVersion, ChunkId, ChunkVersion, Code, Error, Result, RetryRecord};
 
 impl Replica {
     pub(super) fn began(
@@ -37,6 +38,7 @@ impl Replica {
         let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
         let version = slot.current.version;
         if versions.pending == Some(version) {
+            mark("a recovered version is settled");
             slot.current.previous = versions.base();
             self.decide(chunk);
         } else {
@@ -71,8 +73,14 @@ impl Replica {
             );
             return self.finish(chunk, Err(Error::corrupt(text)));
         }
-        let version = version_max.successor_in(view.chain_version);
-        self.version_max = version;
+        let mut version = version_max.successor_in(view.chain_version);
+        if planted("two heads give the same version") {
+            version.chain = version_max.chain.max(ChainVersion(1));
+        }
+        if planted("versions restart after a removal") && !versions.present {
+            version = ChunkVersion::NONE.successor_in(view.chain_version);
+        }
+        self.version_max = self.version_max.max(version);
         let slot = self.slots.get_mut(&chunk).expect("invariant: the caller found it");
         slot.current.version = version;
         slot.current.previous = versions.base();
@@ -89,6 +97,7 @@ impl Replica {
             Some(pending) if pending == version => return self.decide(chunk),
             // The predecessor has committed it: only our own mark was lost.
             Some(pending) if pending == previous => {
+                mark("a forward tells that the version before is committed");
                 self.actions.push(Action::Commit { chunk, version: pending });
             }
             None if versions.base() == previous => {}

@@ -2,6 +2,7 @@
 
 use super::machine::{Replica, Source, Work};
 use super::{Action, Ticket, View};
+use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{
     ChainVersion, ChunkId, ChunkVersion, Code, Error, Result, RetryKey, RetryRecord, TargetId,
 };
@@ -19,7 +20,8 @@ impl Replica {
         let view = self.view.ok_or_else(|| {
             Error::new(Code::NotServing, format!("target {} is not in its chain", self.target))
         })?;
-        if view.chain_version != chain_version {
+        if view.chain_version != chain_version && !planted("any chain version will do") {
+            mark("a request names another chain version");
             let text = format!(
                 "the chain is at version {}, the request at {chain_version}",
                 view.chain_version
@@ -97,6 +99,7 @@ impl Replica {
                 if self.slots.get(&known.chunk).is_some_and(|slot| same(&slot.current)) {
                     return self.join(known.chunk, ticket, same).map(|()| true);
                 }
+                mark("a retry is answered from its record");
                 self.answer(ticket, Ok(known.version));
                 Ok(true)
             }
@@ -130,6 +133,7 @@ impl Replica {
         self.require_predecessor(chain_version, from)?;
         if self.refused.get(&chunk) == Some(&work.version) {
             let text = format!("version {} was refused before", work.version);
+            mark("a late copy of a refused version");
             return Err(Error::new(Code::NoSpace, text));
         }
         self.version_max = self.version_max.max(work.version);

@@ -1,6 +1,7 @@
 //! The state machine of a replica.
 
 use super::{Action, Event, ReadRule, Ticket, View, refuses};
+use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{
     ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey,
     Sequence, TargetId,
@@ -221,6 +222,9 @@ impl Replica {
             })
             .map(|(chunk, _)| *chunk)
             .collect();
+        if !undecided.is_empty() && self.view.is_some_and(|view| view.is_head) {
+            mark("a head takes a view with versions undecided");
+        }
         for chunk in undecided {
             self.decide(chunk);
         }
@@ -300,6 +304,10 @@ impl Replica {
                 let forward =
                     Action::Forward { chunk, version, previous, to, chain_version, attempt };
                 self.actions.push(forward);
+                if planted("commit before the successor has it") {
+                    slot.phase = Phase::Committing;
+                    self.actions.push(Action::Commit { chunk, version });
+                }
             }
             None if view.commits_alone() => {
                 slot.phase = Phase::Committing;
@@ -350,6 +358,7 @@ impl Replica {
                 self.sync(chunk);
             }
             Err(error) if refuses(error.code()) => {
+                mark("a successor refuses a version");
                 slot.phase = Phase::Discarding;
                 slot.current.refusal = Some(error);
                 self.actions.push(Action::Discard { chunk, version });
