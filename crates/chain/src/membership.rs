@@ -76,7 +76,9 @@ pub fn advance(chain: &Chain, local: impl Fn(TargetId) -> LocalState, rules: Rul
     let changed = members != chain.members;
     let version = if changed { chain.version.next() } else { chain.version };
     let next = Chain { version, members, ..*chain };
-    check(chain, &next);
+    if !planted("a stale target serves") {
+        check(chain, &next);
+    }
     next
 }
 

@@ -116,6 +116,17 @@ fn some_host(cluster: &Cluster) -> (String, Host) {
     }
 }
 
+/// All hosts, in two parts.
+fn halves(cluster: &Cluster) -> [Vec<String>; 2] {
+    let servers = cluster.servers.iter().map(|server| &server.name);
+    let clients = cluster.clients.iter().map(|client| &client.name);
+    let mut halves = [Vec::new(), Vec::new()];
+    for name in servers.chain(clients).chain([&cluster.manager.name]) {
+        halves[cluster.ground.random_below(2) as usize].push(name.clone());
+    }
+    halves
+}
+
 fn halt(cluster: &Arc<Cluster>) {
     let ((name, host), outage) = (some_host(cluster), outage(cluster));
     note!(cluster.log, "fault: {name} stands still for {outage:?}");
@@ -193,6 +204,12 @@ fn harm_network(cluster: &Arc<Cluster>, fault: Fault) {
     match fault {
         Fault::Part => both(&one, &other),
         Fault::PartFromManager => both(&one, manager),
+        Fault::Split => {
+            let halves = halves(cluster);
+            for a in &halves[0] {
+                halves[1].iter().for_each(|b| both(a, b));
+            }
+        }
         Fault::Isolate => {
             for server in &cluster.servers {
                 both(&one, &server.name);

@@ -20,6 +20,8 @@ pub enum Fault {
     Part,
     /// One host does not reach another one, which reaches it.
     PartOneWay,
+    /// The network falls into two halves.
+    Split,
     /// A storage server reaches nobody but the manager, or only the others.
     Isolate,
     /// A storage server and the manager cannot reach each other.
@@ -42,7 +44,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them, and how often they come beside each other.
-    const ALL: [(Self, u32); 16] = [
+    const ALL: [(Self, u32); 17] = [
         (Self::KillServer, 10),
         (Self::PowerLoss, 10),
         (Self::PowerLossOfSeveral, 4),
@@ -51,6 +53,7 @@ impl Fault {
         (Self::Part, 5),
         (Self::PartOneWay, 5),
         (Self::Isolate, 4),
+        (Self::Split, 5),
         (Self::PartFromManager, 5),
         (Self::Halt, 5),
         (Self::Break, 6),

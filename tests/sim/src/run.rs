@@ -6,10 +6,11 @@ use crate::log::{Log, note};
 use crate::options::Options;
 use crate::{faults, settle};
 use kiln_env::Executor;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// A run that takes more polls of tasks than this does not come to an end.
@@ -47,6 +48,7 @@ pub struct Report {
 
 /// Runs the simulation that `options` say; with `prints` its log is printed as it goes.
 pub fn run(options: Options, prints: bool) -> Report {
+    keep_panics();
     kiln_types::rehearsal::begin(options.plants.iter().cloned());
     let executor = Executor::new(options.seed);
     executor.set_steps_max(STEPS_MAX);
@@ -61,7 +63,7 @@ pub fn run(options: Options, prints: bool) -> Report {
     match lived {
         Ok(Ok(())) => {}
         Ok(Err(error)) => violations.push(error.to_string()),
-        Err(panic) => violations.push(format!("a panic: {}", message(&*panic))),
+        Err(_) => violations.push(format!("a panic: {}", PANIC.take())),
     }
     let undecided = judge(&cluster, &mut violations);
     for violation in &violations {
@@ -130,7 +132,21 @@ fn judge(cluster: &Cluster, violations: &mut Vec<String>) -> usize {
     undecided
 }
 
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "?".into())
+thread_local! {
+    /// The last panic of this thread.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Panics are findings: they are kept, not printed.
+fn keep_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANIC.set(info.to_string());
+            if std::env::var_os("RUST_BACKTRACE").is_some_and(|set| set == "full") {
+                before(info);
+            }
+        }));
+    });
 }
