@@ -18,21 +18,9 @@ const HEAL_TIME_MAX: Duration = Duration::from_secs(120);
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Whether a target that missed writes is filled and serves again. Without that it waits.
-fn is_refilled() -> bool {
-    false
-}
-
-/// Whether a chain is as well as it can be.
+/// Whether all replicas of a chain serve.
 fn is_well(chain: &Chain) -> bool {
-    let mut members = chain.members.iter();
-    let one_serves = chain.serving().count() > 0;
-    one_serves
-        && members.all(|member| match member.state {
-            PublicState::Serving => true,
-            PublicState::Waiting => !is_refilled(),
-            _ => false,
-        })
+    chain.members.iter().all(|member| member.state == PublicState::Serving)
 }
 
 fn wrong(text: String) -> Error {
