@@ -4,7 +4,7 @@ use crate::cluster::Cluster;
 use crate::history::Kind;
 use crate::log::note;
 use crate::workload::CHUNK_BYTES;
-use kiln_chunk_store::{ChunkStat, Which};
+use kiln_chunk_store::{VersionStat, Which};
 use kiln_storage_server::Target;
 use kiln_types::{
     Chain, ChunkId, Code, Error, PublicState, Result, RoutingInfo, TargetId, TruncateEpoch,
@@ -132,7 +132,7 @@ async fn compare(cluster: &Cluster, routing: &RoutingInfo, chain: &Chain) -> Res
     Ok(())
 }
 
-type Held = Vec<(ChunkId, ChunkStat, Vec<u8>)>;
+type Held = Vec<(ChunkId, VersionStat, Vec<u8>)>;
 
 async fn contents(target: &Target, id: TargetId) -> Result<Held> {
     let store = target.store();
@@ -144,9 +144,13 @@ async fn contents(target: &Target, id: TargetId) -> Result<Held> {
             Err(error) if error.code() == Code::ChunkNotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        // A tombstone that was collected and one that was not are the same to everybody.
-        if stat.committed.is_some_and(|committed| !committed.removed) {
-            held.push((chunk, stat, bytes));
+        if stat.pending.is_some() {
+            return Err(wrong(format!("target {id}: chunk {chunk} has a version pending")));
+        }
+        // A tombstone that was collected and one that was not are the same to everybody; and what a
+        // target is filled with comes without the request that made it.
+        if let Some(committed) = stat.committed.filter(|committed| !committed.removed) {
+            held.push((chunk, VersionStat { retry: None, ..committed }, bytes));
         }
     }
     Ok(held)
