@@ -18,18 +18,33 @@ pub(crate) enum Verdict {
     Unknown(String),
 }
 
+/// Which of the writes that did not return an attempt may take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Those that were seen by reads that are still to be explained.
+    Seen,
+    /// Those, and others that a server was seen to order: they may have made a chunk longer, before it was
+    /// cut.
+    Ordered,
+    /// All.
+    All,
+}
+
 /// Looks for an order of one chunk's operations.
 pub(crate) fn check(operations: &[Operation]) -> Verdict {
-    // Most lost writes were never seen: leaving them out first keeps the search short.
-    let verdict = Search::new(operations, true).run();
-    if verdict == Verdict::Linearizable {
-        return verdict;
+    // Most lost writes never took effect: leaving them out first keeps the search short.
+    let mut verdict = Verdict::Linearizable;
+    for scope in [Scope::Seen, Scope::Ordered, Scope::All] {
+        verdict = match (Search::new(operations, scope).run(), verdict) {
+            (Verdict::Linearizable, _) => return Verdict::Linearizable,
+            // What was neither seen nor ordered can hardly explain anything.
+            (Verdict::Unknown(_), Verdict::Wrong(text)) if scope == Scope::All => {
+                Verdict::Wrong(text)
+            }
+            (verdict, _) => verdict,
+        };
     }
-    match (Search::new(operations, false).run(), verdict) {
-        // What was never seen can hardly explain anything: only zeros before it.
-        (Verdict::Unknown(_), Verdict::Wrong(text)) => Verdict::Wrong(text),
-        (verdict, _) => verdict,
-    }
+    verdict
 }
 
 /// The reads that may have seen a write that did not return, as far as they tell.
@@ -73,7 +88,7 @@ struct Frame {
 }
 
 impl<'a> Search<'a> {
-    fn new(operations: &'a [Operation], only_seen: bool) -> Self {
+    fn new(operations: &'a [Operation], scope: Scope) -> Self {
         let mut returned: Set = vec![0; operations.len().div_ceil(64)].into();
         let mut all = Vec::new();
         for (i, operation) in operations.iter().enumerate() {
@@ -82,7 +97,13 @@ impl<'a> Search<'a> {
                 returned[i / 64] |= 1 << (i % 64);
             }
             let is_write = matches!(operation.kind, Kind::Write { .. });
-            all.push((only_seen && is_open && is_write).then(|| witnesses(operation, operations)));
+            let limited = match scope {
+                Scope::Seen => true,
+                Scope::Ordered => operation.order == u128::MAX,
+                Scope::All => false,
+            };
+            let limited = limited && is_open && is_write;
+            all.push(limited.then(|| witnesses(operation, operations)));
         }
         Self {
             operations,
