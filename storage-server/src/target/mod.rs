@@ -103,10 +103,7 @@ impl Target {
         completeness: Completeness,
     ) -> Arc<Self> {
         let replica = Replica::new(id, store.version_max(id));
-        let mut pending = store.pending(id);
-        if planted("pending versions are forgotten") {
-            pending.clear();
-        }
+        let pending = store.pending(id);
         let target = Arc::new(Self {
             id,
             chain,
@@ -132,6 +129,9 @@ impl Target {
             failed: AtomicBool::new(false),
         });
         for (chunk, version) in pending {
+            if planted("pending versions are forgotten") {
+                continue;
+            }
             target.apply(Event::Recovered { chunk, version });
         }
         target
@@ -195,7 +195,8 @@ impl Target {
             let mut state = self.state.lock();
             let old = state.replica.view().copied();
             let mut actions = Vec::new();
-            if serves(view) && !serves(old) {
+            let forgets = planted("pending versions are forgotten");
+            if serves(view) && !serves(old) && !forgets {
                 // While others decided, nothing of this was in progress.
                 for (chunk, version) in self.store.pending(self.id) {
                     actions.extend(state.replica.apply(Event::Recovered { chunk, version }));

@@ -11,6 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// How often somebody looks for failed disks.
+const ROUND: Duration = Duration::from_secs(3);
+
 /// Lets one fault follow the other, for ever.
 pub(crate) async fn rage(cluster: Arc<Cluster>) {
     if cluster.options.faults.is_empty() {
@@ -22,6 +25,18 @@ pub(crate) async fn rage(cluster: Arc<Cluster>) {
         let fault = pick(&cluster);
         cluster.workload.faults.fetch_add(1, Ordering::Relaxed);
         strike(&cluster, fault);
+    }
+}
+
+/// Looks after failed disks, for ever: their servers are started again.
+pub(crate) async fn operate(cluster: Arc<Cluster>) {
+    loop {
+        cluster.ground.sleep(ROUND).await;
+        for server in cluster.servers.iter().filter(|server| server.has_failed()) {
+            note!(cluster.log, "{} has a failed disk: it is started again", server.name);
+            server.crash(false);
+            server.start();
+        }
     }
 }
 
@@ -171,13 +186,6 @@ fn harm_disk(cluster: &Arc<Cluster>, fault: Fault) {
     let kind = kinds[cluster.ground.random_below(3) as usize];
     note!(cluster.log, "fault: a {kind:?} of {} will fail", server.name);
     disk.fail_next(kind, cluster.ground.random_below(20));
-    // Somebody looks at it and starts the server again.
-    later(cluster, outage(cluster) + Duration::from_secs(2), move |_| {
-        if server.is_up() {
-            server.crash(false);
-            server.start();
-        }
-    });
 }
 
 fn harm_network(cluster: &Arc<Cluster>, fault: Fault) {

@@ -118,7 +118,7 @@ impl Options {
         let think = pick(&[50, 100, 300]);
         // About how long it takes, in milliseconds, over how many faults there shall be.
         let length = operations * (think + 10) / (clients * width);
-        let fault_every = (length / pick(&[8, 20, 60])).max(100);
+        let fault_every = (length / pick(&[8, 20, 60])).max(300);
         Self {
             seed,
             servers: pick(&[3, 3, 4, 5]) as usize,

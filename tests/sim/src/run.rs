@@ -16,7 +16,7 @@ use std::time::Duration;
 /// A run that takes more polls of tasks than this does not come to an end.
 const STEPS_MAX: u64 = 50_000_000;
 /// After this virtual time no more operations are begun: faults may leave no room for them.
-const TIME_MAX: Duration = Duration::from_secs(300);
+const TIME_MAX: Duration = Duration::from_secs(120);
 /// What is under way then ends within this time.
 const END_TIME_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
@@ -86,6 +86,7 @@ pub fn run(options: Options, prints: bool) -> Report {
 
 async fn live(cluster: Arc<Cluster>) -> kiln_types::Result<()> {
     cluster.start();
+    let _operator = cluster.ground.spawn("operator", faults::operate(Arc::clone(&cluster)));
     let rage = cluster.ground.spawn("faults", faults::rage(Arc::clone(&cluster)));
     let over = async {
         while !cluster.workload.is_over() {

@@ -12,7 +12,7 @@ use kiln_manager_link::LinkOptions;
 use kiln_memory::Pool;
 use kiln_net::{KeyRing, ServerOptions, Terms, Transport};
 use kiln_storage_server::{ChunkService, Parts, StorageServer};
-use kiln_types::{DiskId, Incarnation, NodeId, Result, ServerKey, ServiceKind};
+use kiln_types::{DiskId, Incarnation, LocalState, NodeId, Result, ServerKey, ServiceKind};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,6 +62,12 @@ impl ServerHost {
 
     pub(crate) fn is_up(&self) -> bool {
         self.state.lock().is_up
+    }
+
+    /// Whether it has given up a target because of its disk.
+    pub(crate) fn has_failed(&self) -> bool {
+        let targets = self.service().map(|service| service.targets()).unwrap_or_default();
+        targets.iter().any(|target| target.local_state() == LocalState::Offline)
     }
 
     /// What answers, if the server runs.
