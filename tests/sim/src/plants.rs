@@ -1,9 +1,10 @@
 //! Defects that are planted to see whether they are found.
 
-/// Their names, as the code that they are planted in asks for them.
+/// Their names, as the code that they are planted in asks for them. What takes over where another
+/// defence fails is tested with that one gone too: `a + b`.
 pub const PLANTS: &[&str] = &[
     "acknowledge without a sync",
-    "any chain version will do",
+    "any chain version will do + the lease does not end",
     "commit before the successor has it",
     "pending versions are forgotten",
     "a stale target serves",

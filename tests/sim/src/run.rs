@@ -49,7 +49,8 @@ pub struct Report {
 /// Runs the simulation that `options` say; with `prints` its log is printed as it goes.
 pub fn run(options: Options, prints: bool) -> Report {
     keep_panics();
-    kiln_types::rehearsal::begin(options.plants.iter().cloned());
+    let plants = options.plants.iter().flat_map(|plants| plants.split(" + "));
+    kiln_types::rehearsal::begin(plants.map(str::to_owned));
     let executor = Executor::new(options.seed);
     executor.set_steps_max(STEPS_MAX);
     executor.set_faults(options.kv_faults);
