@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What drives the others names what it drives.
-const DRIVERS: &[&str] = &["bench", "cli"];
+const DRIVERS: &[&str] = &["bench", "cli", "sim"];
 const SERVERS: &[&str] = &["mgmtd", "meta-server", "storage-server"];
 
 struct Arrow {
@@ -43,7 +43,9 @@ fn table() -> Vec<(String, Vec<String>)> {
     let row = |line: &str| {
         let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [room, _, names] = cells[..] else { panic!("three cells: {line}") };
-        let room = room.trim_matches('`').trim_start_matches("crates/").to_string();
+        let room =
+            room.trim_matches('`').trim_start_matches("crates/").trim_start_matches("tests/");
+        let room = room.to_string();
         let names = names.split(',').map(|name| name.trim().to_string());
         let names = names.filter(|name| !name.contains(' ')).collect();
         (room, names)

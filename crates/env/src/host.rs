@@ -178,13 +178,14 @@ mod tests {
                 sender.send_replace(env.now());
             })
             .detach();
+        executor.run_for(Duration::from_millis(500));
         host.halt();
         executor.run_for(Duration::from_secs(5));
         assert!(!woken.has_changed().is_ok_and(|changed| changed));
         host.resume();
         executor.run(async move {
             assert!(woken.changed().await.is_ok());
-            assert_eq!(woken.borrow().since(start), Duration::from_secs(5));
+            assert_eq!(woken.borrow().since(start), Duration::from_millis(5500));
         });
     }
 }

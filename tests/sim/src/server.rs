@@ -6,6 +6,7 @@ use crate::road::Road;
 use crate::tap::Tap;
 use crate::workload::Workload;
 use kiln_chunk_store::{Identity, Options as StoreOptions, Store};
+use kiln_config::{RecoveryConfig, ScrubConfig};
 use kiln_disk::{Disk, SimulatedDisk};
 use kiln_env::{Env, Host};
 use kiln_manager_link::LinkOptions;
@@ -123,8 +124,10 @@ impl ServerHost {
             link: self.link(address.clone(), &env),
             ring: Arc::clone(&ring),
             reach: Some(Arc::new(self.road.clone())),
+            recovery: RecoveryConfig::default(),
+            scrub: ScrubConfig::default(),
         };
-        let storage = StorageServer::start(parts)?;
+        let storage = StorageServer::start(parts).await?;
         let in_flight_bytes = MEMORY_BYTES;
         let options =
             ServerOptions { address, terms, pool, in_flight_bytes, ..ServerOptions::default() };
