@@ -5,7 +5,9 @@ use crate::owner::Handle;
 use async_trait::async_trait;
 use kiln_chain::lease::LeaseTimes;
 use kiln_net::Peer;
-use kiln_rpc::{FillProgress, Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder};
+use kiln_rpc::{
+    FillProgress, Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder,
+};
 use kiln_telemetry::metrics;
 use kiln_types::{
     Code, Credential, CredentialLimits, CredentialRecord, Error, NodeId, Result, RoutingInfo,
