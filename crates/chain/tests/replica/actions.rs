@@ -65,7 +65,7 @@ impl World {
                 let store = &mut self.nodes[node].store;
                 let stored = store.chunks.get_mut(&chunk).expect("it is pending");
                 assert_eq!(stored.pending.take().map(|pending| pending.0), Some(version));
-                store.retries.retain(|_, remembered| remembered.version != version);
+                store.undo_retry(version);
                 self.apply(node, Event::Discarded { chunk, version });
             }
             Action::Forward { chunk, version, previous, to, chain_version, attempt } => {

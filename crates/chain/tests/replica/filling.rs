@@ -273,8 +273,9 @@ impl World {
             for stored in store.chunks.values_mut() {
                 stored.undo = None;
             }
-            let dropped = held.pending;
-            store.retries.retain(|_, record| Some(record.version) != dropped);
+            if let Some(dropped) = held.pending {
+                store.undo_retry(dropped);
+            }
             let stored = store.chunks.entry(chunk).or_default();
             (stored.committed, stored.pending) = (copy, None);
             if copy.0 == ChunkVersion::NONE {

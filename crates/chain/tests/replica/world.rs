@@ -87,6 +87,16 @@ pub(crate) struct Store {
     pub(crate) version_max: ChunkVersion,
 }
 
+impl Store {
+    /// A version is discarded: of its channel it is known only that the write before it is over.
+    pub(crate) fn undo_retry(&mut self, version: ChunkVersion) {
+        for record in self.retries.values_mut().filter(|record| record.version == version) {
+            record.key.sequence.0 = record.key.sequence.0.saturating_sub(1);
+            record.version = ChunkVersion::NONE;
+        }
+    }
+}
+
 pub(crate) struct Node {
     pub(crate) target: TargetId,
     pub(crate) replica: Replica,
