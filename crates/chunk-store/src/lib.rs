@@ -50,6 +50,7 @@ mod clean;
 mod committer;
 mod core;
 mod damage;
+mod data;
 mod extent;
 mod group;
 mod index;

@@ -7,6 +7,7 @@
 
 use crate::api::{Change, Update};
 use crate::core::{Core, Standing, mismatch};
+use crate::data::{Data, place};
 use crate::extent::Extent;
 use crate::group::{GROUP_BLOCKS, GROUP_BYTES, Group, Mapped};
 use crate::record::{Flags, Head, Key, Part, Record};
@@ -130,31 +131,18 @@ pub(crate) async fn discard(core: Arc<Core>, key: Key, version: ChunkVersion) ->
     Ok(())
 }
 
-/// New data of a version: whole blocks, from one block of the chunk on.
-struct Data {
-    first: u32,
-    crcs: Vec<u32>,
-    /// Memory of whole blocks, back to back.
-    pieces: Vec<Bytes>,
-}
-
 /// What a version will be.
 struct Draft {
     /// The version that it is built on, if that counts.
     base: Option<Arc<Head>>,
     removed: bool,
     length: u32,
-    /// The chunk's blocks that get new places: first and count.
+    /// The chunk's blocks that are new: first and count, and how many of them need places.
     first: u32,
     count: u32,
+    mapped: u32,
     hint: Option<u64>,
     priority: Priority,
-}
-
-impl Data {
-    fn none() -> Self {
-        Self { first: 0, crcs: Vec::new(), pieces: Vec::new() }
-    }
 }
 
 impl Draft {
@@ -184,7 +172,8 @@ impl Draft {
             }
             Change::Replace { bytes, checksums } => {
                 let length = bytes.len() as u32;
-                (merge.write(0, bytes, checksums, length).await?, length, Priority::Writer)
+                let data = merge.write(0, bytes, checksums, length).await?;
+                (data.with_holes(), length, Priority::Writer)
             }
             Change::Truncate { length } if *length < old_length => {
                 (merge.cut(*length).await?, *length, Priority::Maker)
@@ -202,6 +191,7 @@ impl Draft {
             length,
             first,
             count: data.crcs.len() as u32,
+            mapped: data.mapped(),
             hint: (before != 0).then_some(before + 1),
             priority,
             base,
@@ -216,11 +206,11 @@ impl Draft {
         key: Key,
         standing: &Standing,
     ) -> Result<Option<Vec<Extent>>> {
-        if self.count == 0 {
+        if self.mapped == 0 {
             return Ok(Some(Vec::new()));
         }
         let refused = |taken: &Result<_>| matches!(taken, Err(e) if e.code() == Code::NoSpace);
-        let taken = core.take_space(self.count, self.hint, self.priority).await;
+        let taken = core.take_space(self.mapped, self.hint, self.priority).await;
         if !refused(&taken) {
             return taken.map(Some);
         }
@@ -230,7 +220,7 @@ impl Draft {
         if self.priority != Priority::Writer || !self.renews(core, key, standing).await? {
             return taken.map(Some);
         }
-        let taken = core.take_space(self.count, self.hint, Priority::Renewer).await;
+        let taken = core.take_space(self.mapped, self.hint, Priority::Renewer).await;
         if refused(&taken) { Ok(None) } else { taken.map(Some) }
     }
 
@@ -238,7 +228,7 @@ impl Draft {
     /// many, so that no space is used in the end.
     async fn renews(&self, core: &Core, key: Key, standing: &Standing) -> Result<bool> {
         let Some(base) = &self.base else {
-            return Ok(self.count <= core.blocks(key, standing).await?);
+            return Ok(self.mapped <= core.blocks(key, standing).await?);
         };
         let end = self.first + self.count;
         for index in self.first / GROUP_BLOCKS..=(end - 1) / GROUP_BLOCKS {
@@ -300,7 +290,7 @@ impl Draft {
     ) -> Result<(Head, BTreeMap<usize, Arc<Group>>)> {
         let count = self.length.div_ceil(GROUP_BYTES) as usize;
         let base_parts = self.base.as_ref().map_or(0, |head| head.parts.len());
-        let places: Vec<u64> = space.iter().flat_map(|extent| extent.start..extent.end()).collect();
+        let new = data.map(space);
         let blocks = self.length.div_ceil(BLOCK_BYTES as u32);
         let mut written = BTreeMap::new();
         let mut parts = Vec::with_capacity(count);
@@ -322,7 +312,7 @@ impl Draft {
             };
             for block in from..to {
                 let at = (block - self.first) as usize;
-                map[(block - start) as usize] = Mapped { block: places[at], crc: data.crcs[at] };
+                map[(block - start) as usize] = new[at];
             }
             map.truncate((blocks - start) as usize);
             written.insert(index, Arc::new(Group::of(&map)));
@@ -391,7 +381,7 @@ impl Merge<'_> {
                 pieces.push(block.freeze());
             }
             pieces.retain(|piece| !piece.is_empty());
-            return Ok(Data { first, crcs, pieces });
+            return Ok(Data::of(first, crcs, pieces));
         }
         let mut memory = self.core.pool.take(((last - first + 1) * size) as usize);
         let tail_at = ((last - first) * size) as usize;
@@ -410,7 +400,7 @@ impl Merge<'_> {
             replace_last(&mut crcs, crc32c(&memory[tail_at..]));
         }
         debug_assert_eq!(crcs.len(), grid(offset, bytes).len());
-        Ok(Data { first, crcs, pieces: vec![memory.freeze()] })
+        Ok(Data::of(first, crcs, vec![memory.freeze()]))
     }
 
     /// A block to be overwritten in part: the old one where bytes of it stay, else zeros.
@@ -432,7 +422,7 @@ impl Merge<'_> {
         }
         let mut block = self.old(number).await?;
         block[keep..].fill(0);
-        Ok(Data { first: number, crcs: vec![crc32c(&block)], pieces: vec![block.freeze()] })
+        Ok(Data::of(number, vec![crc32c(&block)], vec![block.freeze()]))
     }
 }
 
@@ -440,27 +430,6 @@ fn replace_last(crcs: &mut [u32], crc: u32) {
     if let Some(last) = crcs.last_mut() {
         *last = crc;
     }
-}
-
-/// Pairs memory with blocks: both are runs, with different borders.
-fn place(pieces: &[Bytes], space: &[Extent]) -> Vec<(u64, Bytes)> {
-    let mut placed = Vec::new();
-    let mut extents = space.iter().copied();
-    let mut room: Option<Extent> = None;
-    for piece in pieces {
-        let mut at = 0;
-        while at < piece.len() {
-            let Some(extent) = room.take().or_else(|| extents.next()) else { return placed };
-            let bytes = (extent.bytes() as usize).min(piece.len() - at);
-            placed.push((extent.start, piece.slice(at..at + bytes)));
-            at += bytes;
-            let used = (bytes / BLOCK_BYTES) as u32;
-            if used < extent.count {
-                room = Some(Extent::new(extent.start + u64::from(used), extent.count - used));
-            }
-        }
-    }
-    placed
 }
 
 /// A block on disk that does not match its checksum.

@@ -107,6 +107,25 @@ fn an_install_and_a_commit_at_once_agree_on_who_was_first() {
 }
 
 #[test]
+fn a_copy_has_holes_where_the_chunk_has_them() {
+    scenario(5, 16, |env, disk, store| async move {
+        let mut bytes = vec![0; 1_000_000];
+        bytes[5000..5003].fill(1);
+        bytes[900_000..].fill(2);
+        install(&store, 0, held(0, None), Some(copy(7, &bytes))).await.unwrap();
+        let blocks = 1 + (900_000_u64..1_000_000).map(|at| at / 4096).max().unwrap() - 219 + 1;
+        assert_eq!(store.usage().targets, vec![(TARGET, blocks * 4096)]);
+        install(&store, 1, held(0, None), Some(copy(7, &[0; 9000]))).await.unwrap();
+        assert_eq!(store.usage().targets, vec![(TARGET, blocks * 4096)]);
+        let disk = disk.power_loss();
+        let store = open(&disk, &env).await;
+        assert_eq!(content(&store, 0).await, bytes);
+        assert_eq!(content(&store, 1).await, [0; 9000]);
+        assert!(store.verify().await.unwrap().is_clean());
+    });
+}
+
+#[test]
 fn versions_are_told_as_they_are() {
     scenario(2, 16, |_, _, store| async move {
         let far = ChunkVersion { chain: ChainVersion(1 << 40), counter: 3 };

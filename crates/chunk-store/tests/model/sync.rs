@@ -39,6 +39,7 @@ impl World {
                 let length = 1 + self.below(u64::from(self.life.chunk_bytes)) as u32;
                 let bytes =
                     self.random_bytes(if self.life.small_writes { length / 8 } else { length });
+                let bytes = self.with_zeros(bytes);
                 Some(ChunkCopy {
                     version,
                     epoch,
@@ -47,6 +48,18 @@ impl World {
             }
         };
         Install { chunk: key.1, expected, copy }
+    }
+
+    /// Sometimes a stretch of it is zeros, as holes are.
+    fn with_zeros(&self, bytes: Bytes) -> Bytes {
+        let mut copy = bytes.to_vec();
+        let from = self.below(1 + 2 * copy.len() as u64) as usize;
+        if from >= copy.len() {
+            return bytes;
+        }
+        let to = from + self.below((copy.len() - from) as u64) as usize;
+        copy[from..to].fill(0);
+        Bytes::copy_of(&copy)
     }
 
     /// Fills all targets with what is known, as from another replica, after their damage.
