@@ -2,7 +2,7 @@
 
 use crate::filling::{Stage, Walk};
 use crate::history::{self, Seen};
-use kiln_chain::replica::{Action, Event, Replica, Ticket, Versions};
+use kiln_chain::replica::{Action, Event, Replica, Ticket};
 use kiln_types::*;
 use std::collections::{BTreeMap, HashMap};
 
