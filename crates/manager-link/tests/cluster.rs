@@ -244,16 +244,16 @@ async fn a_cluster_from_its_first_start_to_a_planned_stop() {
     env.sleep(Duration::from_millis(1800)).await;
     assert!(back.serves(&env) && all_serve(&routing.borrow()));
 
-    // It dies: after its lease it is out, and waits when it is back.
+    // It dies: after its lease it is out, and has to be filled when it is back.
     let lease = Arc::clone(back.link.lease());
     drop(back);
     until(&env, &mut routing, "its death", |r| serving_of(r, 103) == 0).await;
     assert!(!lease.may_serve(env.now()));
     let back = cluster.storage(103, &disks[2]);
-    let waits = |r: &Arc<RoutingInfo>| {
-        r.chains.values().all(|c| c.members[2].state == PublicState::Waiting)
+    let is_filled = |r: &Arc<RoutingInfo>| {
+        r.chains.values().all(|c| c.members[2].state == PublicState::Syncing)
     };
-    until(&env, &mut routing, "its return", waits).await;
+    until(&env, &mut routing, "its return", is_filled).await;
 
     // A planned stop gives the role away before the lease ends.
     let start = env.now();
