@@ -16,9 +16,9 @@ use kiln_net::{
 use kiln_rpc::v1::mgmtd_client::MgmtdClient;
 use kiln_rpc::v1::mgmtd_server::{Mgmtd, MgmtdServer};
 use kiln_rpc::v1::{
-    ConfigText, CreateCredentialRequest, CredentialList, CredentialSecret, Empty, HeartbeatReply,
-    HeartbeatRequest, RegisterReply, RegisterRequest, RevokeCredentialRequest, RoutingInfo,
-    WatchRoutingRequest,
+    ConfigText, CreateCredentialRequest, CredentialList, CredentialSecret, Empty, FillList,
+    HeartbeatReply, HeartbeatRequest, RegisterReply, RegisterRequest, RevokeCredentialRequest,
+    RoutingInfo, WatchRoutingRequest,
 };
 use kiln_rpc::{error_from_status, status_from_error};
 use kiln_types::{Code, Error, Result};
@@ -75,6 +75,10 @@ impl Mgmtd for Who {
     }
 
     async fn list_credentials(&self, _: Request<Empty>) -> Answer<CredentialList> {
+        absent()
+    }
+
+    async fn list_fills(&self, _: Request<Empty>) -> Answer<FillList> {
         absent()
     }
 
