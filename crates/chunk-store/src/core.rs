@@ -2,7 +2,7 @@
 
 use crate::api::{Held, Identity, Options};
 use crate::cache::{Cache, Cached, Piece};
-use crate::extent::{BLOCK, Extent, Position, blocks_of};
+use crate::extent::{BLOCK, Extent, Position};
 use crate::group::Group;
 use crate::join::join_all;
 use crate::locks::KeyedLocks;
@@ -277,17 +277,6 @@ impl Core {
         );
         footprint.dropped_log = old.map_or(0, |old| old.stored_cost_not_in(new));
         Ok(footprint)
-    }
-
-    /// Blocks of a committed version.
-    pub(crate) async fn blocks(&self, key: Key, standing: &Standing) -> Result<u32> {
-        let Some((_, head)) = &standing.committed else { return Ok(0) };
-        let mut blocks = 0;
-        for index in 0..head.parts.len() {
-            let part = self.part(key, head, index, &standing.lease).await?;
-            blocks += blocks_of(part.extents()) as u32;
-        }
-        Ok(blocks)
     }
 
     /// The map of a part of a chunk.

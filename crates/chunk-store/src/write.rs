@@ -224,12 +224,9 @@ impl Draft {
         if refused(&taken) { Ok(None) } else { taken.map(Some) }
     }
 
-    /// Whether every block that is written replaces one, or the version shares nothing and replaces as
-    /// many, so that no space is used in the end.
+    /// Whether every block that is written replaces one, so that no space is used in the end.
     async fn renews(&self, core: &Core, key: Key, standing: &Standing) -> Result<bool> {
-        let Some(base) = &self.base else {
-            return Ok(self.mapped <= core.blocks(key, standing).await?);
-        };
+        let Some(base) = &self.base else { return Ok(false) };
         let end = self.first + self.count;
         for index in self.first / GROUP_BLOCKS..=(end - 1) / GROUP_BLOCKS {
             let group = core.part(key, base, index as usize, &standing.lease).await?;
