@@ -81,7 +81,7 @@ pub(crate) async fn open(
         return Err(Error::corrupt("the disk is smaller than when it was formatted"));
     }
     if !both {
-        tracing::warn!(disk = %disk.describe(), "a copy of the superblock is damaged: written anew");
+        tracing::warn!(disk = %disk.describe(), "one superblock is damaged or old: written anew");
         superblock.write(&disk).await?;
     }
     let replayed = replay(&disk, &pool, &superblock).await?;

@@ -97,7 +97,8 @@ impl Superblock {
         Ok(Self::read_copies(disk).await?.map(|(newest, _)| newest))
     }
 
-    /// The newest copy, and whether both are whole.
+    /// The newest copy, and whether the other one says the same. If it does not, it must not stay: it
+    /// may name a segment that is not the log's any more.
     pub(crate) async fn read_copies(disk: &Arc<dyn Disk>) -> Result<Option<(Self, bool)>> {
         if disk.capacity() < SUPERBLOCKS * BLOCK {
             return Ok(None);
@@ -108,7 +109,10 @@ impl Superblock {
         }
         let (first, second) = bytes.split_at(BLOCK_BYTES);
         match (Self::decode(first), Self::decode(second)) {
-            (Ok(a), Ok(b)) => Ok(Some((if a.sequence > b.sequence { a } else { b }, true))),
+            (Ok(a), Ok(b)) => {
+                let same = (a.head, a.head_sequence) == (b.head, b.head_sequence);
+                Ok(Some((if a.sequence > b.sequence { a } else { b }, same)))
+            }
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(Some((one, false))),
             (Err(error), Err(other)) => {
                 let newer = other.code() == Code::ProtocolMismatch;
