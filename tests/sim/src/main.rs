@@ -140,16 +140,16 @@ fn find_plants(arguments: &Arguments) -> Result<bool> {
             let plants = vec![(*plant).to_owned()];
             let sweeping = Sweep { first, plants, stops: true, ..sweep_of(arguments) };
             let summary = sweep(&sweeping, |_| ())?;
-            taken.push(if summary.violations > 0 { summary.seeds } else { u64::MAX });
+            taken.push((summary.violations == 0, summary.seeds));
         }
         taken.sort_unstable();
-        let shown = |seeds: &u64| match *seeds {
-            u64::MAX => format!("more than {}", arguments.seeds),
-            seeds => seeds.to_string(),
+        let shown = |(missed, seeds): &(bool, u64)| match missed {
+            true => format!("more than {seeds}"),
+            false => seeds.to_string(),
         };
         let each: Vec<_> = taken.iter().map(shown).collect();
         println!("{plant}: found after {} seeds ({})", shown(&taken[1]), each.join(", "));
-        all_found &= taken[1] != u64::MAX;
+        all_found &= !taken[1].0;
     }
     Ok(all_found)
 }
