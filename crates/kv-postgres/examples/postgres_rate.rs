@@ -1,5 +1,5 @@
 //! Measures small commits on a PostgreSQL of its own beside the embedded engine's, both in the same
-//! directory: `cargo run --release -p kiln-kv-postgres --example commit_rate -- DIRECTORY [SECONDS]`
+//! directory: `cargo run --release -p kiln-kv-postgres --example postgres_rate -- DIRECTORY [SECONDS]`
 
 #[path = "../tests/server/mod.rs"]
 mod server;
