@@ -192,19 +192,22 @@ impl World {
                 found = self.observe(key).await;
             }
             let found = found.map_err(|error| format!("{key:?}: {error:?}"))?;
-            if self.matches(&self.model.chunk(key), &found) {
+            // What is there as it was written tells more than what may have been dropped.
+            let exact = alternatives.iter().position(|alternative| alternative.chunk == found);
+            let before = self.model.chunk(key);
+            if before == found || exact.is_none() && self.matches(&before, &found) {
                 continue;
             }
-            let words = brief(&self.model.chunk(key));
+            let words = brief(&before);
             let other: Vec<String> = alternatives.iter().map(|a| brief(&a.chunk)).collect();
-            let which = alternatives.into_iter().find(|a| self.matches(&a.chunk, &found));
-            let Some(which) = which else {
+            let like = || alternatives.iter().position(|a| self.matches(&a.chunk, &found));
+            let Some(which) = exact.or_else(like) else {
                 return Err(format!(
                     "{key:?} is {} after a crash, instead of {words} or {other:?}",
                     brief(&found)
                 ));
             };
-            self.model.take(key, which);
+            self.model.take(key, alternatives.into_iter().nth(which).expect("it was found"));
         }
         self.check_after_open().await
     }
