@@ -3,7 +3,7 @@
 use crate::peers::Peers;
 use crate::recovery::Recovery;
 use crate::service::ChunkService;
-use crate::target::{Completeness, Target};
+use crate::target::{Completeness, INCOMPLETE, Target};
 use kiln_chain::replica::View;
 use kiln_chunk_store::Store;
 use kiln_env::Env;
@@ -13,9 +13,6 @@ use kiln_telemetry::metrics;
 use kiln_types::{Result, RoutingInfo};
 use std::sync::Arc;
 use tokio::sync::watch;
-
-/// The state of a target that has to be filled, as its store keeps it.
-const INCOMPLETE: &[u8] = &[1];
 
 /// Follows the routing information and the manager's orders.
 pub struct Follower {

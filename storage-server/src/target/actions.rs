@@ -21,7 +21,7 @@ impl Target {
     pub(super) async fn carry_out(self: &Arc<Self>, action: Action) -> Option<Event> {
         match action {
             Action::Begin { chunk, retry } => {
-                let versions = self.notice(self.store.stat(self.id, chunk).await).map(versions);
+                let versions = self.stat(chunk).await.map(versions);
                 Some(Event::Began { chunk, versions, remembered: self.remembered(retry) })
             }
             Action::Prepare { chunk, ticket, version, previous, commit } => {
@@ -80,7 +80,7 @@ impl Target {
     }
 
     async fn prepare(
-        &self,
+        self: &Arc<Self>,
         chunk: ChunkId,
         ticket: Ticket,
         version: ChunkVersion,
@@ -98,7 +98,7 @@ impl Target {
         let Incoming { update, payload, trace } = &*incoming;
         trace.leave(&self.env, Phase::Queue);
         if matches!(update.change, Change::Truncate { .. } | Change::Remove) {
-            let stat = self.notice(self.store.stat(self.id, chunk).await)?;
+            let stat = self.stat(chunk).await?;
             refuse_late_cut(update.epoch, stat.committed.as_ref())?;
         }
         let bytes = payload.clone();
@@ -176,7 +176,7 @@ impl Target {
 
     /// A pending version as the store has it, in the shape of a request.
     async fn stored(self: &Arc<Self>, chunk: ChunkId, version: ChunkVersion) -> Result<Incoming> {
-        let stat = self.store.stat(self.id, chunk).await?;
+        let stat = self.stat(chunk).await?;
         let pending = stat.pending.filter(|pending| pending.version == version);
         let pending = pending.ok_or_else(|| {
             Error::internal(format!("chunk {chunk}: version {version} is not pending"))

@@ -74,7 +74,7 @@ impl Target {
         let only = FillStep::Versions { from: chunk, to: chunk.next(), limit: 1 };
         let found = self.step(to, chain_version, only).await?.chunks;
         let expected = found.first().map_or(Held::NOTHING, |(_, held)| *held);
-        let committed = self.notice(self.store.stat(self.id, chunk).await)?.committed;
+        let committed = self.stat(chunk).await?.committed;
         let version = committed.map_or(Held::NOTHING.committed, |stat| stat.version);
         if expected == (Held { committed: version, pending: None }) {
             return Ok(());

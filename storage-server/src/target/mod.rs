@@ -68,6 +68,9 @@ struct State {
     full_since: Option<Monotonic>,
 }
 
+/// The state of a target that has to be filled, as its store keeps it.
+pub(crate) const INCOMPLETE: &[u8] = &[1];
+
 /// Whether a target has all that was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completeness {

@@ -36,7 +36,7 @@ impl Target {
             ReadRule::Ask(commit_point) => {
                 mark("a read asks the commit point");
                 let decided = self.ask_committed(name, commit_point, deadline).await?;
-                let stat = self.store.stat(self.id, chunk).await?;
+                let stat = self.stat(chunk).await?;
                 let version_of = |stat: &Option<chunk_store::VersionStat>| {
                     stat.as_ref().map_or(ChunkVersion::NONE, |stat| stat.version)
                 };
@@ -66,7 +66,7 @@ impl Target {
     ///
     /// # Errors
     /// `WrongTarget` when this is not the commit point, `Busy` while the chunk is being settled.
-    pub async fn committed_version(&self, name: Name) -> Result<ChunkVersion> {
+    pub async fn committed_version(self: &Arc<Self>, name: Name) -> Result<ChunkVersion> {
         if self.read_rule(name)? != ReadRule::Committed {
             return Err(settling(name.chunk));
         }
@@ -76,7 +76,7 @@ impl Target {
             let text = format!("target {} is not the commit point of its chain", self.id);
             return Err(Error::new(Code::WrongTarget, text));
         }
-        let stat = self.store.stat(self.id, name.chunk).await?;
+        let stat = self.stat(name.chunk).await?;
         Ok(stat.committed.map_or(ChunkVersion::NONE, |committed| committed.version))
     }
 
@@ -107,10 +107,14 @@ impl Target {
     ) -> Result<ChunkRead> {
         let read = self.store.read(self.id, chunk, which, offset, length, floor);
         let result = self.notice(self.pulse.of(&self.env, read).await);
-        if result.as_ref().is_err_and(is_damage) {
-            self.repair_soon(chunk);
-        }
-        result
+        result.map_err(|error| match is_damage(&error) {
+            // Another replica has it.
+            true => {
+                self.repair_soon(chunk);
+                Error::new(Code::ChecksumMismatch, error.to_string())
+            }
+            false => error,
+        })
     }
 
     async fn ask_committed(

@@ -1,8 +1,8 @@
 //! Writing damaged chunks anew, from replicas that have the same version whole.
 
-use super::Target;
+use super::{Completeness, INCOMPLETE, Target};
 use kiln_chain::replica::Event;
-use kiln_chunk_store::{self as chunk_store, ChunkCopy, Held};
+use kiln_chunk_store::{self as chunk_store, ChunkCopy, ChunkStat, Held};
 use kiln_memory::Bytes;
 use kiln_telemetry::metrics;
 use kiln_types::{ChunkId, ChunkVersion, Code, Error, PublicState, Result, TargetId};
@@ -44,10 +44,24 @@ impl Target {
         self.env.spawn("chunk repair", work).detach();
     }
 
+    /// What the store has of a chunk, unless that is damaged: then its repair begins.
+    pub(super) async fn stat(self: &Arc<Self>, chunk: ChunkId) -> Result<ChunkStat> {
+        let stat = self.notice(self.store.stat(self.id, chunk).await)?;
+        if stat.damaged.is_none() {
+            return Ok(stat);
+        }
+        self.repair_soon(chunk);
+        let text = format!("chunk {chunk} of target {} is damaged and being repaired", self.id);
+        Err(Error::new(Code::Busy, text))
+    }
+
     /// Takes the copy of the first replica that has the version which is committed here.
     pub(super) async fn repair(&self, chunk: ChunkId) -> Result<()> {
         let stat = self.notice(self.store.stat(self.id, chunk).await)?;
         let Held { committed, pending } = stat.held();
+        if stat.damaged == Some(ChunkVersion::NONE) {
+            return self.leave(chunk).await;
+        }
         if committed == ChunkVersion::NONE || pending.is_some() {
             let text = format!("chunk {chunk}: what is committed is not known here");
             return Err(Error::new(Code::Busy, text));
@@ -77,13 +91,21 @@ impl Target {
         Err(trouble)
     }
 
+    /// Nobody can say what was lost of a chunk here: the target leaves its chain and is filled.
+    async fn leave(&self, chunk: ChunkId) -> Result<()> {
+        tracing::error!(target_id = %self.id, %chunk, "the disk lost a chunk's record: to be filled");
+        self.store.set_target_state(self.id, INCOMPLETE.to_vec()).await?;
+        *self.completeness.lock() = Completeness::Leaves;
+        Ok(())
+    }
+
     /// The committed version of a chunk, for a replica that lost it.
     ///
     /// # Errors
     /// `NotServing`, `StaleChainVersion`, `ChunkNotFound`, and what the store says.
     pub async fn copy(self: &Arc<Self>, name: Name) -> Result<(Copied, Bytes)> {
         self.require_serving(name)?;
-        let stat = self.notice(self.store.stat(self.id, name.chunk).await)?;
+        let stat = self.stat(name.chunk).await?;
         let committed = stat.committed.ok_or_else(|| {
             Error::new(Code::ChunkNotFound, format!("chunk {} is not here", name.chunk))
         })?;
