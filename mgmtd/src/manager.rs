@@ -3,7 +3,7 @@
 use crate::state::State;
 use crate::suspects::Suspects;
 use kiln_chain::lease::{LeaseTimes, ManagerLeases, Patience};
-use kiln_chain::membership::{self, Rules};
+use kiln_chain::membership;
 use kiln_rpc::{DiskReport, FillProgress, Heartbeat, Registration, TargetOrder};
 use kiln_types::{
     ChainId, Code, CredentialLimits, CredentialRecord, DiskId, Error, Incarnation, KeyId,
@@ -23,8 +23,6 @@ pub struct Options {
     pub lease: LeaseTimes,
     /// When it declares servers dead.
     pub patience: Patience,
-    /// What chains may do.
-    pub rules: Rules,
     /// The first chains.
     pub bootstrap: kiln_config::BootstrapConfig,
     /// The server key that new credentials are derived from.
@@ -389,7 +387,7 @@ impl Manager {
             |target: TargetId| targets.get(&target).map_or(LocalState::Offline, |t| t.local);
         for id in chains {
             let Some(chain) = self.state.routing.chains.get_mut(id) else { continue };
-            let next = membership::advance(chain, local, self.options.rules);
+            let next = membership::advance(chain, local);
             if next == *chain {
                 continue;
             }

@@ -6,7 +6,6 @@ use crate::service::Service;
 use crate::store::Store;
 use crate::tonic::routes;
 use kiln_chain::lease::{LeaseTimes, Patience};
-use kiln_chain::membership::Rules;
 use kiln_config::MgmtdConfig;
 use kiln_env::Env;
 use kiln_kv::Kv;
@@ -109,7 +108,6 @@ fn manager_options(config: &MgmtdConfig, own: Node, key: KeyId) -> Options {
         lease,
         patience: Patience { lease: lease.lease, ..Patience::default() },
         // No server fills a target that missed writes yet: it waits.
-        rules: Rules { resync: true },
         bootstrap: config.bootstrap.clone(),
         key,
     }

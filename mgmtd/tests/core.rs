@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use kiln_chain::lease::{LeaseTimes, Patience};
-use kiln_chain::membership::{Rules, validate};
+use kiln_chain::membership::validate;
 use kiln_config::BootstrapConfig;
 use kiln_mgmtd::{Answer, Event, FIRST_TABLE, Manager, Options, State};
 use kiln_rpc::{DiskReport, Heartbeat, Registration, TargetOrder, TargetReport};
@@ -25,7 +25,6 @@ fn options(storage_servers: u32) -> Options {
         },
         lease: LeaseTimes::SERVER,
         patience: Patience::default(),
-        rules: Rules { resync: true },
         bootstrap: BootstrapConfig {
             storage_servers,
             credential: "admin".into(),

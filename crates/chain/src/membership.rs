@@ -35,14 +35,6 @@ use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{Chain, Error, LocalState, Member, PublicState, Result, TargetId};
 use std::fmt;
 
-/// What the transition may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Rules {
-    /// Whether a target that returned is filled again by its predecessor. Without it such a target
-    /// waits, and never serves what may be stale.
-    pub resync: bool,
-}
-
 /// A member whose public state changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -61,12 +53,12 @@ impl fmt::Display for Change {
 }
 
 /// The chain as it follows from its members' local states; equal to `chain` when nothing changes.
-pub fn advance(chain: &Chain, local: impl Fn(TargetId) -> LocalState, rules: Rules) -> Chain {
+pub fn advance(chain: &Chain, local: impl Fn(TargetId) -> LocalState) -> Chain {
     let mut members = chain.members.clone();
     members.sort_by_key(|member| member.state);
     let locals: Vec<_> = members.iter().map(|member| local(member.target)).collect();
     for at in 0..members.len() {
-        members[at].state = next_state(&members, at, locals[at], rules);
+        members[at].state = next_state(&members, at, locals[at]);
     }
     if serves(&members) {
         let last = members.iter_mut().filter(|member| member.state == PublicState::LastServing);
@@ -94,7 +86,7 @@ pub fn changes(old: &Chain, new: &Chain) -> Vec<Change> {
 
 /// The state of member `at`. Members before it have their new state already; since those that serve
 /// come first, it is known who serves when the others are decided.
-fn next_state(members: &[Member], at: usize, local: LocalState, rules: Rules) -> PublicState {
+fn next_state(members: &[Member], at: usize, local: LocalState) -> PublicState {
     use PublicState::{LastServing, Offline, Serving, Syncing, Waiting};
     let others = |state| members.iter().enumerate().any(|(i, m)| i != at && m.state == state);
     match (members[at].state, local) {
@@ -120,12 +112,8 @@ fn next_state(members: &[Member], at: usize, local: LocalState, rules: Rules) ->
         }
         (Waiting | Offline, LocalState::Online) if planted("a stale target serves") => Serving,
         (Syncing, LocalState::UpToDate) => Serving,
-        (Syncing, LocalState::Online) if rules.resync && others(Serving) => Syncing,
-        (Waiting | Offline, LocalState::Online)
-            if rules.resync && others(Serving) && !others(Syncing) =>
-        {
-            Syncing
-        }
+        (Syncing, LocalState::Online) if others(Serving) => Syncing,
+        (Waiting | Offline, LocalState::Online) if others(Serving) && !others(Syncing) => Syncing,
         (Syncing | Waiting | Offline, LocalState::Offline) => Offline,
         (Syncing | Waiting | Offline, _) => Waiting,
     }

@@ -2,7 +2,7 @@
 //! holds which acknowledged writes.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use kiln_chain::membership::{Rules, advance, changes, validate};
+use kiln_chain::membership::{advance, changes, validate};
 use kiln_types::{Chain, ChainId, ChainVersion, LocalState, Member, PublicState, TargetId};
 
 const STATES: [PublicState; 5] = [
@@ -45,29 +45,27 @@ fn every_small_chain_keeps_the_rules() {
                 continue;
             }
             for locals in sequences(&LOCALS, length) {
-                for resync in [false, true] {
-                    seen += 1;
-                    check_step(&old, &locals, Rules { resync });
-                }
+                seen += 1;
+                check_step(&old, &locals);
             }
         }
     }
-    assert!(seen > 4_000, "{seen}");
+    assert!(seen > 2_000, "{seen}");
 }
 
-fn check_step(old: &Chain, locals: &[LocalState], rules: Rules) {
+fn check_step(old: &Chain, locals: &[LocalState]) {
     let local = |target: TargetId| locals[target.0 as usize];
-    let new = advance(old, local, rules);
+    let new = advance(old, local);
     validate(&new).unwrap();
     let changed = new.members != old.members;
     assert_eq!(new.version.0, old.version.0 + u64::from(changed));
-    assert_eq!(advance(&new, local, rules), new, "settles at once: {old:?} {locals:?}");
+    assert_eq!(advance(&new, local), new, "settles at once: {old:?} {locals:?}");
     for change in changes(old, &new) {
         let alive = local(change.target).is_alive();
         match change.to {
             PublicState::Serving => assert!(alive && change.from < PublicState::Waiting),
             PublicState::LastServing => assert!(!alive && change.from == PublicState::Serving),
-            PublicState::Syncing => assert!(rules.resync && alive),
+            PublicState::Syncing => assert!(alive),
             PublicState::Waiting => assert!(alive && change.from > PublicState::LastServing),
             PublicState::Offline => assert!(!alive || change.from == PublicState::LastServing),
         }
@@ -85,16 +83,15 @@ fn the_last_one_that_served_is_waited_for() {
             if alive.contains(&target.0) { LocalState::Online } else { LocalState::Offline }
         }
     };
-    let rules = Rules { resync: true };
     let chain = chain(&[PublicState::Serving; 3]);
-    let chain = advance(&chain, local(&[1, 2]), rules);
-    let chain = advance(&chain, local(&[1]), rules);
+    let chain = advance(&chain, local(&[1, 2]));
+    let chain = advance(&chain, local(&[1]));
     assert_eq!((chain.head(), chain.tail()), (Some(TargetId(1)), Some(TargetId(1))));
-    let chain = advance(&chain, local(&[]), rules);
+    let chain = advance(&chain, local(&[]));
     assert_eq!(chain.state_of(TargetId(1)), Some(PublicState::LastServing));
-    let chain = advance(&chain, local(&[0, 2]), rules);
+    let chain = advance(&chain, local(&[0, 2]));
     assert_eq!(chain.head(), None);
-    let chain = advance(&chain, local(&[0, 1, 2]), rules);
+    let chain = advance(&chain, local(&[0, 1, 2]));
     assert_eq!(chain.head(), Some(TargetId(1)));
     assert_eq!(chain.members[1].state, PublicState::Syncing);
     assert_eq!(chain.members[2].state, PublicState::Waiting);
@@ -112,7 +109,6 @@ struct Replica {
 
 struct World {
     chain: Chain,
-    rules: Rules,
     /// The manager's view.
     locals: Vec<LocalState>,
     dead: Vec<bool>,
@@ -122,7 +118,7 @@ struct World {
 }
 
 impl World {
-    fn new(count: usize, rules: Rules) -> Self {
+    fn new(count: usize) -> Self {
         let chain = chain(&vec![PublicState::Serving; count]);
         let replica = |_| Replica {
             up: true,
@@ -132,7 +128,6 @@ impl World {
             writes: 0,
         };
         Self {
-            rules,
             locals: vec![LocalState::UpToDate; count],
             dead: vec![false; count],
             replicas: (0..count).map(replica).collect(),
@@ -144,7 +139,7 @@ impl World {
 
     fn advance(&mut self) {
         let locals = &self.locals;
-        self.chain = advance(&self.chain, |target| locals[target.0 as usize], self.rules);
+        self.chain = advance(&self.chain, |target| locals[target.0 as usize]);
     }
 
     fn believes(&self, at: usize) -> Option<PublicState> {
@@ -271,8 +266,7 @@ fn whoever_serves_holds_every_acknowledged_write() {
     let (mut acknowledged, mut recovered) = (0, 0);
     for seed in 0..3_000 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let rules = Rules { resync: seed % 3 > 0 };
-        let mut world = World::new(1 + seed as usize % 4, rules);
+        let mut world = World::new(1 + seed as usize % 4);
         for _ in 0..300 {
             world.step(&mut random);
             world.check(seed);
@@ -293,7 +287,7 @@ fn whoever_serves_holds_every_acknowledged_write() {
         }
         assert!(world.chain.head().is_some(), "seed {seed}: {:?}", world.chain);
         let all = world.chain.serving().count() == world.replicas.len();
-        assert!(!rules.resync || all, "seed {seed}: {:?}", world.chain);
+        assert!(all, "seed {seed}: {:?}", world.chain);
     }
     assert!(acknowledged > 20_000 && recovered > 1_500, "{acknowledged} {recovered}");
 }

@@ -1,7 +1,7 @@
 //! How nodes of the world die and return, and what the manager makes of it.
 
 use crate::world::{Flight, Node, Plant, REPLICAS, World};
-use kiln_chain::membership::{self, Rules};
+use kiln_chain::membership;
 use kiln_chain::replica::{Event, View};
 use kiln_types::*;
 
@@ -62,7 +62,7 @@ impl World {
         self.local[node] = local;
         let local = self.local;
         let local = |target: TargetId| local[target.0 as usize];
-        let next = membership::advance(&self.chain, local, Rules { resync: self.options.returns });
+        let next = membership::advance(&self.chain, local);
         if next != self.chain {
             self.chain = next;
             self.flights.extend((0..REPLICAS).map(Flight::View));
