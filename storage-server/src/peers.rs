@@ -2,8 +2,10 @@
 
 use kiln_memory::{Buffer, Bytes};
 use kiln_net::{Call, ConnectionPool};
-use kiln_types::{ChainId, ChunkVersion, Code, Deadline, Error, Result, RoutingInfo, TargetId};
-use kiln_wire::{Body, Copied, Fill, Forward, Install, Name, Operation, Versions, WriteDone};
+use kiln_types::{
+    ChainId, ChunkVersion, Code, Deadline, Error, HeldPage, Result, RoutingInfo, TargetId,
+};
+use kiln_wire::{Body, Copied, Fill, Forward, Install, Name, Operation, WriteDone};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -67,10 +69,10 @@ impl Peers {
     ///
     /// # Errors
     /// The target's error, or the network's.
-    pub async fn fill(&self, to: TargetId, fill: Fill, deadline: Deadline) -> Result<Versions> {
+    pub async fn fill(&self, to: TargetId, fill: Fill, deadline: Deadline) -> Result<HeldPage> {
         let mut call = Call::new(Operation::Fill as u16, fill.encode(), deadline);
         call.hop = self.place_in_chain(to, fill.chain);
-        Versions::decode(&self.call(to, call).await?)
+        HeldPage::decode(&self.call(to, call).await?)
     }
 
     /// Makes a chunk at `to`, which is being filled, a copy.

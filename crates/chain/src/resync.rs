@@ -20,24 +20,16 @@
 //! - What the target holds may go back: a version that the chain does not know (an operator chose
 //!   another replica, or a write that was never acknowledged) goes away.
 
-use kiln_types::{ChunkId, Held};
-
-/// Which versions a replica holds of a range of chunks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
-    /// Chunks of which something is known, in order of their ids.
-    pub chunks: Vec<(ChunkId, Held)>,
-    /// The last chunk that was looked at; `None`: the range is done.
-    pub last: Option<ChunkId>,
-}
+use kiln_types::{ChunkId, Held, HeldPage};
+use std::collections::BTreeMap;
 
 /// What two pages show that begin at the same chunk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compared {
     /// Chunks that are not the same, or not at rest.
     pub differing: Vec<ChunkId>,
-    /// How many were compared.
-    pub compared: u64,
+    /// How many are the same.
+    pub same: u64,
     /// The last chunk that was compared: the next pages begin behind it. `None`: all are done.
     pub last: Option<ChunkId>,
 }
@@ -46,24 +38,28 @@ pub struct Compared {
 /// `changing` count as different: those behind the last page that were being changed at the commit
 /// point by what it began before this version of the chain, as it was *before* it made its page. A
 /// change that ends in between is then on the page or among them.
-pub fn compare(here: &Page, there: &Page, changing: impl IntoIterator<Item = ChunkId>) -> Compared {
+pub fn compare(
+    here: &HeldPage,
+    there: &HeldPage,
+    changing: impl IntoIterator<Item = ChunkId>,
+) -> Compared {
     let last = match (here.last, there.last) {
         (Some(here), Some(there)) => Some(here.min(there)),
         (one, other) => one.or(other),
     };
     let covered = |chunk: ChunkId| last.is_none_or(|last| chunk <= last);
-    let mut chunks: std::collections::BTreeMap<ChunkId, [Held; 2]> = Default::default();
+    let changing = changing.into_iter().filter(|chunk| covered(*chunk));
+    let mut chunks: BTreeMap<ChunkId, [Held; 2]> = BTreeMap::new();
     for (side, page) in [here, there].into_iter().enumerate() {
         for (chunk, held) in page.chunks.iter().filter(|(chunk, _)| covered(*chunk)) {
-            chunks.entry(*chunk).or_insert([Held::NOTHING; 2])[side] = *held;
+            chunks.entry(*chunk).or_default()[side] = *held;
         }
     }
-    let compared = chunks.len() as u64;
-    let differ = |[here, there]: &[Held; 2]| here != there;
-    let differing = chunks.iter().filter(|(_, held)| differ(held)).map(|(chunk, _)| *chunk);
-    let mut differing: Vec<_> =
-        differing.chain(changing.into_iter().filter(|c| covered(*c))).collect();
+    let all = chunks.len();
+    chunks.retain(|_, [here, there]| here != there);
+    let same = (all - chunks.len()) as u64;
+    let mut differing: Vec<_> = chunks.into_keys().chain(changing).collect();
     differing.sort_unstable();
     differing.dedup();
-    Compared { differing, compared, last }
+    Compared { differing, same, last }
 }

@@ -35,4 +35,6 @@ pub use routing::{
 pub use secret::{Credential, CredentialLimits, Secret, ServerKey};
 pub use state::{LocalState, PublicState};
 pub use time::{Deadline, Monotonic, Timestamp};
-pub use version::{ChainVersion, ChunkVersion, Held, RetryKey, RetryRecord, TruncateEpoch};
+pub use version::{
+    ChainVersion, ChunkVersion, Held, HeldPage, RetryKey, RetryRecord, TruncateEpoch,
+};

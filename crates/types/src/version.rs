@@ -127,6 +127,24 @@ pub struct Held {
     pub pending: Option<ChunkVersion>,
 }
 
+/// Which versions a replica holds of a range of chunks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldPage {
+    /// Chunks of which something is known, removals included, in order of their ids.
+    pub chunks: Vec<(ChunkId, Held)>,
+    /// The last chunk that was looked at: the next page begins behind it. `None`: the range is done.
+    pub last: Option<ChunkId>,
+}
+
+impl HeldPage {
+    /// A page of `chunks`, of which at most `limit` were asked for.
+    pub fn new(chunks: Vec<(ChunkId, Held)>, limit: usize) -> Self {
+        let full = chunks.len() >= limit;
+        let last = chunks.last().map(|(chunk, _)| *chunk).filter(|_| full);
+        Self { chunks, last }
+    }
+}
+
 impl Held {
     /// Nothing is known of the chunk.
     pub const NOTHING: Self = Self { committed: ChunkVersion::NONE, pending: None };

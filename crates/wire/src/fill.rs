@@ -6,11 +6,11 @@ use crate::message::{
     write_retry, write_version,
 };
 use kiln_types::{
-    ChainId, ChainVersion, ChunkId, ChunkVersion, Decoder, Encoder, Error, Held, Result,
+    ChainId, ChainVersion, ChunkId, ChunkVersion, Decoder, Encoder, Error, Held, HeldPage, Result,
     RetryRecord, TargetId, TruncateEpoch,
 };
 
-/// A step of a walk, from the commit point to the syncing replica behind it -> [`Versions`] for
+/// A step of a walk, from the commit point to the syncing replica behind it -> [`HeldPage`] for
 /// [`FillStep::Versions`], else an empty body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fill {
@@ -48,15 +48,6 @@ pub enum FillStep {
         /// As it was at the start.
         walk: u64,
     },
-}
-
-/// Which versions a replica holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Versions {
-    /// Chunks of which something is known, removals included, in order of their ids.
-    pub chunks: Vec<(ChunkId, Held)>,
-    /// As in a [`Listing`](crate::Listing).
-    pub last: Option<ChunkId>,
 }
 
 /// Makes a chunk at the receiver what it is at the sender; the content is the payload -> an empty body.
@@ -99,7 +90,9 @@ impl Body for Fill {
     fn write(&self, to: &mut Encoder) {
         to.u64(self.chain.0).u64(self.chain_version.0).u64(self.from.0);
         match &self.step {
-            FillStep::Start { walk } => drop(to.u8(1).u64(*walk)),
+            FillStep::Start { walk } => {
+                to.u8(1).u64(*walk);
+            }
             FillStep::Versions { from, to: end, limit } => {
                 to.u8(2).raw(from.as_bytes()).raw(end.as_bytes()).u32(*limit);
             }
@@ -111,7 +104,9 @@ impl Body for Fill {
                     write_version(to, record.version);
                 }
             }
-            FillStep::Done { walk } => drop(to.u8(4).u64(*walk)),
+            FillStep::Done { walk } => {
+                to.u8(4).u64(*walk);
+            }
         }
     }
 
@@ -143,7 +138,7 @@ impl Body for Fill {
     }
 }
 
-impl Body for Versions {
+impl Body for HeldPage {
     const WHAT: &'static str = "versions";
 
     fn write(&self, to: &mut Encoder) {

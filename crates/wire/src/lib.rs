@@ -13,7 +13,7 @@ pub use capability::{CAPABILITY_BYTES, CLOCK_SKEW_NS, Capability, CapabilityKey}
 pub use credential::{
     CREDENTIAL_NAME_BYTES_MAX, check_credential_name, client_secret, credential, server_secret,
 };
-pub use fill::{Copied, Fill, FillStep, Install, Versions};
+pub use fill::{Copied, Fill, FillStep, Install};
 pub use frame::{
     BODY_BYTES_MAX, Credit, FRAME_HEADER_BYTES, FrameHeader, FrameKind, PAYLOAD_BYTES_MAX,
     decode_error, encode_error,

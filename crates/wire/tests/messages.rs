@@ -96,7 +96,7 @@ proptest! {
             let (chain, chain_version) = (name.chain, name.chain_version);
             returns(Fill { chain, chain_version, from: TargetId(numbers.2), step });
         }
-        returns(Versions { chunks: vec![(name.chunk, held); 2], last: Some(name.chunk) });
+        returns(HeldPage { chunks: vec![(name.chunk, held); 2], last: Some(name.chunk) });
         for checksums in [None, Some(vec![numbers.0; 2])] {
             let epoch = TruncateEpoch(numbers.2);
             let copy = Copied { version, epoch, checksums };
@@ -120,7 +120,7 @@ proptest! {
             let _ = (Read::decode(&bytes), ReadDone::decode(&bytes), Write::decode(&bytes));
             let _ = (Forward::decode(&bytes), List::decode(&bytes), Listing::decode(&bytes));
             let _ = (Scrubbed::decode(&bytes), Fill::decode(&bytes));
-            let _ = (Versions::decode(&bytes), Install::decode(&bytes), Copied::decode(&bytes));
+            let _ = (HeldPage::decode(&bytes), Install::decode(&bytes), Copied::decode(&bytes));
             let _ = (Name::decode(&bytes), Space::decode(&bytes), Goodbye::decode(&bytes));
         }
     }

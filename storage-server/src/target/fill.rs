@@ -2,15 +2,16 @@
 
 use super::{NEIGHBOUR_TIMEOUT, Target};
 use kiln_chain::replica::{Event, View};
-use kiln_chain::resync::{self, Page};
+use kiln_chain::resync;
 use kiln_chunk_store::{VersionStat, Which};
 use kiln_env::Task;
 use kiln_memory::Bytes;
 use kiln_rpc::FillProgress;
 use kiln_types::{
-    ChainVersion, ChunkId, Code, Context, Error, Held, Monotonic, Result, TargetId, TruncateEpoch,
+    ChainVersion, ChunkId, Code, Context, Error, Held, HeldPage, Monotonic, Result, TargetId,
+    TruncateEpoch,
 };
-use kiln_wire::{Copied, Fill, FillStep, Install, LIST_LIMIT_MAX, Name, Versions};
+use kiln_wire::{Copied, Fill, FillStep, Install, LIST_LIMIT_MAX, Name};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -116,10 +117,22 @@ impl Target {
         to: TargetId,
         chain_version: ChainVersion,
         step: FillStep,
-    ) -> Result<Versions> {
+    ) -> Result<HeldPage> {
         let fill = Fill { chain: self.chain, chain_version, from: self.id, step };
         let deadline = self.env.deadline_after(NEIGHBOUR_TIMEOUT);
         self.peers.fill(to, fill, deadline).await
+    }
+
+    /// Which versions are here.
+    pub(super) async fn versions(
+        &self,
+        from: ChunkId,
+        to: ChunkId,
+        limit: u32,
+    ) -> Result<HeldPage> {
+        let limit = limit.clamp(1, LIST_LIMIT_MAX) as usize;
+        let chunks = self.notice(self.store.versions(self.id, from, to, limit).await)?;
+        Ok(HeldPage::new(chunks, limit))
     }
 
     fn fills(&self, chain_version: ChainVersion) -> bool {
@@ -172,7 +185,6 @@ impl Walk {
 
     /// Makes the chunks of a page the same; where the next one begins.
     async fn page(&self, from: ChunkId) -> Result<Option<ChunkId>> {
-        let Target { store, id, .. } = &*self.target;
         let limit = LIST_LIMIT_MAX;
         // Before the page is made: see `compare`.
         let changing: HashSet<ChunkId> = {
@@ -180,16 +192,11 @@ impl Walk {
             let changing = state.replica.changing_since_before(self.chain_version);
             changing.filter(|chunk| *chunk >= from).collect()
         };
-        let chunks = store.versions(*id, from, ChunkId::MAX, limit as usize).await?;
-        let full = chunks.len() >= limit as usize;
-        let last = chunks.last().map(|(chunk, _)| *chunk).filter(|_| full);
-        let here = Page { chunks, last };
+        let here = self.target.versions(from, ChunkId::MAX, limit).await?;
         let versions = FillStep::Versions { from, to: ChunkId::MAX, limit };
-        let Versions { chunks, last } = self.insist(versions).await?;
-        let compared = resync::compare(&here, &Page { chunks, last }, changing);
-        let same =
-            compared.compared - compared.differing.len().min(compared.compared as usize) as u64;
-        self.count(same);
+        let there = self.insist(versions).await?;
+        let compared = resync::compare(&here, &there, changing);
+        self.count(compared.same);
         self.make_same(compared.differing).await?;
         Ok(compared.last.map(|last| last.next()))
     }
@@ -256,7 +263,7 @@ impl Walk {
         }
     }
 
-    async fn insist(&self, step: FillStep) -> Result<Versions> {
+    async fn insist(&self, step: FillStep) -> Result<HeldPage> {
         let mut pause = PAUSE_MIN;
         loop {
             match self.target.step(self.to, self.chain_version, step.clone()).await {

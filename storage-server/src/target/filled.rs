@@ -5,8 +5,8 @@ use crate::insist::insist;
 use kiln_chain::replica::{Event, View};
 use kiln_chunk_store::{self as chunk_store, ChunkCopy};
 use kiln_memory::Bytes;
-use kiln_types::{ChainVersion, Code, Deadline, Error, Monotonic, PublicState, Result};
-use kiln_wire::{Fill, FillStep, Install, LIST_LIMIT_MAX, Versions};
+use kiln_types::{ChainVersion, Code, Deadline, Error, HeldPage, Monotonic, PublicState, Result};
+use kiln_wire::{Fill, FillStep, Install};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ impl Target {
     /// # Errors
     /// What [`kiln_chain::replica::Replica::filled_by`] says; `NotFound` when the walk that ends has
     /// not begun here, or not since this server restarted.
-    pub async fn be_filled(&self, fill: Fill) -> Result<Versions> {
+    pub async fn be_filled(&self, fill: Fill) -> Result<HeldPage> {
         let Fill { chain_version, from, step, .. } = fill;
         let check = || self.state.lock().replica.filled_by(chain_version, from);
         check()?;
@@ -39,11 +39,7 @@ impl Target {
                 self.state.lock().filled = Some(filled);
             }
             FillStep::Versions { from, to, limit } => {
-                let limit = limit.clamp(1, LIST_LIMIT_MAX) as usize;
-                let chunks = self.notice(self.store.versions(self.id, from, to, limit).await)?;
-                let full = chunks.len() >= limit;
-                let last = chunks.last().map(|(chunk, _)| *chunk).filter(|_| full);
-                return Ok(Versions { chunks, last });
+                return self.versions(from, to, limit).await;
             }
             FillStep::Retries(records) => {
                 self.notice(self.store.remember_retries(self.id, records).await)?;
@@ -62,7 +58,7 @@ impl Target {
                 filled.done = true;
             }
         }
-        Ok(Versions::default())
+        Ok(HeldPage::default())
     }
 
     /// Whether everything that the chain has is here, under the chain version that it acts under.
@@ -77,10 +73,10 @@ impl Target {
     pub(super) fn check_completeness(self: &Arc<Self>, view: Option<View>) -> Option<View> {
         let mut completeness = self.completeness.lock();
         let served = serves(view);
-        let syncing = self.state.lock().replica.view().map(|view| view.state);
+        let before = self.state.lock().replica.view().map(|view| view.state);
         match *completeness {
             Completeness::Complete => return view,
-            Completeness::Left if served && syncing == Some(PublicState::Syncing) => {
+            Completeness::Left if served && before == Some(PublicState::Syncing) => {
                 // The manager heard that it is filled.
                 *completeness = Completeness::Complete;
                 let target = Arc::clone(self);

@@ -2,7 +2,7 @@
 
 use crate::world::{Caller, Copied, Flight, Plant, World};
 use kiln_chain::replica::{Event, View};
-use kiln_chain::resync::{self, Page};
+use kiln_chain::resync;
 use kiln_types::*;
 
 /// Chunks on a page: few, so that there are several.
@@ -28,7 +28,7 @@ pub(crate) struct Walk {
 pub(crate) enum Stage {
     Start,
     Here,
-    There(Page, Vec<ChunkId>),
+    There(HeldPage, Vec<ChunkId>),
     Chunks,
     Retries,
     Done,
@@ -151,12 +151,12 @@ impl World {
         self.flights.push(Flight::Walk(walk, Stage::Chunks));
     }
 
-    fn page(&self, node: usize, from: u64) -> Page {
+    fn page(&self, node: usize, from: u64) -> HeldPage {
         let all = self.nodes[node].store.chunks.keys().filter(|chunk| number(**chunk) >= from);
         let mut chunks: Vec<_> = all.map(|chunk| (*chunk, self.held(node, chunk))).collect();
         let last = chunks.get(PAGE - 1).map(|(chunk, _)| *chunk);
         chunks.truncate(PAGE);
-        Page { chunks, last }
+        HeldPage { chunks, last }
     }
 
     fn held(&self, node: usize, chunk: &ChunkId) -> Held {
