@@ -72,12 +72,12 @@ pub enum Answer {
 
 /// What is known of a node while the manager runs.
 #[derive(Debug, Default)]
-pub(crate) struct Contact {
+struct Contact {
     sequence: u64,
     disks: Vec<DiskReport>,
     replaced: Vec<Incarnation>,
     /// The targets that it fills, as it reported last.
-    pub(crate) fills: Vec<FillProgress>,
+    fills: Vec<FillProgress>,
 }
 
 /// The manager's core.
@@ -86,7 +86,7 @@ pub struct Manager {
     pub(crate) options: Options,
     pub(crate) state: State,
     leases: ManagerLeases,
-    pub(crate) contacts: BTreeMap<NodeId, Contact>,
+    contacts: BTreeMap<NodeId, Contact>,
     pub(crate) suspects: Suspects,
     pub(crate) by_node: BTreeMap<NodeId, Vec<TargetId>>,
     pub(crate) unpublished: BTreeMap<ChainId, Vec<TargetId>>,
@@ -340,6 +340,21 @@ impl Manager {
             tracing::warn!(node = %heartbeat.node, target = %stray, "a target that is not its own");
         }
         chains
+    }
+
+    /// The fillings that go on, as the servers that do them reported last.
+    fn fills(&self) -> Vec<FillProgress> {
+        let routing = &self.state.routing;
+        let syncs = |fill: &&FillProgress| {
+            let chain = routing.targets.get(&fill.target).map(|target| target.chain);
+            let chain = chain.and_then(|chain| routing.chains.get(&chain));
+            chain.and_then(|c| c.state_of(fill.target)) == Some(PublicState::Syncing)
+        };
+        let alive = self
+            .contacts
+            .iter()
+            .filter(|(node, _)| routing.nodes.get(node).is_some_and(|node| node.alive));
+        alive.flat_map(|(_, contact)| &contact.fills).filter(syncs).copied().collect()
     }
 
     fn tick(&mut self, now: Monotonic) -> Answer {

@@ -2,7 +2,7 @@
 //! are kept out of their chains for a while, since all writes of a chain wait for each member.
 
 use crate::manager::Manager;
-use kiln_rpc::{FillProgress, Heartbeat};
+use kiln_rpc::Heartbeat;
 use kiln_types::{LocalState, Monotonic, PublicState, TargetId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -74,20 +74,5 @@ impl Manager {
         kiln_telemetry::metrics::MGMTD_KEPT_OUT.add(1);
         let chains = self.set_local(target, LocalState::Offline).into_iter().collect();
         self.advance_chains(&chains, why);
-    }
-
-    /// The fillings that go on, as the servers that do them reported last.
-    pub(crate) fn fills(&self) -> Vec<FillProgress> {
-        let routing = &self.state.routing;
-        let syncs = |fill: &&FillProgress| {
-            let chain = routing.targets.get(&fill.target).map(|target| target.chain);
-            let chain = chain.and_then(|chain| routing.chains.get(&chain));
-            chain.and_then(|c| c.state_of(fill.target)) == Some(PublicState::Syncing)
-        };
-        let alive = self
-            .contacts
-            .iter()
-            .filter(|(node, _)| routing.nodes.get(node).is_some_and(|node| node.alive));
-        alive.flat_map(|(_, contact)| &contact.fills).filter(syncs).copied().collect()
     }
 }

@@ -1,6 +1,6 @@
 //! How reads are answered, so that no later read can contradict them.
 
-use super::{NEIGHBOUR_TIMEOUT, Target};
+use super::{NEIGHBOUR_TIMEOUT, State, Target};
 use kiln_chain::replica::ReadRule;
 use kiln_chunk_store::{self as chunk_store, ChunkRead, Which};
 use kiln_telemetry::{Phase, phase};
@@ -82,6 +82,12 @@ impl Target {
 
     fn read_rule(&self, name: Name) -> Result<ReadRule> {
         let state = self.state.lock();
+        self.check_serves(&state, name)?;
+        Ok(state.replica.read_rule(&name.chunk))
+    }
+
+    /// Whether this target serves, under the version of the chain that the request names.
+    pub(super) fn check_serves(&self, state: &State, name: Name) -> Result<()> {
         let view = state.replica.view().filter(|view| view.state == PublicState::Serving);
         let Some(view) = view else {
             let text = format!("target {} does not serve", self.id);
@@ -94,7 +100,7 @@ impl Target {
             );
             return Err(Error::new(Code::StaleChainVersion, text));
         }
-        Ok(state.replica.read_rule(&name.chunk))
+        Ok(())
     }
 
     pub(super) async fn read_store(

@@ -5,7 +5,7 @@ use kiln_chain::replica::Event;
 use kiln_chunk_store::{self as chunk_store, ChunkCopy, ChunkStat, Held};
 use kiln_memory::Bytes;
 use kiln_telemetry::metrics;
-use kiln_types::{ChunkId, ChunkVersion, Code, Error, PublicState, Result, TargetId};
+use kiln_types::{ChunkId, ChunkVersion, Code, Error, Result, TargetId};
 use kiln_wire::{Copied, Name};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +46,8 @@ impl Target {
 
     /// What the store has of a chunk, unless that is damaged: then its repair begins.
     pub(super) async fn stat(self: &Arc<Self>, chunk: ChunkId) -> Result<ChunkStat> {
-        let stat = self.notice(self.store.stat(self.id, chunk).await)?;
+        let stat = self.store.stat(self.id, chunk);
+        let stat = self.notice(self.pulse.of(&self.env, stat).await)?;
         if stat.damaged.is_none() {
             return Ok(stat);
         }
@@ -104,21 +105,12 @@ impl Target {
     /// # Errors
     /// `NotServing`, `StaleChainVersion`, `ChunkNotFound`, and what the store says.
     pub async fn copy(self: &Arc<Self>, name: Name) -> Result<(Copied, Bytes)> {
-        self.require_serving(name)?;
+        self.check_serves(&self.state.lock(), name)?;
         let stat = self.stat(name.chunk).await?;
         let committed = stat.committed.ok_or_else(|| {
             Error::new(Code::ChunkNotFound, format!("chunk {} is not here", name.chunk))
         })?;
         self.copy_of(name.chunk, committed).await
-    }
-
-    fn require_serving(&self, name: Name) -> Result<()> {
-        let view = self.state.lock().replica.view().copied();
-        match view.filter(|view| view.state == PublicState::Serving) {
-            Some(view) if view.chain_version == name.chain_version => Ok(()),
-            Some(_) => Err(Error::from(Code::StaleChainVersion)),
-            None => Err(Error::from(Code::NotServing)),
-        }
     }
 }
 

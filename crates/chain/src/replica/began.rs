@@ -1,5 +1,6 @@
 //! What becomes of a request when it is known what the store has of its chunk.
 
+use super::intake::answer_of;
 use super::machine::{Phase, Replica, Source, Work};
 use super::{Action, Versions};
 use kiln_types::rehearsal::{mark, planted};
@@ -49,13 +50,7 @@ impl Replica {
     fn began_client(&mut self, chunk: ChunkId, versions: Versions, known: Option<RetryRecord>) {
         // The predecessor's copy of the same write was ahead of it in the queue.
         if let Some(known) = known {
-            return self.finish(
-                chunk,
-                match known.version {
-                    ChunkVersion::NONE => Err(Error::from(Code::DuplicateRequest)),
-                    version => Ok(version),
-                },
-            );
+            return self.finish(chunk, answer_of(&known));
         }
         let Some(view) = self.view.filter(|view| view.is_head && view.state.takes_writes()) else {
             let text = format!("target {} is not the head any more", self.target);

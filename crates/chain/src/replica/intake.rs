@@ -74,13 +74,9 @@ impl Replica {
         key: RetryKey,
         remembered: Option<RetryRecord>,
     ) -> Result<bool> {
-        let duplicate = || {
-            let text = format!("write {} of its channel was answered long ago", key.sequence);
-            Error::new(Code::DuplicateRequest, text)
-        };
         if let Some((sequence, chunk)) = self.channels.get(&(key.client, key.channel)).copied() {
             if sequence > key.sequence {
-                return Err(duplicate());
+                return Err(duplicate(key));
             }
             if sequence < key.sequence {
                 let text = format!("write {sequence} of the channel is still in progress");
@@ -90,17 +86,15 @@ impl Replica {
             return self.join(chunk, ticket, same).map(|()| true);
         }
         match remembered {
-            Some(known) if known.key.sequence > key.sequence => Err(duplicate()),
-            Some(known) if known.key == key && known.version == ChunkVersion::NONE => {
-                Err(duplicate())
-            }
+            Some(known) if known.key.sequence > key.sequence => Err(duplicate(key)),
             Some(known) if known.key.sequence == key.sequence => {
-                let same = |work: &Work| work.version == known.version;
+                let version = answer_of(&known)?;
+                let same = |work: &Work| work.version == version;
                 if self.slots.get(&known.chunk).is_some_and(|slot| same(&slot.current)) {
                     return self.join(known.chunk, ticket, same).map(|()| true);
                 }
                 mark("a retry is answered from its record");
-                self.answer(ticket, Ok(known.version));
+                self.answer(ticket, Ok(version));
                 Ok(true)
             }
             _ => Ok(false),
@@ -169,4 +163,18 @@ impl Replica {
         }
         Ok(())
     }
+}
+
+/// What a write that is remembered is answered again. Of one before a write that was discarded only
+/// that it is over is known.
+pub(super) fn answer_of(known: &RetryRecord) -> Result<ChunkVersion> {
+    match known.version {
+        ChunkVersion::NONE => Err(duplicate(known.key)),
+        version => Ok(version),
+    }
+}
+
+fn duplicate(key: RetryKey) -> Error {
+    let text = format!("write {} of its channel was answered long ago", key.sequence);
+    Error::new(Code::DuplicateRequest, text)
 }
