@@ -6,10 +6,10 @@ use crate::remote::{Remote, of_dir};
 use crate::serve::METRICS_TAG;
 use crate::{admin, output, runtime};
 use kiln_client_fuse::mount::{Record, records};
-use kiln_config::format_size;
+use kiln_config::{KvEngine, MetaConfig, format_size};
 use kiln_env::Env;
 use kiln_launch::{ClusterDir, Lock, ServerState, State};
-use kiln_types::{ClusterId, Code, Error, Result, RoutingInfo, Timestamp};
+use kiln_types::{ClusterId, Code, Error, Result, RoutingInfo, ServiceKind, Timestamp};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,8 +33,8 @@ struct Status {
     replicas: u32,
     disks: u32,
     disk_capacity_bytes: u64,
-    /// Copies of the metadata.
-    metadata_copies: u32,
+    /// Copies of the metadata; absent when a PostgreSQL keeps it.
+    metadata_copies: Option<u32>,
     servers: Vec<Server>,
     /// Targets that serve, and all of them; absent when the manager does not answer.
     targets: Option<(usize, usize)>,
@@ -97,11 +97,21 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
         replicas: shape.replicas,
         disks: shape.disks,
         disk_capacity_bytes: shape.capacity,
-        metadata_copies: 1,
+        metadata_copies: metadata_copies(dir)?,
         servers,
         targets: None,
         trouble: None,
     })
+}
+
+/// How many copies there are of the metadata, as far as the engine of the metadata server tells.
+fn metadata_copies(dir: &ClusterDir) -> Result<Option<u32>> {
+    let mut services = dir.services().into_iter();
+    let Some(meta) = services.find(|service| service.kind == ServiceKind::Meta) else {
+        return Ok(None);
+    };
+    let config: MetaConfig = kiln_config::load(Some(&dir.config(&meta)), [], &[])?;
+    Ok((config.kv.engine == KvEngine::Embedded).then_some(1))
 }
 
 /// What the manager knows.
@@ -225,12 +235,16 @@ fn show(status: &Status) -> String {
     };
     let trouble = status.trouble.as_ref().map(|why| format!("\nTrouble: {why}\n"));
     let trouble = trouble.unwrap_or_default();
+    let metadata = match status.metadata_copies {
+        Some(_) => "The metadata is one copy: the embedded store of the meta server.",
+        None => "The metadata is in PostgreSQL.",
+    };
     let header = ["SERVER", "STATE", "PID", "ADDRESS", "UP", "RESTARTS", "MEMORY", "METRICS"];
     let table = output::table(&header, &[2, 5, 6], rows.collect());
     format!(
         "cluster {} in {} (supervisor pid {})\n\
          {}, {} of everything, {} of {} each\n\
-         {replicas}The metadata is one copy: the embedded store of the meta server.\n\n{table}{trouble}",
+         {replicas}{metadata}\n\n{table}{trouble}",
         status.cluster,
         status.dir.display(),
         status.supervisor_pid,
