@@ -4,7 +4,7 @@ use super::finding::{Finding, Findings, Kind, Place};
 use super::known;
 use super::walk::{all_files, behind};
 use crate::remote::Remote;
-use kiln_types::{ChainId, ChunkId, Code, Context, NodeId, Result, TargetId};
+use kiln_types::{ChainId, ChunkId, Context, NodeId, Result, TargetId};
 use kiln_wire::{Damaged, List, Scrubbed};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,7 +92,8 @@ async fn page(
     done.context(format_args!("verification of target {target}"))
 }
 
-/// Tells of a chunk that is damaged at the second look, too: others were replaced or removed.
+/// Tells of a chunk that was damaged. The server has read it twice, and writes it anew from now on: what
+/// was found stays found.
 async fn tell(
     remote: &Remote,
     findings: &mut Findings,
@@ -100,13 +101,6 @@ async fn tell(
     damaged: Damaged,
 ) -> Result<()> {
     let Some((_, inode, index)) = damaged.chunk.as_file() else { return Ok(()) };
-    let range = (damaged.chunk, behind(damaged.chunk).unwrap_or(all_files().1));
-    let again = match page(remote, (chain, target), range).await {
-        // It has left the chain: nobody reads it.
-        Err(error) if error.code() == Code::WrongTarget => return Ok(()),
-        again => again?,
-    };
-    let Some(damaged) = again.damaged.first() else { return Ok(()) };
     let known = known::find(remote, inode).await?;
     let path = match findings.keeps(Kind::Damage) {
         true => known::path_of(remote, inode).await?,
