@@ -6,40 +6,48 @@ mod cluster;
 mod server;
 
 use cluster::{TestCluster, tree};
+use kiln_env::Env;
 use server::Server;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Another metadata server of a cluster.
-struct Another(Child);
+/// Another server of a cluster, of a kind that it has one of.
+struct Another {
+    kind: &'static str,
+    process: Child,
+}
 
 impl Another {
-    fn start(cluster: &TestCluster) -> Self {
-        let nodes = cluster.ok(&["admin", "nodes"]);
-        let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
-        let manager =
-            nodes.lines().map(words).find(|line| line.get(1).is_some_and(|k| k == "mgmtd"));
-        let address = manager.unwrap()[3].clone();
-        let directory = cluster.path().join("meta-2");
+    fn start(cluster: &TestCluster, kind: &'static str, id: u32) -> Self {
+        let managers = addresses(&cluster.ok(&["admin", "nodes"]), "mgmtd");
+        let directory = cluster.path().join(format!("{kind}-{id}"));
         std::fs::create_dir_all(&directory).unwrap();
-        let config = std::fs::read_to_string(cluster.path().join("meta/config.toml")).unwrap();
-        let config = config.replace("id = 2\n", "id = 3\n");
+        let config = cluster.path().join(kind).join("config.toml");
+        let config = std::fs::read_to_string(config).unwrap();
+        let line = config.lines().find(|line| line.starts_with("id = ")).unwrap();
+        let config = config.replacen(line, &format!("id = {id}"), 1);
         std::fs::write(directory.join("config.toml"), config).unwrap();
-        let log = std::fs::File::create(cluster.path().join("logs/meta-2.log")).unwrap();
+        let log = cluster.path().join(format!("logs/{kind}-{id}.log"));
+        let log = std::fs::File::create(log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        command.args(["meta", "--mgmtd", &address, "--config"]).arg(directory.join("config.toml"));
+        command.args([kind, "--listen", "127.0.0.1:0", "--config"]);
+        command.arg(directory.join("config.toml"));
+        if kind != "mgmtd" {
+            command.args(["--mgmtd", &managers[0]]);
+        }
         // Ends with this thread.
         command.env("KILN_SUPERVISOR", std::process::id().to_string());
         let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let another = Self(command.spawn().unwrap());
+        let another = Self { kind, process: command.spawn().unwrap() };
         another.await_alive(cluster);
         another
     }
 
     fn await_alive(&self, cluster: &TestCluster) {
-        let is_alive = |line: &str| line.contains(" meta ") && line.contains(" alive ");
-        for _ in 0..100 {
-            if cluster.ok(&["admin", "nodes"]).lines().filter(|line| is_alive(line)).count() == 2 {
+        for _ in 0..150 {
+            if addresses(&cluster.ok(&["admin", "nodes"]), self.kind).len() == 2 {
                 return;
             }
             cluster.sleep(Duration::from_millis(100));
@@ -48,10 +56,17 @@ impl Another {
     }
 }
 
+/// The addresses of the living servers of a kind, in a list of nodes.
+fn addresses(nodes: &str, kind: &str) -> Vec<String> {
+    let words = nodes.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let alive = words.filter(|words| words.len() > 3 && words[1] == kind && words[2] == "alive");
+    alive.map(|words| words[3].to_owned()).collect()
+}
+
 impl Drop for Another {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -60,7 +75,7 @@ fn two_metadata_servers_share_a_tree() {
     let Some(postgres) = Server::start() else { return };
     let mut cluster = TestCluster::start_on_postgres(1, 1, postgres.url());
     cluster.ok(&["mkdir", "kiln:/first"]);
-    let another = Another::start(&cluster);
+    let another = Another::start(&cluster, "meta", 3);
     for at in 0..10 {
         cluster.ok(&["mkdir", &format!("kiln:/both-{at}")]);
     }
@@ -97,4 +112,75 @@ fn a_cluster_and_its_postgresql_are_killed_and_go_on() {
     let listed = cluster.ok(&["ls", "kiln:/"]);
     assert!(["after", "later", "source"].iter().all(|name| listed.contains(name)), "{listed}");
     cluster.check();
+}
+
+/// A program that writes files and reads them back, as long as it may; how long the longest step took.
+fn use_files(directory: &Path, ends: &AtomicBool) -> (u32, Duration) {
+    let env = Env::real();
+    let (mut count, mut longest) = (0, Duration::ZERO);
+    while !ends.load(Ordering::Relaxed) {
+        let begun = env.now();
+        let (file, content) = (directory.join(format!("{count}")), vec![count as u8; 100_000]);
+        std::fs::write(&file, &content).unwrap();
+        std::fs::File::open(&file).unwrap().sync_all().unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), content);
+        longest = longest.max(env.now().since(begun));
+        count += 1;
+    }
+    (count, longest)
+}
+
+#[test]
+fn the_primary_manager_dies_and_programs_do_not_notice() {
+    let Some(postgres) = Server::start() else { return };
+    if !cluster::mount::possible() {
+        return;
+    }
+    let mut cluster = TestCluster::start_on_postgres(3, 3, postgres.url());
+    let second = Another::start(&cluster, "mgmtd", 11);
+    let managers = addresses(&cluster.ok(&["admin", "nodes"]), "mgmtd").join(",");
+    let credential = cluster.path().join("credentials/admin.toml");
+    let credential = credential.to_str().unwrap();
+    let anywhere = ["--cluster", &managers, "--credential", credential];
+    let chains = || cluster_chains(&cluster, &anywhere);
+    let before = chains();
+    assert!(before.contains("serving") && !before.contains("offline"), "{before}");
+    let mount = cluster.mount();
+    let ends = AtomicBool::new(false);
+    #[allow(clippy::disallowed_methods, reason = "a program beside the test")]
+    let (count, longest) = std::thread::scope(|scope| {
+        let program = scope.spawn(|| use_files(mount.path(), &ends));
+        cluster.sleep(Duration::from_secs(1));
+        kill(cluster.pid("mgmtd"));
+        let died = Env::real();
+        let start = died.now();
+        // Answered by the one that takes over; nobody lost its role meanwhile, nor later.
+        assert_eq!(chains(), before, "{}", cluster.logs());
+        println!("another manager answers after {:?}", died.now().since(start));
+        cluster.sleep(Duration::from_secs(9));
+        assert_eq!(chains(), before, "{}", cluster.logs());
+        ends.store(true, Ordering::Relaxed);
+        program.join().unwrap()
+    });
+    println!("{count} files, the longest took {longest:?}");
+    drop(mount);
+    // The first one stands by, and gets its role back when the second one ends.
+    cluster.kill("mgmtd");
+    cluster.restart("mgmtd");
+    drop(second);
+    assert_eq!(cluster_chains(&cluster, &[]), before, "{}", cluster.logs());
+    let _second = Another::start(&cluster, "mgmtd", 11);
+    cluster.check();
+}
+
+fn cluster_chains(cluster: &TestCluster, place: &[&str]) -> String {
+    let output = cluster.run(&[&["admin", "chains", "--json"], place].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{}", cluster.logs());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }

@@ -1,15 +1,18 @@
 //! The manager: nodes, leases, targets, chains, routing.
 //!
 //! [`Manager`] decides (`apply(event, now)`), [`Store`] makes its state durable, a thin shell moves
-//! messages between them and the network.
+//! messages between them and the network. Several may share a store: [`Roles`] says which one is the
+//! primary, the others stand by.
 //!
 //! Invariant: nobody hears of a state, or gets an answer that rests on it, before it is durable.
 #![forbid(unsafe_code)]
 
 mod bootstrap;
-mod hold;
 mod manager;
 mod owner;
+mod record;
+mod roles;
+mod seat;
 mod server;
 mod service;
 mod state;
@@ -19,8 +22,9 @@ mod tonic;
 
 pub use bootstrap::FIRST_TABLE;
 pub use manager::{Answer, Event, Manager, Options};
-pub use owner::Owner;
-pub use server::{Site, run, start};
+pub use roles::Roles;
+pub use seat::Seat;
+pub use server::{Site, run};
 pub use service::{Counter, Service};
 pub use state::State;
 pub use store::Store;

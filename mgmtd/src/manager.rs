@@ -14,6 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// How many replaced runs of a node are remembered, so that they are refused.
 const REPLACED_MAX: usize = 16;
 
+/// The tag by which the primary manager is known among the nodes.
+const ROLE_TAG: &str = "role";
+
 /// What the manager is told once.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -121,10 +124,13 @@ impl Manager {
     }
 
     fn begin(&mut self) {
-        for node in self.state.routing.nodes.values_mut() {
-            node.alive &= node.kind != ServiceKind::Mgmtd;
+        let nodes = self.state.routing.nodes.values_mut();
+        for node in nodes.filter(|node| node.kind == ServiceKind::Mgmtd) {
+            node.alive = false;
+            node.tags.remove(ROLE_TAG);
         }
-        let own = self.options.own.clone();
+        let mut own = self.options.own.clone();
+        own.tags.insert(ROLE_TAG.into(), "primary".into());
         if self.state.routing.nodes.is_empty() && !self.options.bootstrap.credential.is_empty() {
             let name = self.options.bootstrap.credential.clone();
             self.add_credential(name, CredentialLimits::default());

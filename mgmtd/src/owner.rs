@@ -64,7 +64,7 @@ fn stopping() -> Error {
 }
 
 /// The manager's owner; [`Self::run`] is its life.
-pub struct Owner {
+pub(crate) struct Owner {
     manager: Manager,
     store: Store,
     durable: State,
@@ -91,16 +91,11 @@ impl Owner {
         Ok((owner, handle))
     }
 
-    /// What it keeps its state in.
-    pub(crate) fn store(&self) -> Store {
-        self.store.clone()
-    }
-
     /// Works until nobody can ask any more.
     ///
     /// # Errors
     /// Why the state could not be made durable: the manager has to begin anew then.
-    pub async fn run(mut self) -> Result<()> {
+    pub(crate) async fn run(mut self) -> Result<()> {
         let mut next_tick = self.env.now();
         loop {
             let left = next_tick.since(self.env.now());
@@ -123,7 +118,7 @@ impl Owner {
                 next_tick = self.env.now().plus(TICK);
             }
             self.commit().await?;
-            self.store.may_answer().await.context("the manager stops")?;
+            self.store.seat().held().await.context("the manager steps down")?;
             let published = self.publish.borrow().clone();
             for (told, answer) in answers {
                 // Whoever asked may have gone away.

@@ -1,16 +1,13 @@
-//! The shell: opens the store, listens, runs the owner.
+//! The shell: listens, and plays the manager's roles.
 
-use crate::manager::{Manager, Options};
-use crate::owner::Owner;
-use crate::service::Service;
-use crate::store::Store;
+use crate::roles::Roles;
 use crate::tonic::routes;
-use kiln_chain::lease::{LeaseTimes, Patience};
 use kiln_config::MgmtdConfig;
 use kiln_env::Env;
 use kiln_kv::Kv;
-use kiln_net::{KeyRing, Server, ServerOptions, Terms};
-use kiln_types::{Context, Error, Incarnation, KeyId, Node, Result, ServerKey, ServiceKind};
+use kiln_manager_link::{Reach, over_tcp};
+use kiln_net::{Identity, KeyRing, Server, ServerOptions, Terms};
+use kiln_types::{Error, Result, ServerKey};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +16,8 @@ use std::time::Duration;
 /// How long requests under way may take when the manager stops.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs a manager over `kv` until `shutdown`; `ready` gets the address on which it answers.
+/// Runs a manager over `kv` until `shutdown`; `ready` gets the address on which it answers, when it is the
+/// primary or knows which one is.
 ///
 /// # Errors
 /// Why it cannot start (address, server key, store), or that its store failed later.
@@ -42,73 +40,32 @@ pub async fn run(
         Error::internal(format!("the address '{}' that was taken: {error}", server.address()))
     })?;
     let advertised = config.node.advertised(address);
-    let site = Site { config: &config, key, address: advertised, ring };
-    let (owner, service) = start(site, kv, &env).await?;
-    let left = owner.store();
-    let serving = server.serve(None, Some(routes(service, env.clone())))?;
-    let owner = env.spawn("manager", owner.run());
-    tracing::info!(%address, node = %config.node.id, "the manager answers");
-    ready(address);
-    // The owner ends with this statement; so do the streams of routing information.
-    let result = tokio::select! {
-        () = shutdown => Ok(()),
-        ended = owner.join() => ended.and_then(|result| result).context("manager"),
+    let reach = over_tcp(Identity::Server(key.clone()), &env);
+    let site = Site { config, key, address: advertised, ring, reach };
+    let (roles, service) = Roles::new(site, kv, &env)?;
+    let serving = server.serve(None, Some(routes(service.clone(), env.clone())))?;
+    let announce = async {
+        if service.settled().await.is_ok() {
+            tracing::info!(%address, "the manager answers");
+            ready(address);
+        }
     };
+    let (played, ()) = tokio::join!(roles.play(shutdown), announce);
     serving.shutdown(GRACE).await;
-    if let Err(error) = left.release().await {
-        tracing::debug!(%error, "the manager's record stays in its store");
-    }
     tracing::info!("the manager has stopped");
-    result
+    played
 }
 
 /// What a manager is told of itself.
-pub struct Site<'a> {
+pub struct Site {
     /// Its settings.
-    pub config: &'a MgmtdConfig,
+    pub config: MgmtdConfig,
     /// The server key.
     pub key: ServerKey,
     /// Where members reach it.
     pub address: String,
     /// Gets the credentials of each routing information.
     pub ring: Arc<KeyRing>,
-}
-
-/// Takes over the store of a manager. When this returns, its state is durable and nobody has been told of
-/// it; [`Owner::run`] then does what is asked of the service.
-///
-/// # Errors
-/// What the store says.
-pub async fn start(site: Site<'_>, kv: Arc<dyn Kv>, env: &Env) -> Result<(Owner, Service)> {
-    let Site { config, key, address, ring } = site;
-    let (store, state) = Store::open(kv, env.clone(), key.cluster).await?;
-    let options = manager_options(config, own_node(config, address, env), key.id);
-    let lease = options.lease;
-    let manager = Manager::new(options, state.clone(), env.now());
-    let (owner, handle) = Owner::start(manager, store, state, ring, env.clone()).await?;
-    let config = kiln_config::to_toml(config)?.into();
-    Ok((owner, Service { handle, key, lease, config }))
-}
-
-fn own_node(config: &MgmtdConfig, address: String, env: &Env) -> Node {
-    Node {
-        id: config.node.id,
-        kind: ServiceKind::Mgmtd,
-        address,
-        incarnation: Incarnation(env.random_u128()),
-        alive: true,
-        tags: config.node.tags.clone(),
-    }
-}
-
-fn manager_options(config: &MgmtdConfig, own: Node, key: KeyId) -> Options {
-    let lease = LeaseTimes { lease: config.lease.duration, heartbeat: config.lease.heartbeat };
-    Options {
-        own,
-        lease,
-        patience: Patience { lease: lease.lease, ..Patience::default() },
-        // No server fills a target that missed writes yet: it waits.
-        bootstrap: config.bootstrap.clone(),
-        key,
-    }
+    /// The way to other managers.
+    pub reach: Arc<dyn Reach>,
 }

@@ -1,7 +1,7 @@
 //! What the manager answers, whatever carries it: who may ask, and values to events and back.
 
 use crate::manager::{Answer, Event};
-use crate::owner::Handle;
+use crate::roles::Role;
 use async_trait::async_trait;
 use kiln_chain::lease::LeaseTimes;
 use kiln_net::Peer;
@@ -15,6 +15,7 @@ use kiln_types::{
 };
 use std::pin::Pin;
 use std::sync::Arc;
+use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 
@@ -24,7 +25,7 @@ pub(crate) type Published = Pin<Box<dyn Stream<Item = RoutingInfo> + Send>>;
 /// What members and operators ask of a manager.
 #[derive(Clone)]
 pub struct Service {
-    pub(crate) handle: Handle,
+    pub(crate) role: watch::Receiver<Role>,
     pub(crate) key: ServerKey,
     pub(crate) lease: LeaseTimes,
     /// The effective configuration, as TOML.
@@ -41,6 +42,26 @@ impl Service {
     /// What `peer` may ask.
     pub fn counter(&self, peer: Arc<Peer>) -> Counter {
         Counter { service: self.clone(), peer }
+    }
+
+    /// Waits until this manager is the primary or knows which one is.
+    ///
+    /// # Errors
+    /// `Cancelled` when it has ended before.
+    pub(crate) async fn settled(&self) -> Result<()> {
+        let mut role = self.role.clone();
+        let settled = role.wait_for(|role| !matches!(role, Role::Seeking)).await;
+        settled.map(drop).map_err(|_| Error::new(Code::Cancelled, "the manager has ended"))
+    }
+
+    async fn apply(&self, event: Event) -> Result<(Answer, Arc<RoutingInfo>)> {
+        let handle = self.role.borrow().primary()?.clone();
+        handle.apply(event).await
+    }
+
+    /// The newest routing information that this manager has.
+    fn routing(&self) -> Result<Arc<RoutingInfo>> {
+        Ok(self.role.borrow().routing()?.borrow().clone())
     }
 }
 
@@ -65,14 +86,14 @@ fn routing_for(peer: &Peer, routing: &RoutingInfo) -> RoutingInfo {
 impl ManagerCalls for Counter {
     async fn register(&self, registration: Registration) -> Result<Registered> {
         require_node(&self.peer, registration.node)?;
-        let (_, routing) = self.service.handle.apply(Event::Register(registration)).await?;
+        let (_, routing) = self.service.apply(Event::Register(registration)).await?;
         let LeaseTimes { lease, heartbeat } = self.service.lease;
         Ok(Registered { routing: routing_for(&self.peer, &routing), lease, heartbeat })
     }
 
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>> {
         require_node(&self.peer, heartbeat.node)?;
-        let (answer, _) = self.service.handle.apply(Event::Heartbeat(heartbeat)).await?;
+        let (answer, _) = self.service.apply(Event::Heartbeat(heartbeat)).await?;
         let Answer::Alive { orders } = answer else {
             return Err(Error::internal("a heartbeat got another answer"));
         };
@@ -95,12 +116,13 @@ impl RoutingUpdates for Updates {
 }
 
 impl Counter {
-    /// The routing information that is newer than `known`, now and after each change. It ends with the
-    /// owner.
+    /// The routing information that is newer than `known`, now and after each change. It ends when the
+    /// manager is something else than now. A standby passes on what it hears from the primary.
     pub(crate) fn published_after(&self, known: RoutingVersion) -> Result<Published> {
-        let published = self.service.handle.published();
+        let role = self.service.role.borrow().clone();
+        let published = role.routing()?;
         let current = published.borrow().version;
-        if known > current {
+        if known > current && role.primary().is_ok() {
             return Err(Error::corrupt(format!(
                 "routing version {known} is known to {}, the manager has only {current}",
                 self.peer
@@ -109,11 +131,15 @@ impl Counter {
         }
         let peer = Arc::clone(&self.peer);
         let newer = WatchStream::new(published).filter(move |routing| routing.version > known);
-        Ok(Box::pin(newer.map(move |routing| routing_for(&peer, &routing))))
+        let mut roles = self.service.role.clone();
+        roles.mark_unchanged();
+        let ended = async move { drop(roles.changed().await) };
+        let newer = newer.map(move |routing| routing_for(&peer, &routing));
+        Ok(Box::pin(futures_util::StreamExt::take_until(newer, Box::pin(ended))))
     }
 
-    pub(crate) fn routing_version(&self) -> RoutingVersion {
-        self.service.handle.published().borrow().version
+    pub(crate) fn routing_version(&self) -> Result<RoutingVersion> {
+        Ok(self.service.routing()?.version)
     }
 
     pub(crate) async fn create_credential(
@@ -123,23 +149,23 @@ impl Counter {
     ) -> Result<Credential> {
         self.peer.require_operator()?;
         let event = Event::CreateCredential { name: name.clone(), limits };
-        self.service.handle.apply(event).await?;
+        self.service.apply(event).await?;
         kiln_wire::credential(&self.service.key, &name)
     }
 
     pub(crate) async fn revoke_credential(&self, name: String) -> Result<()> {
         self.peer.require_operator()?;
-        self.service.handle.apply(Event::RevokeCredential { name }).await.map(drop)
+        self.service.apply(Event::RevokeCredential { name }).await.map(drop)
     }
 
     pub(crate) fn credentials(&self) -> Result<Vec<CredentialRecord>> {
         self.peer.require_operator()?;
-        Ok(self.service.handle.published().borrow().credentials.clone())
+        Ok(self.service.routing()?.credentials.clone())
     }
 
     pub(crate) async fn fills(&self) -> Result<Vec<FillProgress>> {
         self.peer.require_operator()?;
-        match self.service.handle.apply(Event::ListFills).await?.0 {
+        match self.service.apply(Event::ListFills).await?.0 {
             Answer::Fills(fills) => Ok(fills),
             _ => Err(Error::internal("the list of fillings got another answer")),
         }
@@ -147,6 +173,7 @@ impl Counter {
 
     pub(crate) fn config(&self) -> Result<&str> {
         self.peer.require_operator()?;
+        self.service.role.borrow().primary()?;
         Ok(&self.service.config)
     }
 }

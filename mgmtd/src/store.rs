@@ -1,19 +1,16 @@
 //! The manager's state in the key-value store.
 //!
-//! Each record is a kind (u8), a format version (u8), the body's length (u32) and the body, a
-//! message of `kiln.v1` unless said otherwise. A change is written in as many transactions as its
-//! size asks for; the head record, with the routing version, is in the last one. So a crash in
-//! between leaves a version that nobody was told of, and what was written of it still makes sense:
-//! [`Store::open`] drops an unfinished plan or table, and the manager lets chains follow their
-//! targets when it starts.
+//! A change is written in as many transactions as its size asks for; the head record, with the
+//! routing version, is in the last one. So a crash in between leaves a version that nobody was told
+//! of, and what was written of it still makes sense: [`Store::open`] drops an unfinished plan or
+//! table, and the manager lets chains follow their targets when it starts.
 //!
-//! Every transaction checks that this manager is still the one that opened the store last. Where opening
-//! a store does not prove that nobody else has it, a [`Hold`] bounds for how long that may be believed.
+//! Every transaction checks that this manager still has the [`Seat`].
 
-use crate::hold::{HANDOVER_TIME, Hold};
+use crate::record::{Kind, decode, encode, key, prefix};
+use crate::seat::Seat;
 use crate::state::State;
-use kiln_env::Env;
-use kiln_kv::{KeyRange, KeyWriter, Kv, RangeOptions, Transaction, transact};
+use kiln_kv::{KeyRange, RangeOptions, transact};
 use kiln_rpc::v1;
 use kiln_types::{
     ChainId, ChainTable, ChainTableId, ClusterId, Code, Context, Decoder, Encoder, Error, Result,
@@ -21,9 +18,7 @@ use kiln_types::{
 };
 use prost::Message;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-const FORMAT: u8 = 1;
 /// The most bytes of a batch: well below what every engine takes in one transaction.
 const BATCH_BYTES_MAX: usize = 500_000;
 /// Chains in one record of a chain table.
@@ -31,111 +26,35 @@ const PAGE_CHAINS: usize = 8192;
 /// Pairs that are read at a time.
 const LOAD_PAIRS: usize = 5000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Kind {
-    /// Cluster (16 bytes), routing version (u64), whether chains are planned (u8).
-    Head = 1,
-    Node = 2,
-    Target = 3,
-    Chain = 4,
-    /// Number of chains in the table (u32), then the ids (u64) of those in this page.
-    TablePage = 5,
-    Credential = 6,
-    /// The manager that opened the store last: 16 bytes.
-    Writer = 7,
-}
-
 /// A pair to write; without a value, a key to clear.
 type Write = (Vec<u8>, Option<Vec<u8>>);
 
-/// The store of one manager; clones share it.
+/// The store of the primary manager; clones share it.
 #[derive(Clone)]
 pub struct Store {
-    kv: Arc<dyn Kv>,
-    env: Env,
-    writer: [u8; 16],
-    /// Where others can open it too.
-    hold: Option<Arc<Hold>>,
+    seat: Seat,
 }
 
 impl Store {
-    /// Takes the store over from whoever had it, and reads its state; a new one is of `cluster`.
+    /// Reads the state of the manager in `seat`; a new one is of `cluster`.
     ///
     /// # Errors
     /// `WrongCluster` when it is another cluster's; `Corrupt`; or the engine's own.
-    pub async fn open(kv: Arc<dyn Kv>, env: Env, cluster: ClusterId) -> Result<(Self, State)> {
-        let writer = env.random_u128().to_be_bytes();
-        let mut store = Self { kv, env, writer, hold: None };
-        let had_another = store.take_over().await?;
-        if !store.kv.is_exclusive() {
-            if had_another {
-                tracing::info!("waits {HANDOVER_TIME:?} for the end of another manager");
-                store.env.sleep(HANDOVER_TIME).await;
-            }
-            let looker = store.clone();
-            let look = move || {
-                let looker = looker.clone();
-                async move { looker.look().await }
-            };
-            store.hold = Some(Arc::new(Hold::take(look, &store.env).await?));
-        }
+    pub async fn open(seat: Seat, cluster: ClusterId) -> Result<(Self, State)> {
+        let store = Self { seat };
         let state = store.load(cluster).await.context("state in the manager's store")?;
         Ok((store, state))
     }
 
-    /// Whether the record of another manager was there, which may not have stopped.
-    async fn take_over(&self) -> Result<bool> {
-        let record = &encode(Kind::Writer, &self.writer);
-        transact(&*self.kv, &self.env, "taking over the manager's store", |tx| {
-            Box::pin(async move {
-                let before = tx.get(&key(Kind::Writer).finish()).await?;
-                tx.set(&key(Kind::Writer).finish(), record);
-                Ok(before.is_some_and(|before| before != *record))
-            })
-        })
-        .await
-    }
-
-    async fn look(&self) -> Result<()> {
-        check_writer(self.kv.begin().await?.as_mut(), &self.writer).await
-    }
-
-    /// Waits until what this manager knows may be answered: with a store that others can open too, not
-    /// while it is out of reach for long.
-    ///
-    /// # Errors
-    /// `NotPrimary` when another manager has opened the store.
-    pub async fn may_answer(&self) -> Result<()> {
-        match &self.hold {
-            Some(hold) => hold.held(&self.env).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Lets the next manager begin at once; called when this one answers nobody any more.
-    ///
-    /// # Errors
-    /// `NotPrimary`, or the engine's own.
-    pub async fn release(&self) -> Result<()> {
-        if self.hold.is_none() {
-            return Ok(());
-        }
-        let writer = &self.writer;
-        transact(&*self.kv, &self.env, "leaving the manager's store", |tx| {
-            Box::pin(async move {
-                check_writer(tx, writer).await?;
-                tx.clear(&key(Kind::Writer).finish());
-                Ok(())
-            })
-        })
-        .await
+    /// The seat that it is written from.
+    pub fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     /// Makes `new` durable where `old` was.
     ///
     /// # Errors
-    /// `NotPrimary` when another manager has opened the store; or the engine's own, after which the
+    /// `NotPrimary` when another manager has taken the seat; or the engine's own, after which the
     /// manager has to begin anew with what the store has.
     pub async fn commit(&self, old: &State, new: &State) -> Result<()> {
         let mut batch = Vec::new();
@@ -153,10 +72,9 @@ impl Store {
     }
 
     async fn write(&self, batch: &[Write]) -> Result<()> {
-        let writer = &self.writer;
-        transact(&*self.kv, &self.env, "writing the manager's state", |tx| {
+        transact(self.seat.kv(), self.seat.env(), "writing the manager's state", |tx| {
             Box::pin(async move {
-                check_writer(tx, writer).await?;
+                self.seat.check(tx).await?;
                 for (key, value) in batch {
                     match value {
                         Some(value) => tx.set(key, value),
@@ -171,7 +89,7 @@ impl Store {
 
     async fn load(&self, cluster: ClusterId) -> Result<State> {
         let mut state = State::new(cluster);
-        let head = self.kv.begin().await?.get(&key(Kind::Head).finish()).await?;
+        let head = self.seat.kv().begin().await?.get(&key(Kind::Head).finish()).await?;
         let Some(head) = head else { return Ok(state) };
         decode_head(&head, &mut state)?;
         if state.routing.cluster != cluster {
@@ -245,7 +163,7 @@ impl Store {
         let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let mut range = KeyRange::prefix(&prefix(kind));
         loop {
-            let mut transaction = self.kv.begin().await?;
+            let mut transaction = self.seat.kv().begin().await?;
             let page = transaction.range(range.clone(), RangeOptions::limit(LOAD_PAIRS)).await?;
             let end = page.len() < LOAD_PAIRS;
             pairs.extend(page);
@@ -254,14 +172,6 @@ impl Store {
                 _ => return Ok(pairs),
             }
         }
-    }
-}
-
-async fn check_writer(tx: &mut dyn Transaction, writer: &[u8; 16]) -> Result<()> {
-    let stored = tx.get(&key(Kind::Writer).finish()).await?;
-    match stored.as_deref().map(|record| decode(Kind::Writer, record)).transpose()? {
-        Some(stored) if stored == writer => Ok(()),
-        _ => Err(Error::new(Code::NotPrimary, "another manager has opened the store")),
     }
 }
 
@@ -327,36 +237,6 @@ fn write_table(table: &ChainTable, writes: &mut Vec<Write>) {
         });
         writes.push((key.finish(), Some(encode(Kind::TablePage, &body.finish()))));
     }
-}
-
-fn prefix(kind: Kind) -> Vec<u8> {
-    KeyWriter::new().rest(b"mgmtd/").u8(kind as u8).finish()
-}
-
-fn key(kind: Kind) -> KeyWriter {
-    KeyWriter::new().rest(&prefix(kind))
-}
-
-fn encode(kind: Kind, body: &[u8]) -> Vec<u8> {
-    Encoder::new().u8(kind as u8).u8(FORMAT).bytes(body).finish()
-}
-
-fn decode(kind: Kind, record: &[u8]) -> Result<&[u8]> {
-    let mut fields = Decoder::new("manager record", record);
-    let (found, format) = (fields.u8()?, fields.u8()?);
-    if found != kind as u8 {
-        return Err(Error::corrupt(format!("record of kind {found} where {kind:?} should be")));
-    }
-    if format != FORMAT {
-        return Err(Error::new(
-            Code::Unsupported,
-            format!("a {kind:?} record has format {format}, this build knows {FORMAT}"),
-        )
-        .with_hint("start the newer version of kiln that wrote it"));
-    }
-    let body = fields.bytes(usize::MAX)?;
-    fields.finish()?;
-    Ok(body)
 }
 
 fn encode_head(state: &State) -> Vec<u8> {

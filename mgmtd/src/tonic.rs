@@ -57,7 +57,7 @@ async fn register(counter: &Counter, request: v1::RegisterRequest) -> Result<v1:
 async fn heartbeat(counter: &Counter, request: v1::HeartbeatRequest) -> Result<v1::HeartbeatReply> {
     let orders = counter.heartbeat(Heartbeat::try_from(request)?).await?;
     let create_targets = orders.iter().map(v1::CreateTargetOrder::from).collect();
-    Ok(v1::HeartbeatReply { routing_version: counter.routing_version().0, create_targets })
+    Ok(v1::HeartbeatReply { routing_version: counter.routing_version()?.0, create_targets })
 }
 
 fn watch(counter: &Counter, request: v1::WatchRoutingRequest) -> Result<Updates> {

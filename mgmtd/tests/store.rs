@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use async_trait::async_trait;
-use kiln_env::{Env, Executor};
+use kiln_env::{Env, Executor, Task};
 use kiln_kv::{Kv, MemoryKv, Transaction};
-use kiln_mgmtd::{State, Store};
+use kiln_mgmtd::{Seat, State, Store};
 use kiln_types::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,14 +62,19 @@ fn simulate<F: Future<Output = ()> + Send + 'static>(body: impl FnOnce(Env, Arc<
     executor.run(body(env, kv));
 }
 
+async fn open<K: Kv + 'static>(kv: &Arc<K>, env: &Env) -> Result<(Store, State)> {
+    let seat = Seat::take(kv.clone(), env.clone(), "a:1", |_| {}).await?;
+    Store::open(seat, CLUSTER).await
+}
+
 #[test]
 fn what_is_committed_comes_back() {
     simulate(|env, kv| async move {
-        let (store, empty) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+        let (store, empty) = open(&kv, &env).await.unwrap();
         assert_eq!(empty, State::new(CLUSTER));
         let first = state(20_000);
         store.commit(&empty, &first).await.unwrap();
-        let (store, loaded) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+        let (store, loaded) = open(&kv, &env).await.unwrap();
         assert_eq!(loaded, first);
 
         let mut second = first.clone();
@@ -80,19 +85,20 @@ fn what_is_committed_comes_back() {
         let before = kv.key_count();
         store.commit(&first, &second).await.unwrap();
         assert_eq!(kv.key_count(), before - 1);
-        let (_, loaded) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+        let (_, loaded) = open(&kv, &env).await.unwrap();
         assert_eq!(loaded, second);
 
-        let other = Store::open(kv, env, ClusterId(6)).await.err().unwrap();
+        let seat = Seat::take(kv, env, "a:1", |_| {}).await.unwrap();
+        let other = Store::open(seat, ClusterId(6)).await.err().unwrap();
         assert_eq!(other.code(), Code::WrongCluster);
     });
 }
 
 #[test]
-fn only_the_manager_that_opened_the_store_last_writes() {
+fn only_the_manager_that_took_the_seat_last_writes() {
     simulate(|env, kv| async move {
-        let (old, empty) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
-        let (new, _) = Store::open(kv, env, CLUSTER).await.unwrap();
+        let (old, empty) = open(&kv, &env).await.unwrap();
+        let (new, _) = open(&kv, &env).await.unwrap();
         let refused = old.commit(&empty, &state(1)).await.unwrap_err();
         assert_eq!(refused.code(), Code::NotPrimary);
         new.commit(&empty, &state(1)).await.unwrap();
@@ -168,16 +174,16 @@ impl Transaction for DyingTransaction {
 fn a_torn_change_leaves_no_half_plan_and_no_half_table() {
     for commits in 0..8 {
         simulate(move |env, kv| async move {
-            let (store, empty) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+            let (store, empty) = open(&kv, &env).await.unwrap();
             let mut planned = state(20_000);
             planned.routing.chains.clear();
             planned.routing.tables.clear();
             drop(store);
             let dying = Arc::new(Dying { kv: kv.clone(), commits_left: AtomicU64::new(100) });
-            let (store, _) = Store::open(dying.clone(), env.clone(), CLUSTER).await.unwrap();
+            let (store, _) = open(&dying, &env).await.unwrap();
             dying.commits_left.store(commits, Ordering::SeqCst);
             let done = store.commit(&empty, &planned).await.is_ok();
-            let (store, loaded) = Store::open(kv.clone(), env.clone(), CLUSTER).await.unwrap();
+            let (store, loaded) = open(&kv, &env).await.unwrap();
             assert_eq!(loaded, if done { planned.clone() } else { State::new(CLUSTER) });
             if !done {
                 store.commit(&empty, &planned).await.unwrap();
@@ -185,10 +191,10 @@ fn a_torn_change_leaves_no_half_plan_and_no_half_table() {
 
             let complete = state(20_000);
             dying.commits_left.store(100, Ordering::SeqCst);
-            let (store, _) = Store::open(dying.clone(), env.clone(), CLUSTER).await.unwrap();
+            let (store, _) = open(&dying, &env).await.unwrap();
             dying.commits_left.store(commits, Ordering::SeqCst);
             let done = store.commit(&planned, &complete).await.is_ok();
-            let (_, loaded) = Store::open(kv, env, CLUSTER).await.unwrap();
+            let (_, loaded) = open(&kv, &env).await.unwrap();
             assert_eq!(loaded.routing.targets, complete.routing.targets);
             match loaded.routing.tables.values().next() {
                 Some(table) => assert_eq!(table.chains.len(), 20_000),
@@ -219,13 +225,16 @@ fn share<F: Future<Output = ()> + Send + 'static>(body: impl FnOnce(Env, Shared)
     executor.run(body(env, kv));
 }
 
-async fn open_shared(env: &Env, kv: &Shared) -> Store {
-    Store::open(Arc::new(kv.clone()), env.clone(), CLUSTER).await.unwrap().0
+/// Takes the seat in a store that others share.
+fn stand(env: &Env, kv: &Shared, name: &'static str) -> Task<Seat> {
+    let (env, kv) = (env.clone(), Arc::new(kv.clone()));
+    let taking = env.clone();
+    env.spawn(name, async move { Seat::take(kv, taking, name, |_| {}).await.unwrap() })
 }
 
 /// Whether the manager may answer now; the error when it has to end.
-async fn answers(store: &Store, env: &Env) -> Result<bool> {
-    match env.timeout(Duration::from_millis(1), "a hold", store.may_answer()).await {
+async fn answers(seat: &Seat, env: &Env) -> Result<bool> {
+    match env.timeout(Duration::from_millis(1), "a hold", seat.held()).await {
         Ok(outcome) => outcome.map(|()| true),
         Err(_) => Ok(false),
     }
@@ -235,27 +244,34 @@ async fn answers(store: &Store, env: &Env) -> Result<bool> {
 fn a_manager_answers_nobody_when_its_successor_begins() {
     share(async |env, kv| {
         let start = env.now();
-        let first = open_shared(&env, &kv).await;
+        let first = stand(&env, &kv, "first").join().await.unwrap();
         assert_eq!(env.now(), start, "nobody was there before");
+        let others = Shared(kv.0.clone(), Arc::default());
+        let second = stand(&env, &others, "second");
         env.sleep(Duration::from_millis(20_345)).await;
         assert_eq!(answers(&first, &env).await, Ok(true));
-        let (other, others) = (env.clone(), kv.clone());
-        let second = env.spawn("second", async move { open_shared(&other, &others).await });
-        let mut last = env.now();
+        assert!(!second.is_finished(), "the first one lives");
+        // It does not reach the store any more.
+        kv.1.store(true, Ordering::Relaxed);
+        let cut = env.now();
+        let mut last = cut;
         while !second.is_finished() {
             if answers(&first, &env).await == Ok(true) {
                 last = env.now();
             }
             env.sleep(Duration::from_millis(10)).await;
         }
+        assert!(env.now().since(cut) < Duration::from_millis(2500), "it is taken over soon");
+        assert!(env.now().since(last) > Duration::from_millis(300), "not while it may answer");
         let second = second.join().await.unwrap();
-        assert!(env.now().since(last) > Duration::from_secs(1), "{:?}", env.now().since(last));
         assert_eq!(answers(&second, &env).await, Ok(true));
-        let refused = first.may_answer().await.unwrap_err();
+        kv.1.store(false, Ordering::Relaxed);
+        env.sleep(Duration::from_secs(1)).await;
+        let refused = first.held().await.unwrap_err();
         assert_eq!(refused.code(), Code::NotPrimary, "{refused}");
-        second.release().await.unwrap();
+        second.leave().await.unwrap();
         let before = env.now();
-        let third = open_shared(&env, &kv).await;
+        let third = stand(&env, &others, "third").join().await.unwrap();
         assert_eq!(env.now(), before, "the second one has left");
         assert_eq!(answers(&third, &env).await, Ok(true));
     });
@@ -264,22 +280,14 @@ fn a_manager_answers_nobody_when_its_successor_begins() {
 #[test]
 fn a_manager_that_hears_nothing_of_its_store_answers_nobody_until_it_does() {
     share(async |env, kv| {
-        let store = open_shared(&env, &kv).await;
-        for (outage, expected) in [(3, true), (7, false), (60, false)] {
+        let seat = stand(&env, &kv, "alone").join().await.unwrap();
+        for (outage, expected) in [(1, true), (3, false), (60, false)] {
             env.sleep(Duration::from_secs(10)).await;
-            assert_eq!(answers(&store, &env).await, Ok(true));
+            assert_eq!(answers(&seat, &env).await, Ok(true));
             kv.1.store(true, Ordering::Relaxed);
             env.sleep(Duration::from_secs(outage)).await;
-            assert_eq!(answers(&store, &env).await, Ok(expected), "after {outage} s");
+            assert_eq!(answers(&seat, &env).await, Ok(expected), "after {outage} s");
             kv.1.store(false, Ordering::Relaxed);
         }
-        // Its successor came while it heard nothing.
-        kv.1.store(true, Ordering::Relaxed);
-        env.sleep(Duration::from_secs(20)).await;
-        let second = open_shared(&env, &Shared(kv.0.clone(), Arc::default())).await;
-        assert_eq!(answers(&store, &env).await, Ok(false));
-        kv.1.store(false, Ordering::Relaxed);
-        assert_eq!(store.may_answer().await.unwrap_err().code(), Code::NotPrimary);
-        assert_eq!(answers(&second, &env).await, Ok(true));
     });
 }

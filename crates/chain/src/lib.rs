@@ -1,6 +1,8 @@
-//! The protocol's decisions as pure state machines: replica, membership, lease, initiator
+//! The protocol's decisions as pure state machines: replica, membership, lease, election,
+//! initiator
 #![forbid(unsafe_code)]
 
+pub mod election;
 mod initiator;
 pub mod lease;
 pub mod membership;

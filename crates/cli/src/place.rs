@@ -16,7 +16,7 @@ pub(crate) struct Place {
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "cluster")]
     dir: Option<PathBuf>,
 
-    /// The manager of a cluster elsewhere [env: KILN_CLUSTER]
+    /// A manager of a cluster elsewhere, or several with commas between them [env: KILN_CLUSTER]
     #[arg(long, global = true, value_name = "HOST:PORT")]
     cluster: Option<String>,
 

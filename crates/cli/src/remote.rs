@@ -8,18 +8,23 @@ use kiln_env::Env;
 use kiln_launch::ClusterDir;
 use kiln_manager_link::{ManagerClient, manager_client};
 use kiln_net::Identity;
-use kiln_rpc::error_from_status;
-use kiln_types::{Caller, Context, Credential, Error, Result};
+use kiln_rpc::{error_from_status, v1};
+use kiln_types::{Action, Caller, Context, Credential, Error, Result, ServiceKind};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the manager may take for an operator's call.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// How long one of several managers may take to say whether it is the primary.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A cluster that answers.
 pub(crate) struct Remote {
     pub(crate) client: Arc<Client>,
-    manager: ManagerClient,
+    identity: Identity,
+    managers: Vec<String>,
     pub(crate) env: Env,
     /// Who runs the command.
     pub(crate) caller: Caller,
@@ -48,17 +53,16 @@ pub(crate) fn of_dir(dir: &ClusterDir) -> Result<(String, Credential)> {
 }
 
 impl Remote {
-    /// Connects to the manager at `address`.
+    /// Connects to the managers at `addresses` (`HOST:PORT`, several with commas between them).
     ///
     /// # Errors
-    /// `Unreachable` when it does not answer, `NotAuthenticated` when it refuses the credential.
-    pub(crate) async fn connect(address: &str, credential: Credential, env: Env) -> Result<Self> {
+    /// `Unreachable` when none answers, `NotAuthenticated` when it refuses the credential.
+    pub(crate) async fn connect(addresses: &str, credential: Credential, env: Env) -> Result<Self> {
         let identity = Identity::Client(credential.clone());
-        let manager = manager_client(address, identity, env.clone())?;
-        let managers = vec![address.to_string()];
-        let connecting = Client::connect(&env, managers, credential, Options::default());
-        let client = Box::pin(connecting).await?;
-        Ok(Self { client: Arc::new(client), manager, env, caller: this_user()? })
+        let managers = managers(addresses);
+        let connecting = Client::connect(&env, managers.clone(), credential, Options::default());
+        let client = Arc::new(Box::pin(connecting).await?);
+        Ok(Self { client, identity, managers, env, caller: this_user()? })
     }
 
     /// Says goodbye to the servers.
@@ -68,7 +72,7 @@ impl Remote {
         }
     }
 
-    /// Makes an operator's call to the manager.
+    /// Makes an operator's call to the primary manager.
     ///
     /// # Errors
     /// The manager's, or `DeadlineExceeded`.
@@ -77,10 +81,47 @@ impl Remote {
         what: &str,
         call: impl AsyncFnOnce(ManagerClient) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T> {
-        let reply = self.env.timeout(CALL_WITHIN, what, call(self.manager.clone())).await?;
+        let primary = self.primary().await.context(what)?;
+        let reply = self.env.timeout(CALL_WITHIN, what, call(primary)).await?;
         let reply = reply.map_err(|status| error_from_status(&status));
         reply.map(tonic::Response::into_inner).context(what)
     }
+
+    /// The manager that decides: one after the other is asked, since after the death of one it takes a
+    /// moment until there is another.
+    async fn primary(&self) -> Result<ManagerClient> {
+        let deadline = self.env.deadline_after(CALL_WITHIN);
+        loop {
+            let mut last = Error::internal("no manager is known");
+            for address in self.known_managers() {
+                let mut manager =
+                    manager_client(&address, self.identity.clone(), self.env.clone())?;
+                let asked = manager.get_config(v1::Empty {});
+                let asked = self.env.timeout(ANSWER_WITHIN, &address, asked).await;
+                match asked.and_then(|r| r.map_err(|status| error_from_status(&status))) {
+                    Ok(_) => return Ok(manager),
+                    Err(error) if error.code().action() == Action::GiveUp => return Err(error),
+                    Err(error) => last = error.while_doing(format_args!("manager at {address}")),
+                }
+            }
+            if deadline.left(self.env.now()).is_zero() {
+                return Err(last);
+            }
+            self.env.sleep(PAUSE).await;
+        }
+    }
+
+    fn known_managers(&self) -> BTreeSet<String> {
+        let routing = self.client.routing();
+        let nodes = routing.nodes.values().filter(|node| node.kind == ServiceKind::Mgmtd);
+        let registered = nodes.filter(|node| node.alive).map(|node| node.address.clone());
+        self.managers.iter().cloned().chain(registered).collect()
+    }
+}
+
+/// The managers that were named, with commas between them.
+pub(crate) fn managers(addresses: &str) -> Vec<String> {
+    addresses.split(',').map(|address| address.trim().to_owned()).collect()
 }
 
 fn this_user() -> Result<Caller> {

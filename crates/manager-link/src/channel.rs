@@ -1,15 +1,16 @@
 //! The managers, one of which answers.
 
+use crate::routing::Routing;
 use kiln_env::Env;
 use kiln_net::Identity;
 use kiln_rpc::ManagerCalls;
-use kiln_types::{Code, Context, Error, Result};
+use kiln_types::{Code, Context, Error, Result, ServiceKind};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// The way to managers: tonic over TCP, or the simulator's.
 pub trait Reach: Send + Sync {
@@ -20,10 +21,14 @@ pub trait Reach: Send + Sync {
     fn manager(&self, address: &str) -> Result<Arc<dyn ManagerCalls>>;
 }
 
-/// Managers over TCP.
-pub(crate) struct OverTcp {
-    pub(crate) identity: Identity,
-    pub(crate) env: Env,
+/// The way over TCP, for one who proves to be `identity`.
+pub fn over_tcp(identity: Identity, env: &Env) -> Arc<dyn Reach> {
+    Arc::new(OverTcp { identity, env: env.clone() })
+}
+
+struct OverTcp {
+    identity: Identity,
+    env: Env,
 }
 
 impl Reach for OverTcp {
@@ -33,28 +38,41 @@ impl Reach for OverTcp {
     }
 }
 
-/// The managers' addresses, tried in turn.
+/// The managers, tried in turn: those that were named, and those that registered.
 pub(crate) struct Managers {
-    addresses: Vec<String>,
+    named: Vec<String>,
+    routing: Routing,
     reach: Arc<dyn Reach>,
     env: Env,
-    at: usize,
+    address: String,
     manager: Option<Arc<dyn ManagerCalls>>,
     pause: Duration,
+    pause_max: Duration,
+    /// Those that stood by when they were asked last.
+    standbys: BTreeSet<String>,
 }
 
 impl Managers {
+    /// `pause_max` is the longest pause between two tries.
+    ///
     /// # Errors
     /// `Invalid` when there is no address.
-    pub(crate) fn new(addresses: Vec<String>, reach: Arc<dyn Reach>, env: Env) -> Result<Self> {
-        if addresses.is_empty() {
-            return Err(Error::invalid("no manager's address is known"));
-        }
-        Ok(Self { addresses, reach, env, at: 0, manager: None, pause: PAUSE_MIN })
+    pub(crate) fn new(
+        named: Vec<String>,
+        routing: Routing,
+        reach: Arc<dyn Reach>,
+        pause_max: Duration,
+        env: Env,
+    ) -> Result<Self> {
+        let address = named.first().cloned();
+        let address = address.ok_or_else(|| Error::invalid("no manager's address is known"))?;
+        let (manager, standbys) = (None, BTreeSet::new());
+        let pause = PAUSE_MIN;
+        Ok(Self { named, routing, reach, env, address, manager, pause, pause_max, standbys })
     }
 
     pub(crate) fn address(&self) -> &str {
-        &self.addresses[self.at]
+        &self.address
     }
 
     fn manager(&mut self) -> Result<Arc<dyn ManagerCalls>> {
@@ -80,23 +98,51 @@ impl Managers {
         let what = format!("manager at {}", self.address());
         let result = self.env.timeout(patience, &what, make(manager)).await.flatten();
         match &result {
-            Ok(_) => self.pause = PAUSE_MIN,
+            Ok(_) => {
+                self.pause = PAUSE_MIN;
+                self.standbys.clear();
+            }
+            Err(error) if error.code() == Code::NotPrimary => {
+                self.standbys.insert(self.address.clone());
+                self.leave();
+            }
             Err(error) if error.code() != Code::UnknownMember => self.leave(),
             Err(_) => {}
         }
         result.context(what)
     }
 
-    /// Gives the connection up.
+    /// Gives the connection up: the next manager is asked.
     pub(crate) fn leave(&mut self) {
         self.manager = None;
-        self.at = (self.at + 1) % self.addresses.len();
+        let known = self.known();
+        let at = known.iter().position(|address| *address == self.address).map_or(0, |at| at + 1);
+        if let Some(next) = known.get(at % known.len().max(1)) {
+            self.address.clone_from(next);
+        }
     }
 
-    /// Waits before the next try: longer after each failure, with jitter.
+    fn known(&self) -> Vec<String> {
+        let routing = self.routing.now();
+        let registered = routing.nodes.values().filter(|node| node.kind == ServiceKind::Mgmtd);
+        let mut known = self.named.clone();
+        for node in registered {
+            if !known.contains(&node.address) {
+                known.push(node.address.clone());
+            }
+        }
+        known
+    }
+
+    /// Waits before the next try: longer after each failure, with jitter. A manager that has not been
+    /// asked since another one said that it stands by is asked at once.
     pub(crate) async fn pause(&mut self) {
+        if !self.standbys.is_empty() && !self.standbys.contains(&self.address) {
+            return;
+        }
+        self.standbys.clear();
         let pause = self.env.jittered(self.pause);
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        self.pause = (self.pause * 2).min(self.pause_max);
         self.env.sleep(pause).await;
     }
 }

@@ -37,6 +37,8 @@ pub(crate) enum Stage {
 
 /// Tries to say good-bye: the manager may be gone as well.
 const GOODBYES: usize = 2;
+/// The longest pause between two tries: many fit into the time after which a server fences itself.
+pub(crate) const PAUSE_MAX: Duration = Duration::from_millis(250);
 /// The shortest patience with one call.
 const CALL_TIME_MIN: Duration = Duration::from_millis(250);
 

@@ -12,7 +12,7 @@ mod link;
 mod routing;
 mod tonic;
 
-pub use channel::Reach;
+pub use channel::{Reach, over_tcp};
 pub use lease::LeaseView;
 pub use link::{LinkOptions, ManagerLink, Orders, Reporter};
 pub use routing::{Routing, RoutingWatch};

@@ -1,9 +1,9 @@
 //! A server's tie to the manager.
 
-use crate::channel::{Managers, OverTcp, Reach};
-use crate::heart::{Heart, Stage, Wish};
+use crate::channel::{Managers, Reach, over_tcp};
+use crate::heart::{self, Heart, Stage, Wish};
 use crate::lease::LeaseView;
-use crate::routing::Routing;
+use crate::routing::{self, Routing};
 use kiln_chain::lease::{LeaseTimes, ServerLease};
 use kiln_env::{Env, Task};
 use kiln_net::{Identity, KeyRing};
@@ -91,7 +91,7 @@ impl ManagerLink {
         env: Env,
     ) -> Result<Self> {
         let identity = Identity::Server(options.key.clone());
-        let reach = Arc::new(OverTcp { identity, env: env.clone() });
+        let reach = over_tcp(identity, &env);
         Self::start_over(reach, options, ring, reporter, env)
     }
 
@@ -106,16 +106,19 @@ impl ManagerLink {
         reporter: Arc<dyn Reporter>,
         env: Env,
     ) -> Result<Self> {
-        let managers = || Managers::new(options.managers.clone(), Arc::clone(&reach), env.clone());
         let routing = Routing::new(Some(ring));
-        let follow = routing.clone().follow(managers()?, env.clone());
+        let managers = |pause_max| {
+            let (named, reach) = (options.managers.clone(), Arc::clone(&reach));
+            Managers::new(named, routing.clone(), reach, pause_max, env.clone())
+        };
+        let follow = routing.clone().follow(managers(routing::PAUSE_MAX)?, env.clone());
         let follow = env.spawn("routing watch", follow);
         let lease = Arc::new(LeaseView::default());
         let (orders_sender, orders) = watch::channel(Orders::default());
         let (stage_sender, stage) = watch::channel(Stage::Seeking);
         let (wish, wishes) = watch::channel(Wish::Live);
         let heart = Heart {
-            managers: managers()?,
+            managers: managers(heart::PAUSE_MAX)?,
             options,
             routing: routing.clone(),
             reporter,

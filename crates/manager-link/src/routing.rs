@@ -1,6 +1,6 @@
 //! Following the routing information.
 
-use crate::channel::{Managers, OverTcp, Reach, is_final};
+use crate::channel::{Managers, Reach, is_final, over_tcp};
 use kiln_env::{Env, Task};
 use kiln_net::{Identity, KeyRing};
 use kiln_rpc::ManagerCalls;
@@ -11,6 +11,8 @@ use tokio::sync::watch;
 
 /// How long the manager may take to answer the request.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+/// The longest pause between two tries.
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// After so long without news the manager is asked again.
 const QUIET_TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -104,8 +106,12 @@ impl Routing {
     pub(crate) fn report(&self, error: &Error) {
         self.trouble.send_if_modified(|trouble| {
             let new = trouble.as_ref() != Some(error);
+            match (new, &trouble) {
+                (false, _) => {}
+                (true, None) => tracing::warn!("no contact with the manager: {error}"),
+                (true, Some(_)) => tracing::debug!("still no contact with the manager: {error}"),
+            }
             if new {
-                tracing::warn!("no contact with the manager: {error}");
                 *trouble = Some(error.clone());
             }
             new
@@ -117,7 +123,6 @@ impl Routing {
         loop {
             if let Err(error) = self.follow_one(&mut managers, &env).await {
                 self.report(&error);
-                managers.leave();
             }
             managers.pause().await;
         }
@@ -133,9 +138,12 @@ impl Routing {
         // It answers: nothing stands in the way, even if there is nothing new.
         self.trouble.send_replace(None);
         while let Ok(update) = env.timeout(QUIET_TIME_MAX, "", updates.next()).await {
-            match update.context(&what)? {
-                Some(routing) => self.publish(routing),
-                None => return Err(ended()),
+            match update.context(&what).and_then(|update| update.ok_or_else(ended)) {
+                Ok(routing) => self.publish(routing),
+                Err(error) => {
+                    managers.leave();
+                    return Err(error);
+                }
             }
         }
         Ok(())
@@ -158,7 +166,7 @@ impl RoutingWatch {
     /// # Errors
     /// `Invalid` when there is no address.
     pub fn start(addresses: Vec<String>, identity: Identity, env: &Env) -> Result<Self> {
-        let reach = Arc::new(OverTcp { identity, env: env.clone() });
+        let reach = over_tcp(identity, env);
         Self::start_over(reach, addresses, env)
     }
 
@@ -167,8 +175,8 @@ impl RoutingWatch {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_over(reach: Arc<dyn Reach>, addresses: Vec<String>, env: &Env) -> Result<Self> {
-        let managers = Managers::new(addresses, reach, env.clone())?;
         let routing = Routing::new(None);
+        let managers = Managers::new(addresses, routing.clone(), reach, PAUSE_MAX, env.clone())?;
         let task = env.spawn("routing watch", routing.clone().follow(managers, env.clone()));
         Ok(Self { routing, _task: task })
     }

@@ -103,6 +103,8 @@ metrics! {
             "Damaged chunks that this found.";
         Counter STORAGE_REPAIRED = "kiln_storage_repaired", Count, Stable,
             "Damaged chunks that were written anew from another replica's copy.";
+        Gauge MGMTD_PRIMARY = "kiln_mgmtd_primary", Count, Stable,
+            "1 when this manager is the primary one, which decides; 0 when it stands by.";
         Counter MGMTD_HEARTBEATS = "kiln_mgmtd_heartbeats", Count, Stable,
             "Heartbeats that were answered.";
         Counter MGMTD_DECLARED_DEAD = "kiln_mgmtd_declared_dead", Count, Stable,

@@ -1,5 +1,6 @@
 //! A client's machine.
 
+use crate::cluster::named_managers;
 use crate::log::{Log, note};
 use crate::options::Options;
 use crate::road::Road;
@@ -73,8 +74,8 @@ impl ClientHost {
 
     /// A new incarnation, as soon as there is a chain table.
     pub(crate) async fn connect(&self, env: &Env) -> Result<(Client, RoutingWatch)> {
-        let managers = vec!["manager:1".to_owned()];
-        let watch = RoutingWatch::start_over(Arc::new(self.road.clone()), managers, env)?;
+        let road = Arc::new(self.road.clone());
+        let watch = RoutingWatch::start_over(road, named_managers(), env)?;
         let mut routing = watch.routing().subscribe();
         // The sender lives as long as the watch.
         let _ = routing.wait_for(|routing: &Arc<RoutingInfo>| !routing.tables.is_empty()).await;

@@ -4,10 +4,11 @@ use crate::client::ClientHost;
 use crate::log::Log;
 use crate::manager::ManagerHost;
 use crate::options::Options;
-use crate::road::Road;
+use crate::road::{Managers, Road};
 use crate::server::ServerHost;
 use crate::workload::Workload;
 use kiln_env::{Env, Executor};
+use kiln_kv::MemoryKv;
 use kiln_manager_link::RoutingWatch;
 use kiln_net::{Peer, PeerKind, SimulatedNetwork, SimulatedOptions};
 use kiln_types::{
@@ -21,7 +22,7 @@ pub(crate) struct Cluster {
     pub(crate) options: Options,
     pub(crate) ground: Env,
     pub(crate) network: SimulatedNetwork,
-    pub(crate) manager: Arc<ManagerHost>,
+    pub(crate) managers: Vec<Arc<ManagerHost>>,
     pub(crate) servers: Vec<Arc<ServerHost>>,
     pub(crate) clients: Vec<Arc<ClientHost>>,
     /// A client that does nothing until the end.
@@ -37,13 +38,12 @@ impl Cluster {
         let ground = executor.env();
         let key = ServerKey { cluster: ClusterId(7), id: KeyId(1), secret: Secret([7; 32]) };
         let network = SimulatedNetwork::new(quiet_network(), ground.clone());
-        let manager =
-            ManagerHost::new(&options, executor.host(), key.clone(), ground.clone(), log.clone());
+        let known = Managers::default();
         let workload = Workload::new(options.clone(), &key, ground.clone(), log.clone());
         let road = |member: String, kind, node| Road {
             peer: Arc::new(peer(&key, &member, kind, node)),
             member,
-            manager: Arc::clone(&manager),
+            managers: Arc::clone(&known),
             network: network.clone(),
             ground: ground.clone(),
         };
@@ -62,12 +62,19 @@ impl Cluster {
             let workload = Arc::clone(&workload);
             ClientHost::new(&options, place, key.clone(), road, workload, log.clone())
         };
+        let kv = MemoryKv::new(&ground);
+        let manager = |number: usize| {
+            let road = road(manager_name(number), PeerKind::Server, Some(NodeId(number as u64)));
+            ManagerHost::new(&options, number, executor.host(), key.clone(), &kv, road, log.clone())
+        };
+        let managers: Vec<_> = (1..=options.managers).map(manager).collect();
+        known.get_or_init(|| managers.iter().map(Arc::downgrade).collect());
         let observer = road("observer".into(), PeerKind::Server, None);
         Arc::new(Self {
             servers: (1..=options.servers).map(server).collect(),
             clients: (1..=options.clients).map(client).collect(),
             auditor: client(0),
-            manager: Arc::clone(&manager),
+            managers,
             road: observer,
             options,
             ground,
@@ -82,13 +89,13 @@ impl Cluster {
         let drift = self.options.drift_ppm;
         let hosts = self.servers.iter().map(|server| &server.host);
         let hosts = hosts.chain(self.clients.iter().map(|client| &client.host));
-        for host in hosts.chain([&self.manager.host]) {
+        for host in hosts.chain(self.managers.iter().map(|manager| &manager.host)) {
             host.add_uptime(Duration::from_secs(self.ground.random_below(1_000_000)));
             if drift > 0 {
                 host.set_drift(self.ground.random_below(2 * drift as u64 + 1) as i64 - drift);
             }
         }
-        self.manager.start();
+        self.managers.iter().for_each(|manager| manager.start());
         self.servers.iter().for_each(|server| server.start());
         self.clients.iter().for_each(|client| client.start());
     }
@@ -96,7 +103,7 @@ impl Cluster {
     /// What the manager publishes, seen from a place that is never cut off.
     pub(crate) fn observe(&self) -> Result<RoutingWatch> {
         let road = Arc::new(self.road.clone());
-        RoutingWatch::start_over(road, vec!["manager:1".into()], &self.ground)
+        RoutingWatch::start_over(road, named_managers(), &self.ground)
     }
 
     /// The server that has a target.
@@ -113,8 +120,10 @@ impl Cluster {
     pub(crate) fn calm(&self) {
         self.network.heal();
         self.network.set_options(quiet_network());
-        self.manager.host.resume();
-        self.manager.start();
+        for manager in &self.managers {
+            manager.host.resume();
+            manager.start();
+        }
         for server in &self.servers {
             server.host.resume();
             for disk in server.disks() {
@@ -128,6 +137,15 @@ impl Cluster {
             client.start();
         }
     }
+}
+
+fn manager_name(number: usize) -> String {
+    format!("manager{number}")
+}
+
+/// The manager that everybody is told of; the others are known from it.
+pub(crate) fn named_managers() -> Vec<String> {
+    vec![format!("{}:1", manager_name(1))]
 }
 
 /// A network without faults; patience is what it has with what is cut.

@@ -2,6 +2,7 @@
 
 use crate::cluster::{Cluster, quiet_network};
 use crate::log::note;
+use crate::manager::{ManagerHost, STORE};
 use crate::options::Fault;
 use crate::server::ServerHost;
 use kiln_disk::Fault as DiskFault;
@@ -74,6 +75,11 @@ fn some_server(cluster: &Cluster) -> Arc<ServerHost> {
     Arc::clone(&cluster.servers[at])
 }
 
+fn some_manager(cluster: &Cluster) -> Arc<ManagerHost> {
+    let at = cluster.ground.random_below(cluster.managers.len() as u64) as usize;
+    Arc::clone(&cluster.managers[at])
+}
+
 fn strike(cluster: &Arc<Cluster>, fault: Fault) {
     match fault {
         Fault::KillServer => crash(cluster, &some_server(cluster), false),
@@ -87,9 +93,10 @@ fn strike(cluster: &Arc<Cluster>, fault: Fault) {
             }
         }
         Fault::KillManager => {
-            note!(cluster.log, "fault: the manager dies");
-            cluster.manager.crash();
-            later(cluster, outage(cluster), |cluster| cluster.manager.start());
+            let manager = some_manager(cluster);
+            note!(cluster.log, "fault: {} dies", manager.name);
+            manager.crash();
+            later(cluster, outage(cluster), move |_| manager.start());
         }
         Fault::KillClient => {
             let at = cluster.ground.random_below(cluster.clients.len() as u64) as usize;
@@ -118,7 +125,10 @@ fn crash(cluster: &Arc<Cluster>, server: &Arc<ServerHost>, loses_power: bool) {
 /// A machine of the cluster, with its name; clients come rarely.
 fn some_host(cluster: &Cluster) -> (String, Host) {
     match cluster.ground.random_below(8) {
-        0 | 1 => (cluster.manager.name.clone(), cluster.manager.host.clone()),
+        0 | 1 => {
+            let manager = some_manager(cluster);
+            (manager.name.clone(), manager.host.clone())
+        }
         2 => {
             let at = cluster.ground.random_below(cluster.clients.len() as u64) as usize;
             let client = &cluster.clients[at];
@@ -136,7 +146,9 @@ fn halves(cluster: &Cluster) -> [Vec<String>; 2] {
     let servers = cluster.servers.iter().map(|server| &server.name);
     let clients = cluster.clients.iter().map(|client| &client.name);
     let mut halves = [Vec::new(), Vec::new()];
-    for name in servers.chain(clients).chain([&cluster.manager.name]) {
+    let managers = cluster.managers.iter().map(|manager| &manager.name);
+    let store = STORE.to_owned();
+    for name in servers.chain(clients).chain(managers).chain([&store]) {
         halves[cluster.ground.random_below(2) as usize].push(name.clone());
     }
     halves
@@ -189,7 +201,7 @@ fn harm_disk(cluster: &Arc<Cluster>, fault: Fault) {
 }
 
 fn harm_network(cluster: &Arc<Cluster>, fault: Fault) {
-    let (network, manager) = (&cluster.network, &cluster.manager.name);
+    let (network, manager) = (&cluster.network, &some_manager(cluster).name);
     let (one, other) = (some_server(cluster).name.clone(), some_host(cluster).0);
     note!(cluster.log, "fault: {fault:?} of {one} (and {other})");
     match fault {
@@ -212,6 +224,7 @@ fn harm_network(cluster: &Arc<Cluster>, fault: Fault) {
     match fault {
         Fault::Part => both(&one, &other),
         Fault::PartFromManager => both(&one, manager),
+        Fault::PartFromStore => both(manager, STORE),
         Fault::Split => {
             let halves = halves(cluster);
             for a in &halves[0] {

@@ -1,30 +1,52 @@
-//! The manager's machine.
+//! The managers' machines, and the store that they share.
 
 use crate::log::{Log, note};
 use crate::options::Options;
-use kiln_config::{BootstrapConfig, MgmtdConfig};
-use kiln_env::{Env, Host};
-use kiln_kv::{Kv, MemoryKv};
-use kiln_mgmtd::{Service, Site};
-use kiln_net::KeyRing;
-use kiln_types::{Result, ServerKey};
+use crate::road::Road;
+use async_trait::async_trait;
+use kiln_config::{BootstrapConfig, MgmtdConfig, NodeConfig};
+use kiln_env::Host;
+use kiln_kv::{Kv, MemoryKv, Transaction};
+use kiln_mgmtd::{Roles, Service, Site};
+use kiln_net::{KeyRing, SimulatedNetwork};
+use kiln_types::{Code, Error, NodeId, Result, ServerKey, ServiceKind};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The name of the managers' store in the network, where several share it.
+pub(crate) const STORE: &str = "store";
 /// How long it takes until a process that ended is started again.
 const RESTART: Duration = Duration::from_secs(1);
 
-/// The machine that the manager runs on, with its store.
+/// The machine that a manager runs on.
 pub(crate) struct ManagerHost {
     pub(crate) name: String,
     pub(crate) host: Host,
     config: MgmtdConfig,
     key: ServerKey,
     kv: Arc<dyn Kv>,
+    road: Road,
     log: Log,
-    ground: Env,
     state: Mutex<State>,
+}
+
+/// A store that other managers have open too, over the network.
+struct Shared {
+    kv: MemoryKv,
+    network: SimulatedNetwork,
+    manager: String,
+}
+
+#[async_trait]
+impl Kv for Shared {
+    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+        let [there, back] = [(&*self.manager, STORE), (STORE, &*self.manager)];
+        if [there, back].iter().any(|(from, to)| self.network.is_cut(from, to)) {
+            return Err(Error::new(Code::Unreachable, "the managers' store"));
+        }
+        self.kv.begin().await
+    }
 }
 
 #[derive(Default)]
@@ -38,9 +60,11 @@ struct State {
 impl ManagerHost {
     pub(crate) fn new(
         options: &Options,
+        number: usize,
         host: Host,
         key: ServerKey,
-        ground: Env,
+        kv: &MemoryKv,
+        road: Road,
         log: Log,
     ) -> Arc<Self> {
         let bootstrap = BootstrapConfig {
@@ -48,10 +72,17 @@ impl ManagerHost {
             targets_per_disk: options.targets_per_disk,
             ..BootstrapConfig::default()
         };
-        let config = MgmtdConfig { bootstrap, ..MgmtdConfig::default() };
-        let kv = Arc::new(MemoryKv::new(&ground));
-        let (name, state) = ("manager".to_owned(), Mutex::default());
-        Arc::new(Self { name, host, config, key, kv, log, ground, state })
+        let mut node = NodeConfig::of(ServiceKind::Mgmtd);
+        node.id = NodeId(number as u64);
+        let config = MgmtdConfig { node, bootstrap, ..MgmtdConfig::default() };
+        let name = road.member.clone();
+        let (network, manager) = (road.network.clone(), name.clone());
+        let kv: Arc<dyn Kv> = match options.managers {
+            // As with an engine in its own process.
+            1 => Arc::new(kv.clone()),
+            _ => Arc::new(Shared { kv: kv.clone(), network, manager }),
+        };
+        Arc::new(Self { name, host, config, key, kv, road, log, state: Mutex::default() })
     }
 
     /// What answers, if the manager runs.
@@ -68,32 +99,36 @@ impl ManagerHost {
         state.run += 1;
         let this = state.run;
         drop(state);
-        note!(self.log, "the manager starts");
+        note!(self.log, "{} starts", self.name);
         let (manager, env) = (Arc::clone(self), self.host.env());
         let run = async move {
             let ended = manager.run().await;
-            note!(manager.log, "the manager ended: {ended:?}");
+            note!(manager.log, "{} ended: {ended:?}", manager.name);
             let again = Arc::clone(&manager);
             let restart = async move {
-                again.ground.sleep(RESTART).await;
+                again.road.ground.sleep(RESTART).await;
                 if again.state.lock().run == this {
                     again.crash();
                     again.start();
                 }
             };
-            manager.ground.spawn("supervisor", restart).detach();
+            manager.road.ground.spawn("supervisor", restart).detach();
         };
         env.spawn("manager", run).detach();
     }
 
     async fn run(&self) -> Result<()> {
         let env = self.host.env();
-        let ring = Arc::new(KeyRing::new(self.key.clone()));
-        let address = format!("{}:1", self.name);
-        let site = Site { config: &self.config, key: self.key.clone(), address, ring };
-        let (owner, service) = kiln_mgmtd::start(site, Arc::clone(&self.kv), &env).await?;
+        let site = Site {
+            config: self.config.clone(),
+            key: self.key.clone(),
+            address: format!("{}:1", self.name),
+            ring: Arc::new(KeyRing::new(self.key.clone())),
+            reach: Arc::new(self.road.clone()),
+        };
+        let (roles, service) = Roles::new(site, Arc::clone(&self.kv), &env)?;
         self.state.lock().service = Some(service);
-        owner.run().await
+        roles.play(std::future::pending()).await
     }
 
     /// Ends the manager's process; its store stays.

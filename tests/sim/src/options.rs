@@ -12,8 +12,10 @@ pub enum Fault {
     PowerLoss,
     /// Several machines lose their power at once.
     PowerLossOfSeveral,
-    /// The manager's process dies.
+    /// A manager's process dies.
     KillManager,
+    /// A manager does not reach the store that it shares with others.
+    PartFromStore,
     /// A client dies, and another one takes its place.
     KillClient,
     /// Two hosts cannot reach each other.
@@ -22,9 +24,9 @@ pub enum Fault {
     PartOneWay,
     /// The network falls into two halves.
     Split,
-    /// A storage server reaches nobody but the manager, or only the others.
+    /// A storage server reaches nobody but a manager, or only the others.
     Isolate,
-    /// A storage server and the manager cannot reach each other.
+    /// A storage server and a manager cannot reach each other.
     PartFromManager,
     /// A process stands still for a while, and goes on.
     Halt,
@@ -44,11 +46,12 @@ pub enum Fault {
 
 impl Fault {
     /// All of them, and how often they come beside each other.
-    const ALL: [(Self, u32); 17] = [
+    const ALL: [(Self, u32); 18] = [
         (Self::KillServer, 10),
         (Self::PowerLoss, 10),
         (Self::PowerLossOfSeveral, 4),
-        (Self::KillManager, 4),
+        (Self::KillManager, 6),
+        (Self::PartFromStore, 3),
         (Self::KillClient, 3),
         (Self::Part, 5),
         (Self::PartOneWay, 5),
@@ -70,6 +73,8 @@ impl Fault {
 pub struct Options {
     /// What decides everything.
     pub seed: u64,
+    /// Managers.
+    pub managers: usize,
     /// Storage servers.
     pub servers: usize,
     /// Disks of each.
@@ -121,6 +126,7 @@ impl Options {
         let fault_every = (length / pick(&[8, 20, 60])).max(300);
         Self {
             seed,
+            managers: pick(&[1, 2, 3]) as usize,
             servers: pick(&[3, 3, 4, 5]) as usize,
             disks: pick(&[1, 1, 2]) as usize,
             targets_per_disk: 3,
@@ -143,7 +149,8 @@ impl Options {
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seed, servers, disks, chunks, clients, width, operations, reads, .. } = self;
-        write!(f, "seed {seed}: {servers} servers with {disks} disks, {chunks} chunks, ")?;
+        write!(f, "seed {seed}: {} managers, {servers} servers with ", self.managers)?;
+        write!(f, "{disks} disks, {chunks} chunks, ")?;
         write!(f, "{clients} clients with {width} operations each, {operations} operations, ")?;
         write!(f, "{reads} % reads, think {:?}, ", self.think)?;
         write!(f, "a fault every {:?}, {} % long, ", self.fault_every, self.long_outages)?;

@@ -3,6 +3,7 @@
 /// Their names, as the code that they are planted in asks for them. What takes over where another
 /// defence fails is tested with that one gone too: `a + b`.
 pub const PLANTS: &[&str] = &[
+    "a manager answers after its lease",
     "acknowledge without a sync",
     "any chain version will do + the lease does not end",
     "commit before the successor has it",
@@ -20,12 +21,15 @@ pub const MARKS: &[&str] = &[
     "a forward tells that the version before is committed",
     "a head takes a view with versions undecided",
     "a late copy of a refused version",
+    "a manager finds its seat taken",
+    "a manager waits for its store",
     "a read asks the commit point",
     "a read waits for a chunk to be settled",
     "a recovered version is settled",
     "a request finds no lease",
     "a request names another chain version",
     "a retry is answered from its record",
+    "a standby manager takes the seat",
     "a successor refuses a version",
     "a target is the last that served",
     "several targets of a chain fail at once",

@@ -1,14 +1,14 @@
-//! The way of members to the manager: calls that pass through the simulated network.
+//! The way of members to the managers: calls that pass through the simulated network.
 
 use crate::manager::ManagerHost;
 use async_trait::async_trait;
 use kiln_env::Env;
 use kiln_manager_link::Reach;
-use kiln_mgmtd::Counter;
+use kiln_mgmtd::{Counter, Service};
 use kiln_net::{Peer, SimulatedNetwork};
 use kiln_rpc::{Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder};
 use kiln_types::{Code, Error, Result, RoutingInfo, RoutingVersion};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -17,21 +17,32 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A call or stream whose way is cut for so long breaks.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The way of one member to the manager.
+/// The managers' machines, known once all are there.
+pub(crate) type Managers = Arc<OnceLock<Vec<Weak<ManagerHost>>>>;
+
+/// The way of one member to the managers.
 #[derive(Clone)]
 pub(crate) struct Road {
     pub(crate) member: String,
     pub(crate) peer: Arc<Peer>,
-    pub(crate) manager: Arc<ManagerHost>,
+    pub(crate) managers: Managers,
     pub(crate) network: SimulatedNetwork,
     /// What travels is on no machine: its own clock is right, and it does not crash.
     pub(crate) ground: Env,
 }
 
 impl Reach for Road {
-    fn manager(&self, _address: &str) -> Result<Arc<dyn ManagerCalls>> {
-        Ok(Arc::new(self.clone()))
+    fn manager(&self, address: &str) -> Result<Arc<dyn ManagerCalls>> {
+        let name = address.split(':').next().unwrap_or_default().to_owned();
+        Ok(Arc::new(Line { road: self.clone(), manager: name }))
     }
+}
+
+/// The way of one member to one manager.
+#[derive(Clone)]
+struct Line {
+    road: Road,
+    manager: String,
 }
 
 fn lost() -> Error {
@@ -55,6 +66,13 @@ impl Road {
         Ok(())
     }
 
+    fn service(&self, manager: &str) -> Option<Service> {
+        let mut managers = self.managers.get()?.iter().filter_map(Weak::upgrade);
+        managers.find(|host| host.name == manager)?.service()
+    }
+}
+
+impl Line {
     /// Sends a question and waits for its answer. The question goes its way whatever becomes of the
     /// caller, as bytes in a socket do.
     async fn ask<T, F>(&self, question: impl FnOnce(Counter) -> F + Send + 'static) -> Result<T>
@@ -63,12 +81,12 @@ impl Road {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let (sender, answer) = oneshot::channel();
-        let road = self.clone();
+        let Self { road, manager } = self.clone();
         let errand = async move {
-            let (member, manager) = (&road.member, &road.manager.name);
+            let (member, manager) = (&road.member, &*manager);
             let asked = async {
                 road.travel(member, manager).await?;
-                let service = road.manager.service();
+                let service = road.service(manager);
                 let service = service.ok_or_else(|| Error::new(Code::Unreachable, "no manager"))?;
                 let answer = question(service.counter(Arc::clone(&road.peer))).await;
                 road.travel(manager, member).await?;
@@ -76,13 +94,13 @@ impl Road {
             };
             let _ = sender.send(asked.await);
         };
-        self.ground.spawn("errand", errand).detach();
+        self.road.ground.spawn("errand", errand).detach();
         answer.await.unwrap_or_else(|_| Err(lost()))
     }
 }
 
 #[async_trait]
-impl ManagerCalls for Road {
+impl ManagerCalls for Line {
     async fn register(&self, registration: Registration) -> Result<Registered> {
         self.ask(|counter| async move { counter.register(registration).await }).await
     }
@@ -93,12 +111,12 @@ impl ManagerCalls for Road {
 
     async fn watch_routing(&self, known: RoutingVersion) -> Result<Box<dyn RoutingUpdates>> {
         let updates = self.ask(move |counter| async move { counter.watch_routing(known).await });
-        Ok(Box::new(Updates { road: self.clone(), updates: updates.await? }))
+        Ok(Box::new(Updates { line: self.clone(), updates: updates.await? }))
     }
 }
 
 struct Updates {
-    road: Road,
+    line: Line,
     updates: Box<dyn RoutingUpdates>,
 }
 
@@ -106,7 +124,8 @@ struct Updates {
 impl RoutingUpdates for Updates {
     async fn next(&mut self) -> Result<Option<RoutingInfo>> {
         let update = self.updates.next().await?;
-        self.road.travel(&self.road.manager.name, &self.road.member).await?;
+        let Line { road, manager } = &self.line;
+        road.travel(manager, &road.member).await?;
         Ok(update)
     }
 }

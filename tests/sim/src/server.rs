@@ -1,5 +1,6 @@
 //! A storage server's machine.
 
+use crate::cluster::named_managers;
 use crate::log::{Log, note};
 use crate::options::Options;
 use crate::road::Road;
@@ -140,7 +141,7 @@ impl ServerHost {
 
     fn link(&self, address: String, env: &Env) -> LinkOptions {
         LinkOptions {
-            managers: vec!["manager:1".into()],
+            managers: named_managers(),
             key: self.key.clone(),
             node: self.node,
             kind: ServiceKind::Storage,

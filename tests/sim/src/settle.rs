@@ -68,8 +68,10 @@ fn restart_all(cluster: &Cluster) {
         server.crash(true);
         server.start();
     }
-    cluster.manager.crash();
-    cluster.manager.start();
+    for manager in &cluster.managers {
+        manager.crash();
+        manager.start();
+    }
 }
 
 /// The serving targets of a chain, as their servers have them.

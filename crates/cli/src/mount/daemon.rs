@@ -4,7 +4,7 @@ use super::{Ready, Wanted};
 use crate::exporter::{self, Exporter};
 use crate::failure::Outcome;
 use crate::place::Meant;
-use crate::remote::of_dir;
+use crate::remote::{managers, of_dir};
 use crate::{detached, output, runtime, serve};
 use kiln_client::{Client, Options};
 use kiln_client_fuse::mount::{How, ProcessId, Record, Written, prepare, table, unmount, users};
@@ -120,7 +120,7 @@ async fn connect(
     let options = Options { io_timeout: timeout, meta_timeout: timeout, ..Options::default() };
     let what = format!("the cluster at {address}");
     let connecting = async {
-        let client = Client::connect(env, vec![address], credential, options);
+        let client = Client::connect(env, managers(&address), credential, options);
         let client = Arc::new(Box::pin(client).await?);
         Box::pin(file_system(env.clone(), client, link, wanted.fs.clone())).await
     };
