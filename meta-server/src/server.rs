@@ -10,7 +10,7 @@ use kiln_client::ChunkClient;
 use kiln_config::{MetaConfig, NewFileConfig};
 use kiln_env::Env;
 use kiln_kv::Kv;
-use kiln_manager_link::{LinkOptions, ManagerLink};
+use kiln_manager_link::{LinkOptions, ManagerLink, follow_settings};
 use kiln_net::{
     ConnectionPool, Identity, KeyRing, PoolOptions, Server, ServerOptions, TcpTransport, Terms,
 };
@@ -81,6 +81,8 @@ pub async fn run(
     let pool = PoolOptions::default();
     let connections = ConnectionPool::new(Arc::new(transport), pool, env.clone());
     let routing = link.routing().subscribe();
+    let follow = follow_settings(config.clone(), routing.clone(), |_| {});
+    let _settings = env.spawn("settings", follow);
     let id = ClientId(env.random_u128());
     let client = ChunkClient::new(env.clone(), id, connections, routing.clone());
     let chunks = Arc::new(StorageChunks::new(env.clone(), Arc::new(client)));

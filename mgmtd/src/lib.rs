@@ -9,12 +9,14 @@
 
 mod bootstrap;
 mod manager;
+mod news;
 mod owner;
 mod record;
 mod roles;
 mod seat;
 mod server;
 mod service;
+mod settings;
 mod state;
 mod store;
 mod suspects;

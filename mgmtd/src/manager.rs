@@ -7,7 +7,8 @@ use kiln_chain::membership;
 use kiln_rpc::{DiskReport, FillProgress, Heartbeat, Registration, TargetOrder};
 use kiln_types::{
     ChainId, Code, CredentialLimits, CredentialRecord, DiskId, Error, Incarnation, KeyId,
-    LocalState, Monotonic, Node, NodeId, PublicState, Result, RoutingInfo, ServiceKind, TargetId,
+    LocalState, Monotonic, Node, NodeId, PublicState, Result, RoutingInfo, ServiceKind,
+    SettingChange, TargetId, Timestamp,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,6 +54,19 @@ pub enum Event {
         /// Its name.
         name: String,
     },
+    /// An operator changes a setting of the whole cluster.
+    SetSetting {
+        /// Its name.
+        name: String,
+        /// What it shall be; `None`: as each server's own configuration says.
+        value: Option<String>,
+        /// Who wants it.
+        by: String,
+        /// When, by the wall clock.
+        at: Timestamp,
+    },
+    /// An operator asks for the changes of settings.
+    ListChanges,
     /// An operator asks which targets are being filled.
     ListFills,
 }
@@ -69,6 +83,8 @@ pub enum Answer {
     },
     /// The credential exists.
     Credential(CredentialRecord),
+    /// The last changes of settings, oldest first.
+    Changes(Vec<SettingChange>),
     /// The targets that are being filled.
     Fills(Vec<FillProgress>),
 }
@@ -169,6 +185,8 @@ impl Manager {
             Event::Tick => Ok(self.tick(now)),
             Event::CreateCredential { name, limits } => self.create_credential(name, limits),
             Event::RevokeCredential { name } => self.revoke_credential(&name),
+            Event::SetSetting { name, value, by, at } => self.set_setting(name, value, by, at),
+            Event::ListChanges => Ok(Answer::Changes(self.state.changes.iter().cloned().collect())),
             Event::ListFills => Ok(Answer::Fills(self.fills())),
         };
         self.finish_change();

@@ -6,7 +6,7 @@ use crate::store::Store;
 use kiln_env::Env;
 use kiln_net::KeyRing;
 use kiln_telemetry::{Phase, Trace, metrics};
-use kiln_types::{Code, Context, Error, Result, RoutingInfo};
+use kiln_types::{Code, Context, Error, Result, RoutingInfo, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -51,6 +51,11 @@ impl Handle {
         })?;
         // The owner bounds its commits, and drops what is left when it ends.
         answer.await.map_err(|_| stopping())?
+    }
+
+    /// The wall clock.
+    pub(crate) fn wall(&self) -> Timestamp {
+        self.env.wall()
     }
 
     /// The routing information, now and after each change. It ends with the owner.

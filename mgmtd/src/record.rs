@@ -21,6 +21,10 @@ pub(crate) enum Kind {
     Primary = 7,
     /// How often the primary has said that it lives (u64).
     Beat = 8,
+    /// The name is the key; the value of the setting (length, bytes).
+    Setting = 9,
+    /// The number of the change is the key.
+    SettingChange = 10,
 }
 
 pub(crate) fn prefix(kind: Kind) -> Vec<u8> {

@@ -93,6 +93,7 @@ impl Roles {
             key: site.key.clone(),
             lease: lease_times(&site),
             config: kiln_config::to_toml(config)?.into(),
+            differences: Arc::default(),
         };
         Ok((Self { site, own, kv, role, env: env.clone() }, service))
     }

@@ -42,7 +42,9 @@ pub async fn run(
     let advertised = config.node.advertised(address);
     let reach = over_tcp(Identity::Server(key.clone()), &env);
     let site = Site { config, key, address: advertised, ring, reach };
+    let own = site.config.clone();
     let (roles, service) = Roles::new(site, kv, &env)?;
+    let _settings = env.spawn("settings", service.clone().follow_settings(own));
     let serving = server.serve(None, Some(routes(service.clone(), env.clone())))?;
     let announce = async {
         if service.settled().await.is_ok() {

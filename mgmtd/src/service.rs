@@ -1,26 +1,30 @@
 //! What the manager answers, whatever carries it: who may ask, and values to events and back.
 
 use crate::manager::{Answer, Event};
+use crate::news::Differences;
 use crate::roles::Role;
 use async_trait::async_trait;
 use kiln_chain::lease::LeaseTimes;
-use kiln_net::Peer;
+use kiln_config::MgmtdConfig;
+use kiln_manager_link::follow_settings;
+use kiln_net::{Peer, PeerKind};
 use kiln_rpc::{
     FillProgress, Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder,
 };
 use kiln_telemetry::metrics;
 use kiln_types::{
-    Code, Credential, CredentialLimits, CredentialRecord, Error, NodeId, Result, RoutingInfo,
-    RoutingVersion, ServerKey,
+    Code, Credential, CredentialLimits, CredentialRecord, Error, NodeId, Result, RoutingChange,
+    RoutingInfo, RoutingVersion, ServerKey, SettingChange,
 };
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 
-/// Routing information as it is published.
-pub(crate) type Published = Pin<Box<dyn Stream<Item = RoutingInfo> + Send>>;
+/// Routing information as it is pushed.
+pub(crate) type News = Pin<Box<dyn Stream<Item = Arc<RoutingChange>> + Send>>;
 
 /// What members and operators ask of a manager.
 #[derive(Clone)]
@@ -30,6 +34,7 @@ pub struct Service {
     pub(crate) lease: LeaseTimes,
     /// The effective configuration, as TOML.
     pub(crate) config: Arc<str>,
+    pub(crate) differences: Arc<Differences>,
 }
 
 /// The service as one peer may use it.
@@ -54,6 +59,25 @@ impl Service {
         settled.map(drop).map_err(|_| Error::new(Code::Cancelled, "the manager has ended"))
     }
 
+    /// Takes up the cluster's settings over the manager's own configuration, whatever its role is.
+    pub(crate) async fn follow_settings(self, own: MgmtdConfig) {
+        let mut role = self.role.clone();
+        loop {
+            let routing = role.borrow_and_update().routing();
+            let follow = async {
+                match routing {
+                    Ok(routing) => follow_settings(own.clone(), routing, |_| {}).await,
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                changed = role.changed() => if changed.is_err() { return },
+                () = follow => {}
+            }
+        }
+    }
+
     async fn apply(&self, event: Event) -> Result<(Answer, Arc<RoutingInfo>)> {
         let handle = self.role.borrow().primary()?.clone();
         handle.apply(event).await
@@ -76,19 +100,13 @@ fn require_node(peer: &Peer, node: NodeId) -> Result<()> {
     }
 }
 
-/// What `peer` may see: credentials are the servers' business.
-fn routing_for(peer: &Peer, routing: &RoutingInfo) -> RoutingInfo {
-    let credentials = if peer.is_server() { routing.credentials.clone() } else { Vec::new() };
-    RoutingInfo { credentials, ..routing.clone() }
-}
-
 #[async_trait]
 impl ManagerCalls for Counter {
     async fn register(&self, registration: Registration) -> Result<Registered> {
         require_node(&self.peer, registration.node)?;
         let (_, routing) = self.service.apply(Event::Register(registration)).await?;
         let LeaseTimes { lease, heartbeat } = self.service.lease;
-        Ok(Registered { routing: routing_for(&self.peer, &routing), lease, heartbeat })
+        Ok(Registered { routing: RoutingInfo::clone(&routing), lease, heartbeat })
     }
 
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>> {
@@ -102,23 +120,23 @@ impl ManagerCalls for Counter {
     }
 
     async fn watch_routing(&self, known: RoutingVersion) -> Result<Box<dyn RoutingUpdates>> {
-        Ok(Box::new(Updates(self.published_after(known)?)))
+        Ok(Box::new(Updates(self.news_after(known)?)))
     }
 }
 
-struct Updates(Published);
+struct Updates(News);
 
 #[async_trait]
 impl RoutingUpdates for Updates {
-    async fn next(&mut self) -> Result<Option<RoutingInfo>> {
-        Ok(self.0.next().await)
+    async fn next(&mut self) -> Result<Option<RoutingChange>> {
+        Ok(self.0.next().await.map(Arc::unwrap_or_clone))
     }
 }
 
 impl Counter {
     /// The routing information that is newer than `known`, now and after each change. It ends when the
     /// manager is something else than now. A standby passes on what it hears from the primary.
-    pub(crate) fn published_after(&self, known: RoutingVersion) -> Result<Published> {
+    pub(crate) fn news_after(&self, known: RoutingVersion) -> Result<News> {
         let role = self.service.role.borrow().clone();
         let published = role.routing()?;
         let current = published.borrow().version;
@@ -129,12 +147,18 @@ impl Counter {
             ))
             .with_hint("the manager's store was set back: restore its newest copy"));
         }
-        let peer = Arc::clone(&self.peer);
+        let (for_server, differences) =
+            (self.peer.is_server(), Arc::clone(&self.service.differences));
         let newer = WatchStream::new(published).filter(move |routing| routing.version > known);
         let mut roles = self.service.role.clone();
         roles.mark_unchanged();
         let ended = async move { drop(roles.changed().await) };
-        let newer = newer.map(move |routing| routing_for(&peer, &routing));
+        let mut last = Arc::<RoutingInfo>::default();
+        let newer = newer.map(move |routing| {
+            let change = differences.between(&last, &routing, for_server);
+            last = routing;
+            change
+        });
         Ok(Box::pin(futures_util::StreamExt::take_until(newer, Box::pin(ended))))
     }
 
@@ -161,6 +185,25 @@ impl Counter {
     pub(crate) fn credentials(&self) -> Result<Vec<CredentialRecord>> {
         self.peer.require_operator()?;
         Ok(self.service.routing()?.credentials.clone())
+    }
+
+    pub(crate) async fn set_setting(&self, name: String, value: Option<String>) -> Result<()> {
+        self.peer.require_operator()?;
+        let at = self.service.role.borrow().primary()?.wall();
+        let by = match &self.peer.kind {
+            PeerKind::Client { name, .. } => name.clone(),
+            PeerKind::Server => self.peer.to_string(),
+        };
+        self.service.apply(Event::SetSetting { name, value, by, at }).await.map(drop)
+    }
+
+    /// The settings that are set, and the last changes.
+    pub(crate) async fn settings(&self) -> Result<(BTreeMap<String, String>, Vec<SettingChange>)> {
+        self.peer.require_operator()?;
+        match self.service.apply(Event::ListChanges).await? {
+            (Answer::Changes(changes), routing) => Ok((routing.settings.clone(), changes)),
+            _ => Err(Error::internal("the list of changes got another answer")),
+        }
     }
 
     pub(crate) async fn fills(&self) -> Result<Vec<FillProgress>> {

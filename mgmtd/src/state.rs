@@ -1,7 +1,7 @@
 //! What the manager keeps in its store.
 
-use kiln_types::{ChainId, ClusterId, NodeId, RoutingInfo, TargetId};
-use std::collections::BTreeMap;
+use kiln_types::{ChainId, ClusterId, NodeId, RoutingInfo, SettingChange, TargetId};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Everything durable.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -11,12 +11,14 @@ pub struct State {
     /// Whether the first chains are planned. Their targets are in `routing` then; a chain follows
     /// when all its targets exist, the chain table when all chains do.
     pub planned: bool,
+    /// The last changes of settings, oldest first.
+    pub changes: VecDeque<SettingChange>,
 }
 
 impl State {
     /// The state of a cluster's first start.
     pub fn new(cluster: ClusterId) -> Self {
-        Self { routing: RoutingInfo { cluster, ..RoutingInfo::default() }, planned: false }
+        Self { routing: RoutingInfo { cluster, ..RoutingInfo::default() }, ..Self::default() }
     }
 
     /// The targets of each node.

@@ -14,7 +14,7 @@ use kiln_kv::{KeyRange, RangeOptions, transact};
 use kiln_rpc::v1;
 use kiln_types::{
     ChainId, ChainTable, ChainTableId, ClusterId, Code, Context, Decoder, Encoder, Error, Result,
-    RoutingVersion,
+    RoutingVersion, SettingChange,
 };
 use prost::Message;
 use std::collections::BTreeMap;
@@ -114,6 +114,9 @@ impl Store {
         }
         state.routing = message.try_into()?;
         state.routing.tables = self.tables().await?;
+        state.routing.settings = self.settings().await?;
+        let changes: Vec<v1::SettingChange> = self.messages(Kind::SettingChange).await?;
+        state.changes = changes.into_iter().map(SettingChange::from).collect();
         for chain in state.routing.chains.values() {
             kiln_chain::membership::validate(chain)?;
         }
@@ -136,6 +139,18 @@ impl Store {
                 .map_err(|error| Error::corrupt(format!("a {kind:?} record: {error}")))
         };
         self.pairs(kind).await?.into_iter().map(message).collect()
+    }
+
+    async fn settings(&self) -> Result<BTreeMap<String, String>> {
+        let text = |bytes: &[u8]| {
+            String::from_utf8(bytes.to_vec()).map_err(|_| Error::corrupt("a setting is not UTF-8"))
+        };
+        let start = prefix(Kind::Setting).len();
+        let pairs = self.pairs(Kind::Setting).await?;
+        let setting = |(key, value): &(Vec<u8>, Vec<u8>)| {
+            Ok((text(&key[start..])?, text(decode(Kind::Setting, value)?)?))
+        };
+        pairs.iter().map(setting).collect()
     }
 
     /// Only tables all of whose pages are there.
@@ -207,6 +222,17 @@ fn difference(old: &State, new: &State) -> Vec<Write> {
     let name_key = |name: &String| key(Kind::Credential).rest(name.as_bytes()).finish();
     compare(&by_name(old), &by_name(new), &mut writes, name_key, |record| {
         encode(Kind::Credential, &v1::CredentialInfo::from(record).encode_to_vec())
+    });
+    let setting_key = |name: &String| key(Kind::Setting).rest(name.as_bytes()).finish();
+    compare(&was.settings, &is.settings, &mut writes, setting_key, |value| {
+        encode(Kind::Setting, value.as_bytes())
+    });
+    let by_number = |state: &State| -> BTreeMap<_, _> {
+        state.changes.iter().map(|change| (change.sequence, change.clone())).collect()
+    };
+    let change_key = |number: &u64| id_key(Kind::SettingChange, *number);
+    compare(&by_number(old), &by_number(new), &mut writes, change_key, |change| {
+        encode(Kind::SettingChange, &v1::SettingChange::from(change).encode_to_vec())
     });
     // Versions of tables never change: only new ones are written.
     let fresh = is.tables.iter().filter(|(key, _)| !was.tables.contains_key(key));

@@ -19,7 +19,7 @@ struct OverTonic {
 }
 
 type Reply<T> = Result<Response<T>, Status>;
-type Updates = Pin<Box<dyn Stream<Item = Result<v1::RoutingInfo, Status>> + Send>>;
+type Updates = Pin<Box<dyn Stream<Item = Result<v1::RoutingChange, Status>> + Send>>;
 
 fn milliseconds(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -61,8 +61,8 @@ async fn heartbeat(counter: &Counter, request: v1::HeartbeatRequest) -> Result<v
 }
 
 fn watch(counter: &Counter, request: v1::WatchRoutingRequest) -> Result<Updates> {
-    let published = counter.published_after(RoutingVersion(request.known_version))?;
-    Ok(Box::pin(published.map(|routing| Ok(v1::RoutingInfo::from(&routing)))))
+    let news = counter.news_after(RoutingVersion(request.known_version))?;
+    Ok(Box::pin(news.map(|change| Ok(v1::RoutingChange::from(&*change)))))
 }
 
 async fn create_credential(
@@ -89,6 +89,16 @@ fn list_credentials(counter: &Counter) -> Result<v1::CredentialList> {
 async fn list_fills(counter: &Counter) -> Result<v1::FillList> {
     let fills = counter.fills().await?;
     Ok(v1::FillList { fills: fills.iter().map(v1::FillProgress::from).collect() })
+}
+
+async fn set_setting(counter: &Counter, request: v1::SetSettingRequest) -> Result<v1::Empty> {
+    counter.set_setting(request.name, request.value).await.map(|()| v1::Empty {})
+}
+
+async fn list_settings(counter: &Counter) -> Result<v1::SettingList> {
+    let (settings, changes) = counter.settings().await?;
+    let changes = changes.iter().map(v1::SettingChange::from).collect();
+    Ok(v1::SettingList { settings: settings.into_iter().collect(), changes })
 }
 
 fn config(counter: &Counter) -> Result<v1::ConfigText> {
@@ -133,6 +143,15 @@ impl Mgmtd for OverTonic {
 
     async fn list_fills(&self, request: Request<v1::Empty>) -> Reply<v1::FillList> {
         self.answer("list fills", request, async |counter, _| list_fills(counter).await).await
+    }
+
+    async fn set_setting(&self, request: Request<v1::SetSettingRequest>) -> Reply<v1::Empty> {
+        self.answer("set setting", request, async |counter, ask| set_setting(counter, ask).await)
+            .await
+    }
+
+    async fn list_settings(&self, request: Request<v1::Empty>) -> Reply<v1::SettingList> {
+        self.answer("list settings", request, async |counter, _| list_settings(counter).await).await
     }
 
     async fn get_config(&self, request: Request<v1::Empty>) -> Reply<v1::ConfigText> {

@@ -4,6 +4,7 @@ use kiln_env::Env;
 use kiln_types::Monotonic;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -16,7 +17,7 @@ pub struct Recovery {
     /// In bytes.
     in_flight: Arc<Semaphore>,
     /// Bytes a second; 0: no limit.
-    rate: u64,
+    rate: AtomicU64,
     /// When the next copy may begin, at that rate.
     next: Mutex<Monotonic>,
 }
@@ -32,7 +33,12 @@ impl Recovery {
     pub fn new(rate: u64, env: Env) -> Arc<Self> {
         let next = Mutex::new(env.now());
         let in_flight = Arc::new(Semaphore::new(BYTES_IN_FLIGHT as usize));
-        Arc::new(Self { env, in_flight, rate, next })
+        Arc::new(Self { env, in_flight, rate: rate.into(), next })
+    }
+
+    /// Changes the rate, from the next copy on.
+    pub fn set_rate(&self, rate: u64) {
+        self.rate.store(rate, Ordering::Relaxed);
     }
 
     /// Waits until `bytes` more may be on their way.
@@ -43,7 +49,7 @@ impl Recovery {
         let start = {
             let mut next = self.next.lock();
             let start = (*next).max(now);
-            let nanoseconds = match self.rate {
+            let nanoseconds = match self.rate.load(Ordering::Relaxed) {
                 0 => 0,
                 rate => u64::from(bytes).saturating_mul(1_000_000_000) / rate,
             };

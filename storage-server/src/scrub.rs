@@ -10,6 +10,7 @@ use kiln_types::{BLOCK_BYTES, ChunkId, Code, Deadline, Error, Result, TargetId, 
 use kiln_wire::{Damaged, LIST_LIMIT_MAX, List, Scrubbed};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Bytes that an operator's request reads before it answers, give or take a chunk.
 pub(crate) const BYTES_MAX: u64 = 64 << 20;
@@ -17,6 +18,8 @@ pub(crate) const BYTES_MAX: u64 = 64 << 20;
 const BURST: u64 = 4 << 20;
 /// How long it waits before it begins: a server that starts has other things to do.
 const BREATH: Duration = Duration::from_secs(120);
+/// How often it looks whether the next pass is due.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long one burst may take.
 const BURST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -58,9 +61,9 @@ pub(crate) async fn scrub(
     Ok(done)
 }
 
-/// Begins to scrub each disk of the server in the background.
+/// Begins to scrub each disk of the server in the background, as `config` says at each time.
 pub(crate) fn begin_scrubs(
-    config: &ScrubConfig,
+    config: &watch::Receiver<ScrubConfig>,
     service: &Arc<ChunkService>,
     env: &Env,
 ) -> Vec<Task<()>> {
@@ -68,14 +71,23 @@ pub(crate) fn begin_scrubs(
         let (service, store) = (Arc::clone(service), Arc::clone(store));
         env.spawn("scrub", scrub_disk(env.clone(), service, store, config.clone()))
     };
-    service.stores().iter().filter(|_| config.rate > 0).map(scrub).collect()
+    service.stores().iter().map(scrub).collect()
 }
 
 /// Scrubs the targets of one disk for ever, each pass once in a while and no faster than the
 /// configuration says.
-async fn scrub_disk(env: Env, service: Arc<ChunkService>, store: Arc<Store>, config: ScrubConfig) {
+async fn scrub_disk(
+    env: Env,
+    service: Arc<ChunkService>,
+    store: Arc<Store>,
+    mut config: watch::Receiver<ScrubConfig>,
+) {
     loop {
         env.sleep(env.jittered(BREATH)).await;
+        // Without a sender it stays as it is.
+        if config.wait_for(|config| config.rate > 0).await.is_err() {
+            return;
+        }
         let begun = env.now();
         let mine = |target: &Arc<Target>| Arc::ptr_eq(target.store(), &store);
         let mut targets: Vec<_> = service.targets().into_iter().filter(mine).collect();
@@ -84,16 +96,22 @@ async fn scrub_disk(env: Env, service: Arc<ChunkService>, store: Arc<Store>, con
         let count = targets.len();
         targets.rotate_left(first.min(count));
         for target in targets {
-            if let Err(error) = scrub_target(&env, &target, config.rate).await {
+            if let Err(error) = scrub_target(&env, &target, &config).await {
                 tracing::warn!(target_id = %target.id(), %error, "the scrub of a target ended early");
             }
         }
-        let wait = config.every.saturating_sub(env.now().since(begun));
-        env.sleep(wait).await;
+        let mut passed = || config.borrow_and_update().every <= env.now().since(begun);
+        while !passed() {
+            env.sleep(LOOK).await;
+        }
     }
 }
 
-async fn scrub_target(env: &Env, target: &Arc<Target>, rate: u64) -> Result<()> {
+async fn scrub_target(
+    env: &Env,
+    target: &Arc<Target>,
+    config: &watch::Receiver<ScrubConfig>,
+) -> Result<()> {
     let (mut chunks, mut damaged) = (0, 0);
     let mut from = ChunkId::MIN;
     loop {
@@ -106,7 +124,8 @@ async fn scrub_target(env: &Env, target: &Arc<Target>, rate: u64) -> Result<()> 
         metrics::STORAGE_DAMAGED.add(done.damaged.len() as u64);
         // A pause also for chunks without bytes.
         let cost = done.bytes + u64::from(done.chunks) * BLOCK_BYTES as u64;
-        env.sleep(Duration::from_secs_f64(cost as f64 / rate.max(1) as f64)).await;
+        let rate = config.borrow().rate.max(1);
+        env.sleep(Duration::from_secs_f64(cost as f64 / rate as f64)).await;
         let Some(last) = done.last else { break };
         from = last.next();
     }

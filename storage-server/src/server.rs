@@ -10,7 +10,7 @@ use crate::service::{ChunkService, Lease};
 use kiln_chunk_store::Store;
 use kiln_config::{RecoveryConfig, ScrubConfig, StorageConfig};
 use kiln_env::{Env, Task};
-use kiln_manager_link::{LinkOptions, ManagerLink, Reach};
+use kiln_manager_link::{LinkOptions, ManagerLink, Reach, follow_settings};
 use kiln_memory::Pool;
 use kiln_net::{
     ConnectionPool, Identity, KeyRing, PoolOptions, Server, ServerOptions, Serving, TcpTransport,
@@ -65,9 +65,11 @@ pub async fn run(
         adopts_at_once: false,
     };
     let transport = Arc::new(TcpTransport::new(Identity::Server(key), env.clone()));
-    let (recovery, scrub) = (config.recovery, config.scrub);
+    let (recovery, scrub) = (config.recovery.clone(), config.scrub.clone());
+    let settings_env = env.clone();
     let parts = Parts { env, stores, transport, link, ring, reach: None, recovery, scrub };
     let storage = StorageServer::start(parts).await?;
+    let _settings = settings_env.spawn("settings", storage.follow_settings(config.clone()));
     let serving = server.serve(Some(storage.handler()), None)?;
     tracing::info!(%address, node = %config.node.id, disks, "the storage server answers");
     ready(address);
@@ -103,6 +105,8 @@ pub struct Parts {
 pub struct StorageServer {
     service: Arc<ChunkService>,
     link: ManagerLink,
+    recovery: Arc<Recovery>,
+    scrub: Arc<watch::Sender<ScrubConfig>>,
     tasks: Vec<Task<()>>,
 }
 
@@ -122,8 +126,13 @@ impl StorageServer {
         let (adopted, taken_up) = watch::channel(Arc::default());
         let peers = Peers::new(connections, taken_up);
         let recovery = Recovery::new(recovery.rate, env.clone());
-        let follower =
-            Follower { service: service.clone(), peers, recovery, adopted, env: env.clone() };
+        let follower = Follower {
+            service: service.clone(),
+            peers,
+            recovery: Arc::clone(&recovery),
+            adopted,
+            env: env.clone(),
+        };
         // Before the first heartbeat: a target that it does not name is taken to be gone.
         follower.open_targets().await?;
         let reporter = service.clone();
@@ -133,9 +142,20 @@ impl StorageServer {
         };
         let lease = Arc::clone(lease_view.get_or_init(|| Arc::clone(link.lease())));
         let follow = follower.run(lease, link.routing().subscribe(), link.orders());
-        let mut tasks = begin_scrubs(&scrub, &service, &env);
+        let scrub = Arc::new(watch::Sender::new(scrub));
+        let mut tasks = begin_scrubs(&scrub.subscribe(), &service, &env);
         tasks.push(env.spawn("follower", follow));
-        Ok(Self { service, link, tasks })
+        Ok(Self { service, link, recovery, scrub, tasks })
+    }
+
+    /// Takes up the cluster's settings over `config`, for ever.
+    fn follow_settings(&self, config: StorageConfig) -> impl Future<Output = ()> + Send + use<> {
+        let (recovery, scrub) = (Arc::clone(&self.recovery), Arc::clone(&self.scrub));
+        let routing = self.link.routing().subscribe();
+        follow_settings(config, routing, move |new| {
+            recovery.set_rate(new.recovery.rate);
+            scrub.send_replace(new.scrub.clone());
+        })
     }
 
     /// What answers its requests.

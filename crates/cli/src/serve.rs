@@ -5,11 +5,11 @@ use crate::exporter::{self, Exporter};
 use crate::failure::{Failure, Outcome};
 use crate::runtime;
 use kiln_config::{
-    LogConfig, LogFormat, LogLevel, MetaConfig, MgmtdConfig, ServiceConfig, Setting, StorageConfig,
+    LogConfig, LogFormat, MetaConfig, MgmtdConfig, ServiceConfig, Setting, StorageConfig,
 };
 use kiln_env::Env;
 use kiln_launch::Supervised;
-use kiln_telemetry::{Identity, Level, LogOptions};
+use kiln_telemetry::{Identity, LogOptions};
 use kiln_types::Result;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -174,13 +174,7 @@ async fn export<C: ServiceConfig>(config: &mut C, env: &Env) -> Result<Option<Ex
 
 fn log_options(config: &LogConfig) -> LogOptions {
     LogOptions {
-        level: match config.level {
-            LogLevel::Error => Level::ERROR,
-            LogLevel::Warn => Level::WARN,
-            LogLevel::Info => Level::INFO,
-            LogLevel::Debug => Level::DEBUG,
-            LogLevel::Trace => Level::TRACE,
-        },
+        level: config.level.into(),
         format: match config.format {
             LogFormat::Text => kiln_telemetry::LogFormat::Text,
             LogFormat::Json => kiln_telemetry::LogFormat::Json,

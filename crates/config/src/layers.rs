@@ -60,9 +60,7 @@ pub fn load<C: ServiceConfig>(
     settings.extend_from_slice(flags);
     for setting in &settings {
         lay_over(&mut table, &known, setting)?;
-        C::deserialize(table.clone()).map_err(|error| {
-            Error::invalid(format!("{}: {}: {}", setting.source, setting.key, one_line(&error)))
-        })?;
+        over::<C>(&table, setting)?;
     }
     let config = C::deserialize(table).map_err(internal)?;
     config.validate().map_err(|error| match file {
@@ -139,7 +137,14 @@ fn collect_keys(table: &Table, prefix: &str, keys: &mut Vec<String>) {
     }
 }
 
-fn lay_over(table: &mut Table, known: &Table, setting: &Setting) -> Result<()> {
+/// Checks the types of a configuration over which `setting` was laid last.
+pub(crate) fn over<C: ServiceConfig>(table: &Table, setting: &Setting) -> Result<()> {
+    C::deserialize(table.clone()).map(drop).map_err(|error| {
+        Error::invalid(format!("{}: {}: {}", setting.source, setting.key, one_line(&error)))
+    })
+}
+
+pub(crate) fn lay_over(table: &mut Table, known: &Table, setting: &Setting) -> Result<()> {
     let unknown = || {
         let mut keys = Vec::new();
         collect_keys(known, "", &mut keys);

@@ -13,6 +13,7 @@ mod meta;
 mod mgmtd;
 mod node;
 mod secrets;
+mod settings;
 mod storage;
 
 pub use files::{create_file, write_file};
@@ -28,14 +29,17 @@ pub use node::{ClusterConfig, LogConfig, LogFormat, LogLevel, MetricsConfig, Nod
 pub use secrets::{
     create_credential, create_server_key, read_credential, read_password, read_server_key,
 };
+pub use settings::{check_setting, settings, with_settings};
 pub use storage::{DiskConfig, IoConfig, IoEngine, RecoveryConfig, ScrubConfig, StorageConfig};
 
 use kiln_types::{Result, ServiceKind};
 
 /// What all service configurations have in common.
-pub trait ServiceConfig: serde::Serialize + serde::de::DeserializeOwned + Default {
+pub trait ServiceConfig: serde::Serialize + serde::de::DeserializeOwned + Clone + Default {
     /// The service that it configures.
     const SERVICE: ServiceKind;
+    /// The keys that may change while it runs; see [`with_settings`].
+    const HOT: &'static [&'static str];
 
     /// Checks what types cannot say.
     ///

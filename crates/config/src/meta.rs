@@ -122,6 +122,7 @@ impl Default for MetaConfig {
 
 impl ServiceConfig for MetaConfig {
     const SERVICE: ServiceKind = ServiceKind::Meta;
+    const HOT: &'static [&'static str] = &["log.level", "log.slow"];
 
     fn validate(&self) -> Result<()> {
         self.node.validate()?;

@@ -143,6 +143,7 @@ impl LeaseConfig {
 
 impl ServiceConfig for MgmtdConfig {
     const SERVICE: ServiceKind = ServiceKind::Mgmtd;
+    const HOT: &'static [&'static str] = &["log.level", "log.slow"];
 
     fn validate(&self) -> Result<()> {
         self.node.validate()?;

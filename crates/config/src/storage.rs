@@ -114,6 +114,8 @@ impl Default for StorageConfig {
 
 impl ServiceConfig for StorageConfig {
     const SERVICE: ServiceKind = ServiceKind::Storage;
+    const HOT: &'static [&'static str] =
+        &["log.level", "log.slow", "recovery.rate", "scrub.every", "scrub.rate"];
 
     fn validate(&self) -> Result<()> {
         self.node.validate()?;

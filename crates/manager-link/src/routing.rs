@@ -137,9 +137,11 @@ impl Routing {
         let mut updates = managers.call(ANSWER_TIME_MAX, watch).await?;
         // It answers: nothing stands in the way, even if there is nothing new.
         self.trouble.send_replace(None);
+        let mut routing = RoutingInfo::default();
         while let Ok(update) = env.timeout(QUIET_TIME_MAX, "", updates.next()).await {
-            match update.context(&what).and_then(|update| update.ok_or_else(ended)) {
-                Ok(routing) => self.publish(routing),
+            let laid = update.and_then(|change| routing.lay(change.ok_or_else(ended)?));
+            match laid.context(&what) {
+                Ok(()) => self.publish(routing.clone()),
                 Err(error) => {
                     managers.leave();
                     return Err(error);

@@ -8,7 +8,7 @@ use kiln_rpc::{
     Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder, convert,
     error_from_status, v1,
 };
-use kiln_types::{Error, Result, RoutingInfo, RoutingVersion};
+use kiln_types::{Error, Result, RoutingChange, RoutingVersion};
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
@@ -56,13 +56,13 @@ impl ManagerCalls for OverTonic {
     }
 }
 
-struct Updates(Streaming<v1::RoutingInfo>);
+struct Updates(Streaming<v1::RoutingChange>);
 
 #[async_trait]
 impl RoutingUpdates for Updates {
-    async fn next(&mut self) -> Result<Option<RoutingInfo>> {
+    async fn next(&mut self) -> Result<Option<RoutingChange>> {
         let update = self.0.message().await.map_err(|status| error_from_status(&status))?;
-        update.map(RoutingInfo::try_from).transpose()
+        update.map(RoutingChange::try_from).transpose()
     }
 }
 

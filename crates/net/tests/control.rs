@@ -18,7 +18,7 @@ use kiln_rpc::v1::mgmtd_server::{Mgmtd, MgmtdServer};
 use kiln_rpc::v1::{
     ConfigText, CreateCredentialRequest, CredentialList, CredentialSecret, Empty, FillList,
     HeartbeatReply, HeartbeatRequest, RegisterReply, RegisterRequest, RevokeCredentialRequest,
-    RoutingInfo, WatchRoutingRequest,
+    RoutingChange, SetSettingRequest, SettingList, WatchRoutingRequest,
 };
 use kiln_rpc::{error_from_status, status_from_error};
 use kiln_types::{Code, Error, Result};
@@ -42,7 +42,7 @@ fn absent<T>() -> Answer<T> {
 
 #[async_trait]
 impl Mgmtd for Who {
-    type WatchRoutingStream = ReceiverStream<std::result::Result<RoutingInfo, Status>>;
+    type WatchRoutingStream = ReceiverStream<std::result::Result<RoutingChange, Status>>;
 
     async fn register(&self, _: Request<RegisterRequest>) -> Answer<RegisterReply> {
         absent()
@@ -57,7 +57,7 @@ impl Mgmtd for Who {
         _: Request<WatchRoutingRequest>,
     ) -> Answer<Self::WatchRoutingStream> {
         let (sender, receiver) = tokio::sync::mpsc::channel(2);
-        sender.send(Ok(RoutingInfo::default())).await.unwrap();
+        sender.send(Ok(RoutingChange::default())).await.unwrap();
         // The sender lives as long as the process: the stream stays open.
         std::mem::forget(sender);
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -79,6 +79,14 @@ impl Mgmtd for Who {
     }
 
     async fn list_fills(&self, _: Request<Empty>) -> Answer<FillList> {
+        absent()
+    }
+
+    async fn set_setting(&self, _: Request<SetSettingRequest>) -> Answer<Empty> {
+        absent()
+    }
+
+    async fn list_settings(&self, _: Request<Empty>) -> Answer<SettingList> {
         absent()
     }
 

@@ -465,6 +465,7 @@ impl From<&RoutingInfo> for v1::RoutingInfo {
             chains: routing.chains.values().map(v1::ChainInfo::from).collect(),
             tables: routing.tables.values().map(v1::ChainTableInfo::from).collect(),
             credentials: routing.credentials.iter().map(v1::CredentialInfo::from).collect(),
+            settings: routing.settings.clone().into_iter().collect(),
         }
     }
 }
@@ -495,6 +496,7 @@ impl TryFrom<v1::RoutingInfo> for RoutingInfo {
         }
         routing.credentials =
             message.credentials.into_iter().map(TryFrom::try_from).collect::<Result<_>>()?;
+        routing.settings = message.settings.into_iter().collect();
         Ok(routing)
     }
 }

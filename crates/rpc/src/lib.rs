@@ -8,6 +8,7 @@
 pub mod convert;
 mod manager;
 mod report;
+mod routing;
 mod status;
 
 pub use convert::Origin;

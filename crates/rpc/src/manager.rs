@@ -2,7 +2,7 @@
 
 use crate::{Heartbeat, Registration, TargetOrder};
 use async_trait::async_trait;
-use kiln_types::{Result, RoutingInfo, RoutingVersion};
+use kiln_types::{Result, RoutingChange, RoutingInfo, RoutingVersion};
 use std::time::Duration;
 
 /// The manager as its members see it: through tonic, or in the simulator's process.
@@ -20,7 +20,7 @@ pub trait ManagerCalls: Send + Sync {
     /// `UnknownMember` when it has to register anew; `StaleIncarnation` when another run of it has.
     async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>>;
 
-    /// The routing information that is newer than `known`, now and after each change.
+    /// The routing information that is newer than `known`: first all of it, then each change.
     ///
     /// # Errors
     /// Why it is refused.
@@ -45,5 +45,5 @@ pub trait RoutingUpdates: Send {
     ///
     /// # Errors
     /// What broke it.
-    async fn next(&mut self) -> Result<Option<RoutingInfo>>;
+    async fn next(&mut self) -> Result<Option<RoutingChange>>;
 }

@@ -76,6 +76,7 @@ fn routing() -> RoutingInfo {
         chains: BTreeMap::from([(chain.id, chain)]),
         tables: BTreeMap::from([((table.id, table.version), table)]),
         credentials: vec![credential],
+        settings: BTreeMap::from([("storage.scrub.rate".into(), "1MiB".into())]),
     }
 }
 
@@ -87,6 +88,11 @@ fn values_come_back_from_bytes() {
     let bytes = v1::RoutingInfo::from(&routing()).encode_to_vec();
     let back = RoutingInfo::try_from(v1::RoutingInfo::decode(&bytes[..]).unwrap()).unwrap();
     assert_eq!(back, routing());
+    let mut change = routing().since(&RoutingInfo::default());
+    change.gone_nodes.push(NodeId(4));
+    let bytes = v1::RoutingChange::from(&change).encode_to_vec();
+    let back = RoutingChange::try_from(v1::RoutingChange::decode(&bytes[..]).unwrap()).unwrap();
+    assert_eq!(back, change);
 
     let caller = Caller { uid: 1, gid: 2, groups: vec![3, 4] };
     let origin = Origin { caller, client: ClientId(8), request: RequestId(9) };

@@ -20,7 +20,7 @@ pub use instrument::{
     Cell, Counter, Definition, Family, Gauge, Held, Histogram, Instrument, Kind, Single, Stability,
     Unit, Value,
 };
-pub use log::{LogFormat, LogOptions, init};
+pub use log::{LogFormat, LogOptions, adjust_log, init};
 pub use request::{CALLS, MOUNT, REQUESTS, Work};
 pub use scrape::{Buckets, Sample, Scrape};
 pub use trace::{About, Phase, Trace, about, phase};

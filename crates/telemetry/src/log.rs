@@ -4,7 +4,7 @@ use crate::slow;
 use kiln_types::{Code, Context, Error, RequestId, Result};
 use std::fs::OpenOptions;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tracing::{Level, Span};
 use tracing_subscriber::Layer;
@@ -12,6 +12,10 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
+
+/// The filter of the running log.
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -63,15 +67,27 @@ pub fn init(options: &LogOptions) -> Result<()> {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    // The libraries below say much at debug level that is about them, not about us.
-    let others = options.level.min(Level::WARN);
-    let filter = Targets::new().with_default(others).with_target("kiln", options.level);
+    let (filter, handle) = reload::Layer::new(filter(options.level));
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .try_init()
         .map_err(|error| Error::new(Code::Internal, format!("start of the log: {error}")))?;
     slow::set_threshold(options.slow);
+    let _ = LEVEL.set(handle);
     Ok(())
+}
+
+/// Changes what the running log shows.
+pub fn adjust_log(level: Level, slow: Duration) {
+    slow::set_threshold(slow);
+    if let Some(Err(error)) = LEVEL.get().map(|handle| handle.reload(filter(level))) {
+        tracing::warn!(%error, "the level of the log stays as it is");
+    }
+}
+
+/// The libraries below say much at debug level that is about them, not about us.
+fn filter(level: Level) -> Targets {
+    Targets::new().with_default(level.min(Level::WARN)).with_target("kiln", level)
 }
 
 /// The span of one request: everything logged inside carries its id, its operation and who asked.

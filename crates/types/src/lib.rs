@@ -13,6 +13,7 @@ mod ids;
 mod layout;
 pub mod rehearsal;
 mod routing;
+mod routing_change;
 mod secret;
 mod state;
 mod time;
@@ -30,8 +31,10 @@ pub use ids::{
 };
 pub use layout::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Layout, Redundancy};
 pub use routing::{
-    Chain, ChainTable, CredentialRecord, Member, Node, RoutingInfo, ServiceKind, Target,
+    Chain, ChainTable, CredentialRecord, Member, Node, RoutingInfo, ServiceKind, SettingChange,
+    Target,
 };
+pub use routing_change::RoutingChange;
 pub use secret::{Credential, CredentialLimits, Secret, ServerKey};
 pub use state::{LocalState, PublicState};
 pub use time::{Deadline, Monotonic, Timestamp};

@@ -2,7 +2,7 @@
 
 use crate::{
     ChainId, ChainTableId, ChainVersion, ClusterId, CredentialLimits, DiskId, Error, Incarnation,
-    KeyId, Layout, LocalState, NodeId, PublicState, Result, RoutingVersion, TargetId,
+    KeyId, Layout, LocalState, NodeId, PublicState, Result, RoutingVersion, TargetId, Timestamp,
 };
 use std::collections::BTreeMap;
 
@@ -161,6 +161,25 @@ pub struct RoutingInfo {
     pub tables: BTreeMap<(ChainTableId, u64), ChainTable>,
     /// Client credentials; sent to servers only.
     pub credentials: Vec<CredentialRecord>,
+    /// Settings of all servers of a kind, by name (`storage.recovery.rate`); sent to servers only.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// A change of a setting of the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct SettingChange {
+    /// Counts them.
+    pub sequence: u64,
+    /// When, by the manager's wall clock.
+    pub at: Timestamp,
+    /// Who: the name of a credential.
+    pub by: String,
+    /// The setting.
+    pub name: String,
+    /// What it was; `None`: as each server's own configuration says.
+    pub before: Option<String>,
+    /// What it is; `None`: as each server's own configuration says.
+    pub after: Option<String>,
 }
 
 impl RoutingInfo {

@@ -7,7 +7,7 @@ use kiln_manager_link::Reach;
 use kiln_mgmtd::{Counter, Service};
 use kiln_net::{Peer, SimulatedNetwork};
 use kiln_rpc::{Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder};
-use kiln_types::{Code, Error, Result, RoutingInfo, RoutingVersion};
+use kiln_types::{Code, Error, Result, RoutingChange, RoutingVersion};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -122,7 +122,7 @@ struct Updates {
 
 #[async_trait]
 impl RoutingUpdates for Updates {
-    async fn next(&mut self) -> Result<Option<RoutingInfo>> {
+    async fn next(&mut self) -> Result<Option<RoutingChange>> {
         let update = self.updates.next().await?;
         let Line { road, manager } = &self.line;
         road.travel(manager, &road.member).await?;

@@ -1,6 +1,7 @@
 //! `kiln admin`: what an operator looks at.
 
 mod chains;
+mod config;
 
 use crate::check;
 use crate::failure::Outcome;
@@ -37,6 +38,11 @@ enum Command {
     /// of a file may be missing, and every chunk must belong to a file. The cluster may be in use meanwhile.
     /// Exits with 0 when nothing is wrong, 1 when something is, 2 when that could not be found out.
     Check(check::Args),
+    /// Settings of all servers of a kind, changed while they run
+    Config {
+        #[command(subcommand)]
+        command: config::Command,
+    },
     /// Credentials of clients
     Credential {
         #[command(subcommand)]
@@ -54,8 +60,6 @@ enum Show {
     Chains,
     /// The chain tables, over which files are spread
     ChainTable,
-    /// The manager's configuration
-    Config,
 }
 
 #[derive(Debug, Subcommand)]
@@ -95,6 +99,9 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
             remote::run(place, async |remote| show_what(args, what, remote).await)
         }
         Command::Check(check) => check::run(place, check, args.json),
+        Command::Config { command } => {
+            remote::run(place, async |remote| config::run(remote, command, args.json).await)
+        }
         Command::Credential { command } => {
             remote::run(place, async |remote| credential(args, remote, command).await)
         }
@@ -115,14 +122,6 @@ async fn show_what(args: &Args, what: &Show, remote: &Remote) -> Outcome {
         }
         Show::ChainTable => {
             show(args, &routing.tables.values().collect::<Vec<_>>(), tables(routing))
-        }
-        Show::Config => {
-            let config = remote
-                .manager("configuration", async |mut m: ManagerClient| {
-                    m.get_config(v1::Empty {}).await
-                })
-                .await?;
-            Ok(output::print(&config.toml)?)
         }
     }
 }

@@ -255,6 +255,68 @@ pub struct RoutingInfo {
     /// Servers only.
     #[prost(message, repeated, tag = "7")]
     pub credentials: ::prost::alloc::vec::Vec<CredentialInfo>,
+    /// Servers only.
+    #[prost(map = "string, string", tag = "8")]
+    pub settings: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+/// What is different from an earlier version.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RoutingChange {
+    /// The version that it is laid over; 0: everything is new.
+    #[prost(uint64, tag = "1")]
+    pub since: u64,
+    /// With the new version, and only the nodes, targets, chains and tables that are new or changed.
+    #[prost(message, optional, tag = "2")]
+    pub changed: ::core::option::Option<RoutingInfo>,
+    #[prost(uint64, repeated, tag = "3")]
+    pub gone_nodes: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "4")]
+    pub gone_targets: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "5")]
+    pub gone_chains: ::prost::alloc::vec::Vec<u64>,
+    /// Credentials, or settings, are those in 'changed', all of them.
+    #[prost(bool, tag = "6")]
+    pub credentials: bool,
+    #[prost(bool, tag = "7")]
+    pub settings: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetSettingRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Without it each server's own configuration counts again.
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SettingChange {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    /// Nanoseconds since 1970.
+    #[prost(int64, tag = "2")]
+    pub at: i64,
+    #[prost(string, tag = "3")]
+    pub by: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "5")]
+    pub before: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "6")]
+    pub after: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SettingList {
+    #[prost(map = "string, string", tag = "1")]
+    pub settings: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The last ones, oldest first.
+    #[prost(message, repeated, tag = "2")]
+    pub changes: ::prost::alloc::vec::Vec<SettingChange>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateCredentialRequest {
@@ -418,12 +480,12 @@ pub mod mgmtd_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "Heartbeat"));
             self.inner.unary(req, path, codec).await
         }
-        /// The routing information now, and again after each change.
+        /// The routing information now, and what is different after each change.
         pub async fn watch_routing(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRoutingRequest>,
         ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::RoutingInfo>>,
+            tonic::Response<tonic::codec::Streaming<super::RoutingChange>>,
             tonic::Status,
         > {
             self.inner
@@ -528,6 +590,47 @@ pub mod mgmtd_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "GetConfig"));
             self.inner.unary(req, path, codec).await
         }
+        /// Sets, or takes back, a setting of all servers of a kind.
+        pub async fn set_setting(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetSettingRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Mgmtd/SetSetting");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "SetSetting"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The settings of the whole cluster, and their changes.
+        pub async fn list_settings(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::SettingList>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.Mgmtd/ListSettings",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kiln.v1.Mgmtd", "ListSettings"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The targets that are being filled.
         pub async fn list_fills(
             &mut self,
@@ -574,11 +677,11 @@ pub mod mgmtd_server {
         ) -> std::result::Result<tonic::Response<super::HeartbeatReply>, tonic::Status>;
         /// Server streaming response type for the WatchRouting method.
         type WatchRoutingStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::RoutingInfo, tonic::Status>,
+                Item = std::result::Result<super::RoutingChange, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
-        /// The routing information now, and again after each change.
+        /// The routing information now, and what is different after each change.
         async fn watch_routing(
             &self,
             request: tonic::Request<super::WatchRoutingRequest>,
@@ -606,6 +709,16 @@ pub mod mgmtd_server {
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::ConfigText>, tonic::Status>;
+        /// Sets, or takes back, a setting of all servers of a kind.
+        async fn set_setting(
+            &self,
+            request: tonic::Request<super::SetSettingRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// The settings of the whole cluster, and their changes.
+        async fn list_settings(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::SettingList>, tonic::Status>;
         /// The targets that are being filled.
         async fn list_fills(
             &self,
@@ -781,7 +894,7 @@ pub mod mgmtd_server {
                         T: Mgmtd,
                     > tonic::server::ServerStreamingService<super::WatchRoutingRequest>
                     for WatchRoutingSvc<T> {
-                        type Response = super::RoutingInfo;
+                        type Response = super::RoutingChange;
                         type ResponseStream = T::WatchRoutingStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
@@ -981,6 +1094,92 @@ pub mod mgmtd_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetConfigSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/SetSetting" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetSettingSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<T: Mgmtd> tonic::server::UnaryService<super::SetSettingRequest>
+                    for SetSettingSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetSettingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::set_setting(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetSettingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/ListSettings" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSettingsSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<T: Mgmtd> tonic::server::UnaryService<super::Empty>
+                    for ListSettingsSvc<T> {
+                        type Response = super::SettingList;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Empty>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::list_settings(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSettingsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
