@@ -112,8 +112,8 @@ mod tests {
     use super::*;
     use kiln_net::PeerKind;
     use kiln_types::{
-        ChainId, ChainVersion, ChannelId, ClientId, ClusterId, CredentialLimits, InodeId, RetryKey,
-        Secret, Sequence, ServerKey, TreeId, TruncateEpoch,
+        ChainId, ChainVersion, ChannelId, ClientId, ClusterId, Consistency, CredentialLimits,
+        InodeId, RetryKey, Secret, Sequence, ServerKey, TreeId, TruncateEpoch,
     };
     use kiln_wire::{Name, Update};
 
@@ -234,6 +234,7 @@ mod tests {
                 offset: 0,
                 length: 1,
                 floor: TruncateEpoch(0),
+                consistency: Consistency::Linearizable,
                 capability: capability.mint(&key(1)),
             };
             rights.check_read(&client(), &read, NOW).map_err(|error| error.code())

@@ -81,7 +81,8 @@ impl ChunkService {
         let target = self.target(read.name.chain)?;
         let length = read.length.min(request.receive_capacity);
         let deadline = request.deadline;
-        let found = target.read(read.name, read.offset, length, read.floor, deadline).await?;
+        let range = (read.offset, length);
+        let found = target.read(read.name, range, read.floor, read.consistency, deadline).await?;
         self.require_lease()?;
         metrics::STORAGE_READ.add(found.bytes.len() as u64);
         let done = ReadDone {

@@ -8,8 +8,8 @@ use kiln_memory::{Buffer, Bytes};
 use kiln_net::{Answer, Call, ConnectionPool};
 use kiln_telemetry::{CALLS, Phase, about, phase};
 use kiln_types::{
-    Chain, ChainId, ChainVersion, ChunkId, ChunkVersion, ClientId, Code, Deadline, Error, Result,
-    RetryKey, RoutingInfo, TargetId, TruncateEpoch, grid_checksums,
+    Chain, ChainId, ChainVersion, ChunkId, ChunkVersion, ClientId, Code, Consistency, Deadline,
+    Error, Result, RetryKey, RoutingInfo, TargetId, TruncateEpoch, grid_checksums,
 };
 use kiln_wire::{
     Body, Change, Goodbye, List, Listing, Name, Operation, Read, ReadDone, Scrubbed, Space, Update,
@@ -74,6 +74,7 @@ pub struct ChunkClient {
     channels: Channels,
     /// Counts reads, so that replicas take turns.
     reads: AtomicU64,
+    consistency: Consistency,
 }
 
 impl ChunkClient {
@@ -85,7 +86,14 @@ impl ChunkClient {
         routing: watch::Receiver<Arc<RoutingInfo>>,
     ) -> Self {
         let (channels, reads) = (Channels::new(id), AtomicU64::new(0));
-        Self { env, id, connections, routing, channels, reads }
+        let consistency = Consistency::default();
+        Self { env, id, connections, routing, channels, reads, consistency }
+    }
+
+    /// The same with another consistency of its reads.
+    #[must_use]
+    pub fn with_consistency(self, consistency: Consistency) -> Self {
+        Self { consistency, ..self }
     }
 
     /// The routing information as it is known now.
@@ -175,6 +183,7 @@ impl ChunkClient {
             offset,
             length: u32::try_from(receive.len()).map_err(too_long)?,
             floor: granted.floor,
+            consistency: self.consistency,
             capability: granted.capability.to_vec(),
         };
         let call = Call::new(Operation::Read as u16, read.encode(), attempt.deadline);

@@ -12,7 +12,8 @@ use kiln_net::{ConnectionPool, Identity, PoolOptions, TcpTransport, Transport};
 use kiln_rpc::convert::id_bytes;
 use kiln_rpc::v1;
 use kiln_types::{
-    Caller, ClientId, Code, Credential, Deadline, Error, Monotonic, Result, RoutingInfo,
+    Caller, ClientId, Code, Consistency, Credential, Deadline, Error, Monotonic, Result,
+    RoutingInfo,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct Options {
     pub pieces: usize,
     /// Data connections to each server.
     pub connections: usize,
+    /// What reads may show of writes that are under way.
+    pub consistency: Consistency,
 }
 
 impl Default for Options {
@@ -54,6 +57,7 @@ impl Default for Options {
             meta_timeout: Some(Duration::from_secs(60)),
             pieces: 32,
             connections: 2,
+            consistency: Consistency::default(),
         }
     }
 }
@@ -124,7 +128,8 @@ impl Client {
         let meta = Arc::new(meta);
         let pool = PoolOptions { connections: options.connections, ..PoolOptions::default() };
         let connections = ConnectionPool::new(transport, pool, env.clone());
-        let chunks = Arc::new(ChunkClient::new(env.clone(), id, connections, routing.clone()));
+        let chunks = ChunkClient::new(env.clone(), id, connections, routing.clone());
+        let chunks = Arc::new(chunks.with_consistency(options.consistency));
         let keep_alive = keep_alive(env.clone(), Arc::clone(&meta), id);
         let closing = Arc::new(Closing::default());
         let ends = Arc::clone(&closing).run(env.clone(), Arc::clone(&meta), id);

@@ -13,6 +13,26 @@ pub enum ChunkKind {
     KvBlock = 2,
 }
 
+/// What a read may show of writes that are under way. Every write that was acknowledged before a read began
+/// is seen either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Consistency {
+    /// No read shows what a later one contradicts: it may have to wait for what is under way.
+    #[default]
+    Linearizable = 0,
+    /// What the replica has committed, at once. Two reads during a write may show the new bytes first
+    /// and then the old ones.
+    Relaxed = 1,
+}
+
+impl Consistency {
+    /// The one with this number in a message.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Linearizable, Self::Relaxed].into_iter().find(|known| *known as u8 == number)
+    }
+}
+
 /// The 32-byte name of a chunk, ordered as its bytes are, so that a file's chunks are neighbours.
 ///
 /// | bytes | file | KV block |

@@ -21,7 +21,7 @@ mod version;
 
 pub use attr::{Attr, Caller, FileKind, MODE_PERMISSIONS};
 pub use checksum::{BLOCK_BYTES, block_checksums, crc32c, grid_checksums};
-pub use chunk::{ChunkId, ChunkKind};
+pub use chunk::{ChunkId, ChunkKind, Consistency};
 pub use codec::{Decoder, Encoder};
 pub use dense::{Acknowledged, ByteRange};
 pub use error::{Action, Code, Context, Error, Result};

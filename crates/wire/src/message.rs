@@ -7,8 +7,8 @@
 use crate::CAPABILITY_BYTES;
 use kiln_types::{
     BLOCK_BYTES, CHUNK_BYTES_MAX, ChainId, ChainVersion, ChannelId, ChunkId, ChunkVersion,
-    ClientId, Code, Decoder, DiskId, Encoder, Error, Result, RetryKey, Sequence, TargetId,
-    TruncateEpoch,
+    ClientId, Code, Consistency, Decoder, DiskId, Encoder, Error, Result, RetryKey, Sequence,
+    TargetId, TruncateEpoch,
 };
 
 const VERSION: u16 = 1;
@@ -151,6 +151,8 @@ pub struct Read {
     pub length: u32,
     /// A chunk of an older epoch does not count.
     pub floor: TruncateEpoch,
+    /// What it may show of writes that are under way.
+    pub consistency: Consistency,
     /// The right to read; empty between servers.
     pub capability: Vec<u8>,
 }
@@ -336,7 +338,8 @@ impl Body for Read {
 
     fn write(&self, to: &mut Encoder) {
         self.name.write(to);
-        to.u32(self.offset).u32(self.length).u64(self.floor.0).bytes(&self.capability);
+        to.u32(self.offset).u32(self.length).u64(self.floor.0).u8(self.consistency as u8);
+        to.bytes(&self.capability);
     }
 
     fn read(from: &mut Decoder<'_>) -> Result<Self> {
@@ -345,6 +348,12 @@ impl Body for Read {
             offset: from.u32()?,
             length: from.u32()?,
             floor: TruncateEpoch(from.u64()?),
+            consistency: {
+                let number = from.u8()?;
+                Consistency::from_number(number).ok_or_else(|| {
+                    Error::corrupt(format!("a read of consistency {number}, which is not known"))
+                })?
+            },
             capability: from.bytes(CAPABILITY_BYTES)?.to_vec(),
         })
     }

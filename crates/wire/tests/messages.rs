@@ -64,6 +64,7 @@ proptest! {
         returns(name);
         returns(Read {
             name, offset: numbers.0, length: numbers.1, floor: TruncateEpoch(numbers.2),
+            consistency: if numbers.0 % 2 == 0 { Consistency::Relaxed } else { Consistency::Linearizable },
             capability: capability.clone(),
         });
         returns(ReadDone { version, chunk_length: numbers.0, checksums: vec![numbers.1; 9] });

@@ -6,13 +6,15 @@ use kiln_chunk_store::{self as chunk_store, ChunkRead, Which};
 use kiln_telemetry::{Phase, phase};
 use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{
-    ChunkId, ChunkVersion, Code, Deadline, Error, PublicState, Result, TargetId, TruncateEpoch,
+    ChunkId, ChunkVersion, Code, Consistency, Deadline, Error, PublicState, Result, TargetId,
+    TruncateEpoch,
 };
 use kiln_wire::Name;
 use std::sync::Arc;
 
 impl Target {
-    /// Reads what is committed, so that no later read can contradict it.
+    /// Reads what is committed of a range (offset, length): so that no later read can contradict it, or
+    /// relaxed, as this replica has it.
     ///
     /// # Errors
     /// `ChunkNotFound` for a hole; `StaleChainVersion`, `NotServing` and `Busy` send the caller
@@ -20,14 +22,14 @@ impl Target {
     pub async fn read(
         self: &Arc<Self>,
         name: Name,
-        offset: u32,
-        length: u32,
+        (offset, length): (u32, u32),
         floor: TruncateEpoch,
+        consistency: Consistency,
         deadline: Deadline,
     ) -> Result<ChunkRead> {
         let chunk = name.chunk;
         let committed = || self.read_store(chunk, Which::Committed, offset, length, floor);
-        match self.read_rule(name)? {
+        match self.read_rule(name, consistency)? {
             ReadRule::Committed => committed().await,
             ReadRule::Wait => {
                 mark("a read waits for a chunk to be settled");
@@ -67,7 +69,7 @@ impl Target {
     /// # Errors
     /// `WrongTarget` when this is not the commit point, `Busy` while the chunk is being settled.
     pub async fn committed_version(self: &Arc<Self>, name: Name) -> Result<ChunkVersion> {
-        if self.read_rule(name)? != ReadRule::Committed {
+        if self.read_rule(name, Consistency::Linearizable)? != ReadRule::Committed {
             return Err(settling(name.chunk));
         }
         let is_commit_point =
@@ -80,10 +82,10 @@ impl Target {
         Ok(stat.committed.map_or(ChunkVersion::NONE, |committed| committed.version))
     }
 
-    fn read_rule(&self, name: Name) -> Result<ReadRule> {
+    fn read_rule(&self, name: Name, consistency: Consistency) -> Result<ReadRule> {
         let state = self.state.lock();
         self.check_serves(&state, name)?;
-        Ok(state.replica.read_rule(&name.chunk))
+        Ok(state.replica.read_rule(&name.chunk, consistency))
     }
 
     /// Whether this target serves, under the version of the chain that the request names.

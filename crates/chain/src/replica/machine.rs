@@ -3,8 +3,8 @@
 use super::{Action, Event, ReadRule, Ticket, View, refuses};
 use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{
-    ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Error, Result, RetryKey,
-    Sequence, TargetId,
+    ChainVersion, ChannelId, ChunkId, ChunkVersion, ClientId, Code, Consistency, Error, Result,
+    RetryKey, Sequence, TargetId,
 };
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -170,10 +170,14 @@ impl Replica {
         std::mem::take(&mut self.actions)
     }
 
-    /// How a read of `chunk` is answered here now.
-    pub fn read_rule(&self, chunk: &ChunkId) -> ReadRule {
+    /// How a read of `chunk` is answered here now. A relaxed one shows what is committed here, unless that
+    /// was forgotten at a restart: what is recovered as pending may have been acknowledged.
+    pub fn read_rule(&self, chunk: &ChunkId, consistency: Consistency) -> ReadRule {
         let Some(slot) = self.slots.get(chunk) else { return ReadRule::Committed };
         let recovered = slot.current.source == Source::Recovered;
+        if consistency == Consistency::Relaxed && !recovered {
+            return ReadRule::Committed;
+        }
         let undecided = match slot.phase {
             Phase::Beginning => recovered,
             Phase::Preparing { .. } => false,

@@ -218,6 +218,7 @@ impl World {
             version,
             value: operation.value,
             is_write: operation.is_write,
+            is_relaxed: !operation.is_write && operation.consistency == Consistency::Relaxed,
         });
     }
 }

@@ -14,7 +14,12 @@ impl World {
         state.left -= 1;
         state.sequence += u64::from(is_write);
         let value = if is_write { self.values } else { 0 };
-        state.operation = Some(Operation { chunk, value, started: self.now, is_write });
+        let consistency = match self.random.u32(..3) {
+            0 => Consistency::Relaxed,
+            _ => Consistency::Linearizable,
+        };
+        let started = self.now;
+        state.operation = Some(Operation { chunk, value, started, is_write, consistency });
         self.send(client);
     }
 
@@ -78,7 +83,7 @@ impl World {
         }
         let chunk = operation.chunk;
         let stored = self.nodes[node].store.chunks.get(&chunk).cloned().unwrap_or_default();
-        let rule = self.nodes[node].replica.read_rule(&chunk);
+        let rule = self.nodes[node].replica.read_rule(&chunk, operation.consistency);
         if self.options.plant == Some(Plant::DirtyReads) && stored.pending.is_some() {
             let result = stored.pending;
             return self.flights.push(Flight::ReadReply { client, attempt, result });
@@ -111,7 +116,9 @@ impl World {
             return self.flights.push(Flight::ReadReply { client, attempt, result: None });
         }
         let Some(operation) = &self.clients[client].operation else { return };
-        if self.nodes[tail].replica.read_rule(&operation.chunk) != ReadRule::Committed {
+        if self.nodes[tail].replica.read_rule(&operation.chunk, Consistency::Linearizable)
+            != ReadRule::Committed
+        {
             return self.flights.push(Flight::ReadReply { client, attempt, result: None });
         }
         let stored = self.nodes[tail].store.chunks.get(&operation.chunk);

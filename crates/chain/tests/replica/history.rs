@@ -13,11 +13,13 @@ pub(crate) struct Seen {
     /// What was written or read; 0: nothing was there.
     pub(crate) value: u64,
     pub(crate) is_write: bool,
+    pub(crate) is_relaxed: bool,
 }
 
 /// Versions order the operations, so a history is linearizable exactly if: a version has one value and
 /// a written value one version; and an operation that starts after another one ended has a version that
-/// is not lower, higher if it is a write.
+/// is not lower, higher if it is a write. A relaxed read sees all writes that ended before it, and binds no
+/// later operation.
 pub(crate) fn check(history: &[Seen]) {
     let mut value_of = HashMap::new();
     let mut version_of = HashMap::new();
@@ -31,8 +33,9 @@ pub(crate) fn check(history: &[Seen]) {
         }
     }
     for later in history {
-        for earlier in history.iter().filter(|e| e.chunk == later.chunk) {
-            if earlier.ended < later.started {
+        for earlier in history.iter().filter(|e| e.chunk == later.chunk && !e.is_relaxed) {
+            let binds = earlier.is_write || !later.is_relaxed;
+            if binds && earlier.ended < later.started {
                 let fine = match later.is_write {
                     true => later.version > earlier.version,
                     false => later.version >= earlier.version,

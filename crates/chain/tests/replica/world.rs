@@ -230,6 +230,8 @@ pub(crate) struct Operation {
     pub(crate) value: u64,
     pub(crate) started: u64,
     pub(crate) is_write: bool,
+    /// Of a read.
+    pub(crate) consistency: Consistency,
 }
 
 pub(crate) struct World {

@@ -138,11 +138,12 @@ fn in_our_words(option: &str) -> Outcome<Vec<OsString>> {
         ("slow", "--slow"),
         ("log_file", "--log-file"),
     ];
-    const FLAGS: [(&str, &str); 4] = [
+    const FLAGS: [(&str, &str); 5] = [
         ("ro", "--read-only"),
         ("allow_other", "--allow-other"),
         ("suid", "--suid"),
         ("noexec", "--no-exec"),
+        ("relaxed_reads", "--relaxed-reads"),
     ];
     /// What is so anyway, or meant for others.
     const NOTHING: [&str; 22] = [

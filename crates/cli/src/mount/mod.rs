@@ -7,7 +7,7 @@ use crate::failure::{Failure, Outcome};
 use crate::place::{Meant, Place, invoked_as, quoted};
 use crate::{detached, output, runtime};
 use kiln_client_fuse::{FsOptions, MountOptions, mount};
-use kiln_types::{Context, Error, Result};
+use kiln_types::{Consistency, Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -20,7 +20,8 @@ In /etc/fstab, after 'ln -s \"$(command -v kiln)\" /sbin/mount.kiln':
   HOST:PORT:/SUBTREE  /mnt/kiln  kiln  credential=/etc/kiln/client.toml,_netdev  0 0
   /var/lib/kiln:/     /mnt/kiln  kiln  defaults,noauto                           0 0
 The second line is for a cluster in that directory of this machine. Options there: ro, credential=,
-io_timeout=, read_ahead=, write_back=, cache_for=, metrics=, slow=, log_file=, allow_other, suid, noexec.";
+io_timeout=, read_ahead=, write_back=, cache_for=, metrics=, slow=, log_file=, allow_other, suid, noexec,
+relaxed_reads.";
 
 /// Mount the cluster on a directory
 ///
@@ -66,6 +67,11 @@ pub(crate) struct How {
     /// Let no program be run from it
     #[arg(long)]
     no_exec: bool,
+
+    /// Let reads during others' writes not wait for those: two of them may show new bytes first and then
+    /// old ones
+    #[arg(long)]
+    relaxed_reads: bool,
 
     /// How long programs wait for a cluster that does not answer before they get an I/O error;
     /// 'hard': for ever
@@ -174,6 +180,7 @@ struct Wanted {
     log_file: Option<PathBuf>,
     slow: Duration,
     metrics: Option<SocketAddr>,
+    consistency: Consistency,
     fs: FsOptions,
     mount: MountOptions,
 }
@@ -204,6 +211,10 @@ impl Wanted {
             log_file: log_file.context("--log-file")?,
             slow: how.slow,
             metrics: how.metrics.0,
+            consistency: match how.relaxed_reads {
+                true => Consistency::Relaxed,
+                false => Consistency::Linearizable,
+            },
             fs: FsOptions {
                 subtree,
                 read_only: how.read_only,
@@ -290,6 +301,7 @@ impl How {
             ("--allow-other", self.allow_other),
             ("--suid", self.suid),
             ("--no-exec", self.no_exec),
+            ("--relaxed-reads", self.relaxed_reads),
         ];
         arguments
             .extend(flags.iter().filter(|(_, set)| *set).map(|(name, _)| OsString::from(name)));

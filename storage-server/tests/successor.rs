@@ -1,4 +1,4 @@
-//! A replica whose successor refuses a write drops it, and goes on.
+//! A replica whose successor refuses a write, or does not answer.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use async_trait::async_trait;
@@ -14,8 +14,8 @@ use kiln_net::{
 use kiln_storage_server::{Completeness, Incoming, Peers, Recovery, Target};
 use kiln_telemetry::Trace;
 use kiln_types::{
-    Chain, ChainId, ChainVersion, ChunkId, ChunkVersion, ClusterId, Code, DiskId, Error,
-    Incarnation, InodeId, KeyId, LocalState, Member, Node, NodeId, PublicState, Result,
+    Chain, ChainId, ChainVersion, ChunkId, ChunkVersion, ClusterId, Code, Consistency, DiskId,
+    Error, Incarnation, InodeId, KeyId, LocalState, Member, Node, NodeId, PublicState, Result,
     RoutingInfo, Secret, ServerKey, ServiceKind, TargetId, TreeId, TruncateEpoch, crc32c,
 };
 use kiln_wire::{Body, Change, Forward, Name, Update, WriteDone};
@@ -29,15 +29,19 @@ const HEAD: TargetId = TargetId(1);
 const TAIL: TargetId = TargetId(2);
 const MIB: u64 = 1 << 20;
 
-/// A successor that is full, or not. As it refuses, the disk of the one before it gets full too.
+/// A successor that is full, or silent, or not. As it refuses, the disk of the one before it gets full too.
 struct Successor {
     full: AtomicBool,
+    silent: AtomicBool,
     disk: Arc<SimulatedDisk>,
 }
 
 #[async_trait]
 impl Handler for Successor {
     async fn handle(&self, _peer: &Arc<Peer>, mut request: Request) -> Result<Response> {
+        if self.silent.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
         let forward = Forward::decode(&request.body)?;
         request.payload.take().await?;
         if self.full.load(Ordering::Relaxed) {
@@ -77,6 +81,11 @@ fn routing(address: &str) -> RoutingInfo {
     }
 }
 
+fn name(index: u64) -> Name {
+    let chunk = ChunkId::file(TreeId::MAIN, InodeId(5), index);
+    Name { chain: CHAIN, chain_version: ChainVersion(4), chunk }
+}
+
 struct World {
     env: Env,
     disk: Arc<SimulatedDisk>,
@@ -101,8 +110,8 @@ impl World {
             let terms = Terms { node: Some(NodeId(node)), ..Terms::CURRENT };
             network.host(name, kiln_net::Identity::Server(key()), terms)
         };
-        let full = AtomicBool::new(true);
-        let successor = Arc::new(Successor { full, disk: Arc::clone(&disk) });
+        let (full, silent) = (AtomicBool::new(true), AtomicBool::new(false));
+        let successor = Arc::new(Successor { full, silent, disk: Arc::clone(&disk) });
         let options = ServerOptions {
             address: "tail:1".into(),
             terms: Terms { node: Some(NodeId(2)), ..Terms::CURRENT },
@@ -129,7 +138,11 @@ impl World {
     }
 
     async fn write(&self, index: u64) -> Result<ChunkVersion> {
-        let bytes = Bytes::copy_of(&[7; 4096]);
+        self.write_byte(index, 7).await
+    }
+
+    async fn write_byte(&self, index: u64, byte: u8) -> Result<ChunkVersion> {
+        let bytes = Bytes::copy_of(&[byte; 4096]);
         let update = Update {
             change: Change::Write { offset: 0, checksums: vec![crc32c(&bytes)] },
             epoch: TruncateEpoch(0),
@@ -137,11 +150,17 @@ impl World {
             chunk_bytes: MIB as u32,
             retry: None,
         };
-        let chunk = ChunkId::file(TreeId::MAIN, InodeId(5), index);
-        let name = Name { chain: CHAIN, chain_version: ChainVersion(4), chunk };
+        let name = name(index);
         let incoming = Incoming { update, payload: bytes, trace: Trace::default() };
         let deadline = self.env.deadline_after(Duration::from_secs(5));
         self.target.write(name, incoming, deadline).await
+    }
+
+    /// The first byte of a chunk, as the head shows it.
+    async fn read(&self, index: u64, consistency: Consistency) -> Result<u8> {
+        let deadline = self.env.deadline_after(Duration::from_secs(2));
+        let read = self.target.read(name(index), (0, 1), TruncateEpoch(0), consistency, deadline);
+        Ok(read.await?.bytes[0])
     }
 
     fn pending(&self) -> usize {
@@ -165,5 +184,25 @@ fn a_refused_version_goes_though_the_disk_is_full() {
             }
             assert_eq!(world.pending(), 0, "after write {index}");
         }
+    });
+}
+
+#[test]
+fn a_relaxed_read_does_not_wait_for_a_write_that_is_under_way() {
+    let executor = Executor::new(1);
+    let env = executor.env();
+    executor.run(async move {
+        let world = Arc::new(World::new(env.clone()).await);
+        world.successor.full.store(false, Ordering::Relaxed);
+        world.write_byte(0, 1).await.unwrap();
+        world.successor.silent.store(true, Ordering::Relaxed);
+        let writing = Arc::clone(&world);
+        let write = env.spawn("write", async move { writing.write_byte(0, 2).await });
+        env.sleep(Duration::from_secs(1)).await;
+        assert_eq!(world.pending(), 1, "it is passed on, and not answered");
+        assert_eq!(world.read(0, Consistency::Relaxed).await, Ok(1));
+        // The successor, which decides, does not say what is committed.
+        assert!(world.read(0, Consistency::Linearizable).await.is_err());
+        drop(write);
     });
 }
