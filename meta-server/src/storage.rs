@@ -231,8 +231,8 @@ impl ChunkService for StorageChunks {
         if !answered {
             return Err(Error::new(Code::NotReady, "no storage server is up"));
         }
-        let replicas = routing.chains.values().map(|chain| chain.members.len()).max();
-        let replicas = replicas.unwrap_or(1).max(1) as u64;
+        let replicas = routing.chains.values().map(|chain| chain.replicas).max();
+        let replicas = u64::from(replicas.unwrap_or(1).max(1));
         let used: u64 = disks.iter().map(|disk| disk.used).sum();
         let free = free_bytes(&disks);
         Ok(ChunkSpace { total_bytes: (used + free) / replicas, free_bytes: free / replicas })

@@ -9,8 +9,11 @@
 
 mod bootstrap;
 mod manager;
+mod moves;
 mod news;
+mod operations;
 mod owner;
+mod places;
 mod record;
 mod roles;
 mod seat;
@@ -24,6 +27,7 @@ mod tonic;
 
 pub use bootstrap::FIRST_TABLE;
 pub use manager::{Answer, Event, Manager, Options};
+pub use operations::Operation;
 pub use roles::Roles;
 pub use seat::Seat;
 pub use server::{Site, run};

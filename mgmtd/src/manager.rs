@@ -1,16 +1,21 @@
 //! The manager's decisions: `apply(event, now) -> answer` over its state. No I/O, no clock.
 
+use crate::moves::Observed;
+use crate::operations::Operation;
 use crate::state::State;
 use crate::suspects::Suspects;
 use kiln_chain::lease::{LeaseTimes, ManagerLeases, Patience};
 use kiln_chain::membership;
-use kiln_rpc::{DiskReport, FillProgress, Heartbeat, Registration, TargetOrder};
+use kiln_rpc::{
+    DiskReport, Extension, FillProgress, Heartbeat, Move, Operations, Registration, TargetOrders,
+};
 use kiln_types::{
     ChainId, Code, CredentialLimits, CredentialRecord, DiskId, Error, Incarnation, KeyId,
     LocalState, Monotonic, Node, NodeId, PublicState, Result, RoutingInfo, ServiceKind,
     SettingChange, TargetId, Timestamp,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// How many replaced runs of a node are remembered, so that they are refused.
 const REPLACED_MAX: usize = 16;
@@ -31,6 +36,8 @@ pub struct Options {
     pub bootstrap: kiln_config::BootstrapConfig,
     /// The server key that new credentials are derived from.
     pub key: KeyId,
+    /// When a target that is gone is rebuilt elsewhere; zero: never.
+    pub rebuild_after: Duration,
 }
 
 /// Something that happens to the manager.
@@ -69,6 +76,8 @@ pub enum Event {
     ListChanges,
     /// An operator asks which targets are being filled.
     ListFills,
+    /// An operator changes where targets are.
+    Operate(Operation),
 }
 
 /// What the manager answers, after its state is durable.
@@ -78,8 +87,8 @@ pub enum Answer {
     Done,
     /// The server's lease runs again.
     Alive {
-        /// Targets that it shall create.
-        orders: Vec<TargetOrder>,
+        /// What it shall do with its targets.
+        orders: TargetOrders,
     },
     /// The credential exists.
     Credential(CredentialRecord),
@@ -87,6 +96,12 @@ pub enum Answer {
     Changes(Vec<SettingChange>),
     /// The targets that are being filled.
     Fills(Vec<FillProgress>),
+    /// What moves.
+    Moves(Vec<Move>),
+    /// The chains that are being made.
+    Extended(Extension),
+    /// What goes on.
+    Operations(Operations),
 }
 
 /// What is known of a node while the manager runs.
@@ -107,6 +122,7 @@ pub struct Manager {
     leases: ManagerLeases,
     contacts: BTreeMap<NodeId, Contact>,
     pub(crate) suspects: Suspects,
+    pub(crate) observed: Observed,
     pub(crate) by_node: BTreeMap<NodeId, Vec<TargetId>>,
     pub(crate) unpublished: BTreeMap<ChainId, Vec<TargetId>>,
     pub(crate) changed: bool,
@@ -117,7 +133,8 @@ pub struct Manager {
 impl Manager {
     /// Begins with what the store had. What follows from it (a torn last change, a new run of the
     /// manager) is in the state at once, under a new version.
-    pub fn new(options: Options, state: State, now: Monotonic) -> Self {
+    pub fn new(options: Options, mut state: State, now: Monotonic) -> Self {
+        state.repair();
         let alive = |node: &&Node| node.alive && node.kind != ServiceKind::Mgmtd;
         let alive: Vec<_> = state.routing.nodes.values().filter(alive).map(|n| n.id).collect();
         let leases = ManagerLeases::new(options.patience, now, alive);
@@ -129,6 +146,7 @@ impl Manager {
             leases,
             contacts,
             suspects: Suspects::default(),
+            observed: Observed::default(),
             by_node,
             unpublished,
             changed: true,
@@ -160,6 +178,7 @@ impl Manager {
         }
         let chains = self.state.routing.chains.keys().copied().collect();
         self.advance_chains(&chains, "state at the manager's start");
+        self.advance_moves();
         self.publish_ready();
     }
 
@@ -188,6 +207,7 @@ impl Manager {
             Event::SetSetting { name, value, by, at } => self.set_setting(name, value, by, at),
             Event::ListChanges => Ok(Answer::Changes(self.state.changes.iter().cloned().collect())),
             Event::ListFills => Ok(Answer::Fills(self.fills())),
+            Event::Operate(operation) => self.operate(operation, now),
         };
         self.finish_change();
         answer
@@ -227,7 +247,8 @@ impl Manager {
         self.leases.heard(id, now);
         self.drop_missing_disks(id);
         self.plan();
-        Ok(Answer::Alive { orders: Vec::new() })
+        self.advance_moves();
+        Ok(Answer::Alive { orders: TargetOrders::default() })
     }
 
     fn check_registration(&self, registration: &Registration, now: Monotonic) -> Result<()> {
@@ -302,12 +323,15 @@ impl Manager {
             self.end_node(id);
             let chains = self.set_all_offline(id);
             self.advance_chains(&chains, "its server stops");
-            return Ok(Answer::Alive { orders: Vec::new() });
+            self.advance_moves();
+            return Ok(Answer::Alive { orders: TargetOrders::default() });
         }
         self.leases.heard(id, now);
         self.take_complaints(heartbeat, now);
         let chains = self.take_reports(heartbeat, now);
         self.advance_chains(&chains, "reported by its server");
+        self.observe(heartbeat, now);
+        self.advance_moves();
         self.publish_ready();
         self.plan();
         Ok(Answer::Alive { orders: self.orders(heartbeat) })
@@ -340,6 +364,7 @@ impl Manager {
         let reports: BTreeMap<_, _> =
             heartbeat.targets.iter().map(|report| (report.target, report)).collect();
         let mine = self.by_node.get(&heartbeat.node).cloned().unwrap_or_default();
+        let leaving = self.leaving();
         let mut chains = BTreeSet::new();
         for target in &mine {
             let Some(known) = self.state.routing.targets.get(target) else { continue };
@@ -349,6 +374,7 @@ impl Manager {
             let local = match reports.get(target) {
                 None => LocalState::Offline,
                 Some(_) if self.suspects.contains(*target, now) && !last => LocalState::Offline,
+                Some(_) if self.stays_out(&leaving, *target) => LocalState::Offline,
                 Some(report) => match chain {
                     Some(chain)
                         if report.local.is_alive() && report.chain_version < chain.version =>
@@ -360,14 +386,16 @@ impl Manager {
             };
             chains.extend(self.set_local(*target, local));
         }
-        for stray in reports.keys().filter(|target| !mine.contains(target)) {
+        let known =
+            |target: &TargetId| mine.contains(target) || self.state.retired.contains_key(target);
+        for stray in reports.keys().filter(|target| !known(target)) {
             tracing::warn!(node = %heartbeat.node, target = %stray, "a target that is not its own");
         }
         chains
     }
 
     /// The fillings that go on, as the servers that do them reported last.
-    fn fills(&self) -> Vec<FillProgress> {
+    pub(crate) fn fills(&self) -> Vec<FillProgress> {
         let routing = &self.state.routing;
         let syncs = |fill: &&FillProgress| {
             let chain = routing.targets.get(&fill.target).map(|target| target.chain);
@@ -392,7 +420,14 @@ impl Manager {
             chains.extend(self.set_all_offline(*id));
         }
         self.advance_chains(&chains, "its server's lease has ended");
+        self.advance_moves();
+        self.look_for_moves(now);
         Answer::Done
+    }
+
+    pub(crate) fn forget_contact(&mut self, id: NodeId) {
+        self.leases.forget(id);
+        self.contacts.remove(&id);
     }
 
     fn end_node(&mut self, id: NodeId) {

@@ -158,7 +158,7 @@ impl Owner {
 /// What operators watch.
 fn show(routing: &RoutingInfo) {
     let chains = || routing.chains.values();
-    let degraded = chains().filter(|chain| chain.serving().count() < chain.members.len());
+    let degraded = chains().filter(|chain| chain.is_degraded());
     let read_only = chains().filter(|chain| chain.serving().count() < chain.min_serving as usize);
     metrics::MGMTD_ROUTING_VERSION.set_amount(routing.version.0);
     metrics::MGMTD_DEAD

@@ -9,7 +9,7 @@ const FORMAT: u8 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
-    /// Cluster (16 bytes), routing version (u64), whether chains are planned (u8).
+    /// Cluster (16 bytes), routing version (u64), whether chains are planned (u8), next target (u64).
     Head = 1,
     Node = 2,
     Target = 3,
@@ -25,6 +25,10 @@ pub(crate) enum Kind {
     Setting = 9,
     /// The number of the change is the key.
     SettingChange = 10,
+    Move = 16,
+    Retired = 17,
+    Drain = 18,
+    Extension = 19,
 }
 
 pub(crate) fn prefix(kind: Kind) -> Vec<u8> {
@@ -40,19 +44,24 @@ pub(crate) fn encode(kind: Kind, body: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn decode(kind: Kind, record: &[u8]) -> Result<&[u8]> {
+    decode_up_to(FORMAT, kind, record).map(|(_, body)| body)
+}
+
+/// The format, of those up to `newest`, and the body.
+pub(crate) fn decode_up_to(newest: u8, kind: Kind, record: &[u8]) -> Result<(u8, &[u8])> {
     let mut fields = Decoder::new("manager record", record);
     let (found, format) = (fields.u8()?, fields.u8()?);
     if found != kind as u8 {
         return Err(Error::corrupt(format!("record of kind {found} where {kind:?} should be")));
     }
-    if format != FORMAT {
+    if !(FORMAT..=newest).contains(&format) {
         return Err(Error::new(
             Code::Unsupported,
-            format!("a {kind:?} record has format {format}, this build knows {FORMAT}"),
+            format!("a {kind:?} record has format {format}, this build knows {newest}"),
         )
         .with_hint("start the newer version of kiln that wrote it"));
     }
     let body = fields.bytes(usize::MAX)?;
     fields.finish()?;
-    Ok(body)
+    Ok((format, body))
 }

@@ -165,6 +165,7 @@ impl Roles {
             patience,
             bootstrap: self.site.config.bootstrap.clone(),
             key: self.site.key.id,
+            rebuild_after: self.site.config.rebuild.after,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::manager::{Answer, Event};
 use crate::news::Differences;
+use crate::operations::Operation;
 use crate::roles::Role;
 use async_trait::async_trait;
 use kiln_chain::lease::LeaseTimes;
@@ -9,7 +10,7 @@ use kiln_config::MgmtdConfig;
 use kiln_manager_link::follow_settings;
 use kiln_net::{Peer, PeerKind};
 use kiln_rpc::{
-    FillProgress, Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder,
+    FillProgress, Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrders,
 };
 use kiln_telemetry::metrics;
 use kiln_types::{
@@ -109,7 +110,7 @@ impl ManagerCalls for Counter {
         Ok(Registered { routing: RoutingInfo::clone(&routing), lease, heartbeat })
     }
 
-    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>> {
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<TargetOrders> {
         require_node(&self.peer, heartbeat.node)?;
         let (answer, _) = self.service.apply(Event::Heartbeat(heartbeat)).await?;
         let Answer::Alive { orders } = answer else {
@@ -212,6 +213,11 @@ impl Counter {
             Answer::Fills(fills) => Ok(fills),
             _ => Err(Error::internal("the list of fillings got another answer")),
         }
+    }
+
+    pub(crate) async fn operate(&self, operation: Operation) -> Result<Answer> {
+        self.peer.require_operator()?;
+        Ok(self.service.apply(Event::Operate(operation)).await?.0)
     }
 
     pub(crate) fn config(&self) -> Result<&str> {

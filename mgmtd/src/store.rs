@@ -2,23 +2,26 @@
 //!
 //! A change is written in as many transactions as its size asks for; the head record, with the
 //! routing version, is in the last one. So a crash in between leaves a version that nobody was told
-//! of, and what was written of it still makes sense: [`Store::open`] drops an unfinished plan or
-//! table, and the manager lets chains follow their targets when it starts.
+//! of, and what was written of it still makes sense: [`Store::open`] drops an unfinished first plan
+//! or table, and the manager repairs the rest and lets chains follow their targets when it starts. For
+//! that, what is new is written before anything is cleared.
 //!
 //! Every transaction checks that this manager still has the [`Seat`].
 
-use crate::record::{Kind, decode, encode, key, prefix};
+use crate::record::{Kind, decode, decode_up_to, encode, key, prefix};
 use crate::seat::Seat;
 use crate::state::State;
 use kiln_kv::{KeyRange, RangeOptions, transact};
-use kiln_rpc::v1;
+use kiln_rpc::{Drain, Drained, Extension, Move, Retired, v1};
 use kiln_types::{
     ChainId, ChainTable, ChainTableId, ClusterId, Code, Context, Decoder, Encoder, Error, Result,
-    RoutingVersion, SettingChange,
+    RoutingVersion, SettingChange, TargetId,
 };
 use prost::Message;
 use std::collections::BTreeMap;
 
+/// The head record's format: since 2 it has the id of the next target.
+const HEAD_FORMAT: u8 = 2;
 /// The most bytes of a batch: well below what every engine takes in one transaction.
 const BATCH_BYTES_MAX: usize = 500_000;
 /// Chains in one record of a chain table.
@@ -91,7 +94,7 @@ impl Store {
         let mut state = State::new(cluster);
         let head = self.seat.kv().begin().await?.get(&key(Kind::Head).finish()).await?;
         let Some(head) = head else { return Ok(state) };
-        decode_head(&head, &mut state)?;
+        let counted = decode_head(&head, &mut state)?;
         if state.routing.cluster != cluster {
             return Err(Error::new(
                 Code::WrongCluster,
@@ -120,7 +123,30 @@ impl Store {
         for chain in state.routing.chains.values() {
             kiln_chain::membership::validate(chain)?;
         }
+        self.load_operations(&mut state).await?;
+        if !counted {
+            let last = state.routing.targets.keys().next_back();
+            state.next_target = TargetId(last.map_or(0, |last| last.0) + 1);
+        }
         Ok(state)
+    }
+
+    async fn load_operations(&self, state: &mut State) -> Result<()> {
+        for message in self.messages::<v1::MoveInfo>(Kind::Move).await? {
+            let what = Move::try_from(message)?;
+            state.moves.insert(what.from, what);
+        }
+        for message in self.messages::<v1::RetiredInfo>(Kind::Retired).await? {
+            let retired = Retired::try_from(message)?;
+            state.retired.insert(retired.target, retired);
+        }
+        for message in self.messages::<v1::DrainInfo>(Kind::Drain).await? {
+            let drain = Drain::try_from(message)?;
+            state.drains.insert(drain.what, drain);
+        }
+        let extensions = self.messages::<v1::ExtensionInfo>(Kind::Extension).await?;
+        state.extension = extensions.into_iter().next().map(Extension::from);
+        Ok(())
     }
 
     /// Drops the targets of a plan that was not finished: nobody was told of them.
@@ -202,6 +228,7 @@ fn difference(old: &State, new: &State) -> Vec<Write> {
         |id| id_key(Kind::Node, id.0),
         |node| encode(Kind::Node, &v1::NodeInfo::from(node).encode_to_vec()),
     );
+    compare_operations(old, new, &mut writes);
     compare(
         &was.targets,
         &is.targets,
@@ -237,7 +264,42 @@ fn difference(old: &State, new: &State) -> Vec<Write> {
     // Versions of tables never change: only new ones are written.
     let fresh = is.tables.iter().filter(|(key, _)| !was.tables.contains_key(key));
     fresh.for_each(|(_, table)| write_table(table, &mut writes));
+    writes.sort_by_key(|(_, value)| value.is_none());
     writes
+}
+
+fn compare_operations(old: &State, new: &State, writes: &mut Vec<Write>) {
+    let id_key = |kind, id: u64| key(kind).u64(id).finish();
+    compare(
+        &old.retired,
+        &new.retired,
+        writes,
+        |id| id_key(Kind::Retired, id.0),
+        |retired| encode(Kind::Retired, &v1::RetiredInfo::from(retired).encode_to_vec()),
+    );
+    compare(
+        &old.moves,
+        &new.moves,
+        writes,
+        |id| id_key(Kind::Move, id.0),
+        |what| encode(Kind::Move, &v1::MoveInfo::from(what).encode_to_vec()),
+    );
+    let drain_key = |what: &Drained| match what {
+        Drained::Node(node) => key(Kind::Drain).u8(1).u64(node.0).finish(),
+        Drained::Disk(disk) => key(Kind::Drain).u8(2).rest(&disk.to_bytes()).finish(),
+    };
+    compare(&old.drains, &new.drains, writes, drain_key, |drain| {
+        encode(Kind::Drain, &v1::DrainInfo::from(drain).encode_to_vec())
+    });
+    let extension = |state: &State| state.extension.iter().map(|e| ((), *e)).collect();
+    let (was, is): (BTreeMap<_, _>, BTreeMap<_, _>) = (extension(old), extension(new));
+    compare(
+        &was,
+        &is,
+        writes,
+        |()| key(Kind::Extension).finish(),
+        |extension| encode(Kind::Extension, &v1::ExtensionInfo::from(extension).encode_to_vec()),
+    );
 }
 
 fn compare<K: Ord, V: PartialEq>(
@@ -267,14 +329,21 @@ fn write_table(table: &ChainTable, writes: &mut Vec<Write>) {
 
 fn encode_head(state: &State) -> Vec<u8> {
     let mut body = Encoder::new();
-    body.u128(state.routing.cluster.0).u64(state.routing.version.0).u8(u8::from(state.planned));
-    encode(Kind::Head, &body.finish())
+    body.u128(state.routing.cluster.0).u64(state.routing.version.0);
+    let body = body.u8(u8::from(state.planned)).u64(state.next_target.0).finish();
+    Encoder::new().u8(Kind::Head as u8).u8(HEAD_FORMAT).bytes(&body).finish()
 }
 
-fn decode_head(record: &[u8], state: &mut State) -> Result<()> {
-    let mut fields = Decoder::new("head record", decode(Kind::Head, record)?);
+/// Whether it says which target is the next.
+fn decode_head(record: &[u8], state: &mut State) -> Result<bool> {
+    let (format, body) = decode_up_to(HEAD_FORMAT, Kind::Head, record)?;
+    let mut fields = Decoder::new("head record", body);
     state.routing.cluster = ClusterId(fields.u128()?);
     state.routing.version = RoutingVersion(fields.u64()?);
     state.planned = fields.u8()? != 0;
-    fields.finish()
+    if format >= 2 {
+        state.next_target = TargetId(fields.u64()?);
+    }
+    fields.finish()?;
+    Ok(format >= 2)
 }

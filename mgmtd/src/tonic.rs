@@ -1,12 +1,14 @@
 //! The manager's calls over tonic: messages to values and back.
 
+use crate::manager::Answer;
+use crate::operations::Operation;
 use crate::service::{Counter, Service};
 use kiln_env::Env;
 use kiln_net::peer_of;
 use kiln_rpc::v1::mgmtd_server::{Mgmtd, MgmtdServer};
-use kiln_rpc::{Heartbeat, ManagerCalls, Registration, convert, status_from_error, v1};
+use kiln_rpc::{Drain, Heartbeat, ManagerCalls, Registration, convert, status_from_error, v1};
 use kiln_telemetry::REQUESTS;
-use kiln_types::{Result, RoutingVersion};
+use kiln_types::{ChainId, Error, NodeId, Result, RoutingVersion, TargetId};
 use std::pin::Pin;
 use tokio_stream::{Stream, StreamExt};
 use tonic::service::Routes;
@@ -56,8 +58,7 @@ async fn register(counter: &Counter, request: v1::RegisterRequest) -> Result<v1:
 
 async fn heartbeat(counter: &Counter, request: v1::HeartbeatRequest) -> Result<v1::HeartbeatReply> {
     let orders = counter.heartbeat(Heartbeat::try_from(request)?).await?;
-    let create_targets = orders.iter().map(v1::CreateTargetOrder::from).collect();
-    Ok(v1::HeartbeatReply { routing_version: counter.routing_version()?.0, create_targets })
+    Ok(orders.reply(counter.routing_version()?))
 }
 
 fn watch(counter: &Counter, request: v1::WatchRoutingRequest) -> Result<Updates> {
@@ -99,6 +100,56 @@ async fn list_settings(counter: &Counter) -> Result<v1::SettingList> {
     let (settings, changes) = counter.settings().await?;
     let changes = changes.iter().map(v1::SettingChange::from).collect();
     Ok(v1::SettingList { settings: settings.into_iter().collect(), changes })
+}
+
+async fn drain(counter: &Counter, request: v1::DrainRequest) -> Result<v1::Empty> {
+    let drain: Drain = convert::required(request.drain, "drain")?;
+    let operation = match request.cancel {
+        true => Operation::CancelDrain(drain.what),
+        false => Operation::Drain(drain),
+    };
+    counter.operate(operation).await.map(|_| v1::Empty {})
+}
+
+async fn rebalance(counter: &Counter, request: v1::RebalanceRequest) -> Result<v1::MoveList> {
+    let operation = match request.cancel {
+        true => Operation::CancelRebalance,
+        false => Operation::Rebalance { dry_run: request.dry_run },
+    };
+    let moves = match counter.operate(operation).await? {
+        Answer::Moves(moves) => moves.iter().map(v1::MoveInfo::from).collect(),
+        _ => Vec::new(),
+    };
+    Ok(v1::MoveList { moves })
+}
+
+async fn recover(counter: &Counter, request: v1::RecoverChainRequest) -> Result<v1::Empty> {
+    let (chain, from) = (ChainId(request.chain), TargetId(request.from));
+    counter.operate(Operation::RecoverChain { chain, from }).await.map(|_| v1::Empty {})
+}
+
+async fn extend(
+    counter: &Counter,
+    request: v1::ExtendTableRequest,
+) -> Result<v1::ExtendTableReply> {
+    let targets_per_disk = request.targets_per_disk;
+    match counter.operate(Operation::ExtendTable { targets_per_disk }).await? {
+        Answer::Extended(extension) => {
+            Ok(v1::ExtendTableReply { version: extension.version, chains: extension.count })
+        }
+        _ => Err(Error::internal("the order of more chains got another answer")),
+    }
+}
+
+async fn forget_node(counter: &Counter, request: v1::ForgetNodeRequest) -> Result<v1::Empty> {
+    counter.operate(Operation::ForgetNode(NodeId(request.node))).await.map(|_| v1::Empty {})
+}
+
+async fn operations(counter: &Counter) -> Result<v1::OperationList> {
+    match counter.operate(Operation::List).await? {
+        Answer::Operations(operations) => Ok(v1::OperationList::from(&operations)),
+        _ => Err(Error::internal("the list of operations got another answer")),
+    }
 }
 
 fn config(counter: &Counter) -> Result<v1::ConfigText> {
@@ -152,6 +203,36 @@ impl Mgmtd for OverTonic {
 
     async fn list_settings(&self, request: Request<v1::Empty>) -> Reply<v1::SettingList> {
         self.answer("list settings", request, async |counter, _| list_settings(counter).await).await
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Reply<v1::Empty> {
+        self.answer("drain", request, async |counter, ask| drain(counter, ask).await).await
+    }
+
+    async fn rebalance(&self, request: Request<v1::RebalanceRequest>) -> Reply<v1::MoveList> {
+        self.answer("rebalance", request, async |counter, ask| rebalance(counter, ask).await).await
+    }
+
+    async fn recover_chain(&self, request: Request<v1::RecoverChainRequest>) -> Reply<v1::Empty> {
+        self.answer("recover chain", request, async |counter, ask| recover(counter, ask).await)
+            .await
+    }
+
+    async fn extend_table(
+        &self,
+        request: Request<v1::ExtendTableRequest>,
+    ) -> Reply<v1::ExtendTableReply> {
+        self.answer("extend table", request, async |counter, ask| extend(counter, ask).await).await
+    }
+
+    async fn forget_node(&self, request: Request<v1::ForgetNodeRequest>) -> Reply<v1::Empty> {
+        self.answer("forget node", request, async |counter, ask| forget_node(counter, ask).await)
+            .await
+    }
+
+    async fn list_operations(&self, request: Request<v1::Empty>) -> Reply<v1::OperationList> {
+        let list = async |counter: &_, _| operations(counter).await;
+        self.answer("list operations", request, list).await
     }
 
     async fn get_config(&self, request: Request<v1::Empty>) -> Reply<v1::ConfigText> {

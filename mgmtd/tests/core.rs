@@ -31,6 +31,7 @@ fn options(storage_servers: u32) -> Options {
             ..BootstrapConfig::default()
         },
         key: KeyId(1),
+        rebuild_after: Duration::ZERO,
     }
 }
 
@@ -168,11 +169,11 @@ impl World {
             panic!("another answer")
         };
         let server = self.servers.get_mut(&node).unwrap();
-        for order in &orders {
+        for order in &orders.create {
             assert!(server.disks.contains(&order.disk));
             server.targets.insert(order.target, LocalState::Online);
         }
-        Ok(orders)
+        Ok(orders.create)
     }
 
     /// Heartbeats each half second and ticks each tenth, as they really come.

@@ -29,7 +29,9 @@ fn state(chains: u64) -> State {
         let member = |target: &TargetId| Member { target: *target, state: PublicState::Serving };
         let members = targets.iter().map(member).collect();
         let version = ChainVersion(chain.0);
-        routing.chains.insert(chain, Chain { id: chain, version, members, min_serving: 2 });
+        routing
+            .chains
+            .insert(chain, Chain { id: chain, version, members, min_serving: 2, replicas: 3 });
     }
     let all = routing.chains.keys().copied().collect();
     let table = ChainTable { id: ChainTableId(1), version: 1, chains: all };

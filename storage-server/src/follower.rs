@@ -8,9 +8,10 @@ use kiln_chain::replica::View;
 use kiln_chunk_store::Store;
 use kiln_env::Env;
 use kiln_manager_link::{LeaseView, Orders, Reporter};
-use kiln_rpc::{DiskReport, TargetOrder, TargetReport};
+use kiln_rpc::{DiskReport, TargetOrders, TargetReport};
 use kiln_telemetry::metrics;
 use kiln_types::{Result, RoutingInfo};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -24,6 +25,8 @@ pub struct Follower {
     pub recovery: Arc<Recovery>,
     /// Gets the routing information that was taken up.
     pub adopted: watch::Sender<Arc<RoutingInfo>>,
+    /// Whose turn it is to show it to targets: never an older one after a newer one.
+    pub taking_up: Mutex<()>,
     /// The seams.
     pub env: Env,
 }
@@ -51,7 +54,7 @@ impl Follower {
         Ok(())
     }
 
-    fn add(
+    pub(crate) fn add(
         &self,
         target: kiln_types::TargetId,
         chain: kiln_types::ChainId,
@@ -71,16 +74,14 @@ impl Follower {
         mut routing: watch::Receiver<Arc<RoutingInfo>>,
         mut orders: watch::Receiver<Orders>,
     ) {
+        let follower = Arc::new(self);
+        let carry_out = Arc::clone(&follower).carry_out(orders.clone());
+        let _carry_out = follower.env.spawn("target orders", carry_out);
         loop {
-            let wanted: Orders = orders.borrow_and_update().clone();
-            for order in wanted.iter() {
-                if let Err(error) = self.create(order).await {
-                    tracing::error!(target_id = %order.target, %error, "a target is not created");
-                }
-            }
+            follower.step_out(&orders.borrow_and_update());
             let newest = Arc::clone(&routing.borrow_and_update());
             let version = newest.version;
-            self.take_up(newest);
+            follower.take_up(newest);
             lease.adopt(version);
             let changed = tokio::select! {
                 biased;
@@ -93,27 +94,32 @@ impl Follower {
         }
     }
 
+    /// Lets those targets take no part that are not needed any more.
+    fn step_out(&self, orders: &TargetOrders) {
+        for target in self.service.targets() {
+            let id = target.id();
+            target.step_out(orders.leave.contains(&id) || orders.remove.contains(&id));
+        }
+    }
+
     fn take_up(&self, routing: Arc<RoutingInfo>) {
-        self.adopted.send_replace(Arc::clone(&routing));
+        let _turn = self.taking_up.lock();
+        self.adopted.send_replace(routing);
+        self.show_views();
+    }
+
+    /// Shows the routing information also to targets that came since.
+    pub(crate) fn take_up_again(&self) {
+        let _turn = self.taking_up.lock();
+        self.show_views();
+    }
+
+    fn show_views(&self) {
+        let routing = Arc::clone(&self.adopted.borrow());
         for target in self.service.targets() {
             let chain = routing.chains.get(&target.chain());
             target.take_view(chain.and_then(|chain| View::of(chain, target.id())));
         }
-    }
-
-    async fn create(&self, order: &TargetOrder) -> Result<()> {
-        if self.service.targets().iter().any(|target| target.id() == order.target) {
-            return Ok(());
-        }
-        let mut stores = self.service.stores().iter();
-        let Some(store) = stores.find(|store| store.identity().disk == order.disk) else {
-            tracing::warn!(disk = %order.disk, "the manager names a disk that is not here");
-            return Ok(());
-        };
-        store.create_target(order.target, order.chain, Vec::new()).await?;
-        tracing::info!(target_id = %order.target, chain = %order.chain, "target created");
-        self.add(order.target, order.chain, store, Completeness::Complete);
-        Ok(())
     }
 }
 

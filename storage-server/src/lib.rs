@@ -10,6 +10,7 @@
 mod disks;
 mod follower;
 mod insist;
+mod orders;
 mod peers;
 mod pulse;
 mod recovery;

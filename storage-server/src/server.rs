@@ -18,6 +18,7 @@ use kiln_net::{
 };
 use kiln_types::{Context, Error, Incarnation, Result, ServiceKind};
 use kiln_wire::CapabilityKey;
+use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -131,6 +132,7 @@ impl StorageServer {
             peers,
             recovery: Arc::clone(&recovery),
             adopted,
+            taking_up: Mutex::default(),
             env: env.clone(),
         };
         // Before the first heartbeat: a target that it does not name is taken to be gone.

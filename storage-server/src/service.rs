@@ -4,12 +4,13 @@ use crate::rights::Rights;
 use crate::scrub::{BYTES_MAX, scrub};
 use crate::target::{Incoming, Target};
 use async_trait::async_trait;
+use kiln_chain::replica::View;
 use kiln_chunk_store::{ChunkStat, Store};
 use kiln_env::Env;
 use kiln_net::{Handler, Peer, Request, Response};
 use kiln_telemetry::{REQUESTS, Trace, about, metrics};
 use kiln_types::rehearsal::mark;
-use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, Result};
+use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, PublicState, Result, TargetId};
 use kiln_wire::{
     Body, DiskSpace, Fill, Forward, Goodbye, Install, LIST_LIMIT_MAX, List, Listed, Listing, Name,
     Operation, Read, ReadDone, Space, Write, WriteDone,
@@ -30,7 +31,8 @@ pub type Lease = Arc<dyn Fn() -> bool + Send + Sync>;
 pub struct ChunkService {
     env: Env,
     stores: Vec<Arc<Store>>,
-    targets: RwLock<BTreeMap<ChainId, Arc<Target>>>,
+    /// By chain; one may have two here while one of them takes the other's place.
+    targets: RwLock<BTreeMap<(ChainId, TargetId), Arc<Target>>>,
     rights: Rights,
     lease: Lease,
 }
@@ -53,13 +55,31 @@ impl ChunkService {
 
     /// Adds a target that was opened.
     pub fn add(&self, target: Arc<Target>) {
-        self.targets.write().insert(target.chain(), target);
+        self.targets.write().insert((target.chain(), target.id()), target);
     }
 
-    fn target(&self, chain: ChainId) -> Result<Arc<Target>> {
-        self.targets.read().get(&chain).cloned().ok_or_else(|| {
+    /// Forgets a target that its store does not have any more.
+    pub fn remove(&self, target: TargetId) {
+        self.targets.write().retain(|(_, id), _| *id != target);
+    }
+
+    /// The target of a chain that a request is meant for: `fits` by its view, or else any.
+    fn target(&self, chain: ChainId, fits: impl Fn(&View) -> bool) -> Result<Arc<Target>> {
+        let targets = self.targets.read();
+        let mut here = targets.range((chain, TargetId(0))..=(chain, TargetId(u64::MAX)));
+        let first = here.next().map(|(_, target)| target);
+        let rest = here.map(|(_, target)| target);
+        let mut fitting =
+            first.into_iter().chain(rest).filter(|t| t.view().is_some_and(|v| fits(&v)));
+        let found = fitting.next().or(first).cloned();
+        found.ok_or_else(|| {
             Error::new(Code::WrongTarget, format!("this server has no target of chain {chain}"))
         })
+    }
+
+    /// The target that is to hear what `from`, the one before it, says.
+    fn behind(&self, chain: ChainId, from: TargetId) -> Result<Arc<Target>> {
+        self.target(chain, |view| view.predecessor == Some(from))
     }
 
     /// Lets nothing pass without the lease. Called before a request is looked at, and again before data
@@ -78,7 +98,7 @@ impl ChunkService {
         let read = Read::decode(&request.body)?;
         note(read.name, u64::from(read.length));
         self.rights.check_read(peer, &read, self.env.wall())?;
-        let target = self.target(read.name.chain)?;
+        let target = self.target(read.name.chain, serves)?;
         let length = read.length.min(request.receive_capacity);
         let deadline = request.deadline;
         let range = (read.offset, length);
@@ -98,7 +118,7 @@ impl ChunkService {
         let bytes = request.payload.len();
         note(write.name, bytes as u64);
         self.rights.check_write(peer, &write, bytes, self.env.wall())?;
-        let target = self.target(write.name.chain)?;
+        let target = self.target(write.name.chain, |view| view.is_head)?;
         let checked = self.env.now();
         let payload = request.payload.take().await?;
         if self.env.now().since(checked) > ARRIVAL {
@@ -114,7 +134,7 @@ impl ChunkService {
         peer.require_server()?;
         let forward = Forward::decode(&request.body)?;
         note(forward.name, request.payload.len() as u64);
-        let target = self.target(forward.name.chain)?;
+        let target = self.behind(forward.name.chain, forward.from)?;
         let payload = request.payload.take().await?;
         let version = target.forward(forward, payload, request.deadline).await?;
         Ok(Response::new(WriteDone { version }.encode()))
@@ -123,7 +143,8 @@ impl ChunkService {
     async fn committed_version(&self, peer: &Peer, request: Request) -> Result<Response> {
         peer.require_server()?;
         let name = Name::decode(&request.body)?;
-        let version = self.target(name.chain)?.committed_version(name).await?;
+        let target = self.target(name.chain, |view| view.is_commit_point)?;
+        let version = target.committed_version(name).await?;
         self.require_lease()?;
         Ok(Response::new(WriteDone { version }.encode()))
     }
@@ -131,7 +152,7 @@ impl ChunkService {
     async fn fill(&self, peer: &Peer, request: Request) -> Result<Response> {
         peer.require_server()?;
         let fill = Fill::decode(&request.body)?;
-        let versions = self.target(fill.chain)?.be_filled(fill).await?;
+        let versions = self.behind(fill.chain, fill.from)?.be_filled(fill).await?;
         Ok(Response::new(versions.encode()))
     }
 
@@ -139,7 +160,7 @@ impl ChunkService {
         peer.require_server()?;
         let install = Install::decode(&request.body)?;
         note(install.name, request.payload.len() as u64);
-        let target = self.target(install.name.chain)?;
+        let target = self.behind(install.name.chain, install.from)?;
         let payload = request.payload.take().await?;
         target.install(install, payload, request.deadline).await?;
         Ok(Response::default())
@@ -148,7 +169,7 @@ impl ChunkService {
     async fn copy(&self, peer: &Peer, request: Request) -> Result<Response> {
         peer.require_server()?;
         let name = Name::decode(&request.body)?;
-        let (copy, bytes) = self.target(name.chain)?.copy(name).await?;
+        let (copy, bytes) = self.target(name.chain, serves)?.copy(name).await?;
         self.require_lease()?;
         Ok(Response::new(copy.encode()).with_payload(bytes))
     }
@@ -156,7 +177,7 @@ impl ChunkService {
     async fn list(&self, peer: &Peer, request: Request) -> Result<Response> {
         peer.require_operator()?;
         let list = List::decode(&request.body)?;
-        let target = self.target(list.chain)?;
+        let target = self.target(list.chain, serves)?;
         let (store, id) = (target.store(), target.id());
         let limit = list.limit.clamp(1, LIST_LIMIT_MAX) as usize;
         let found = store.list(id, list.from, list.to, limit).await?;
@@ -169,7 +190,7 @@ impl ChunkService {
     async fn scrub(&self, peer: &Peer, request: Request) -> Result<Response> {
         peer.require_operator()?;
         let list = List::decode(&request.body)?;
-        let target = self.target(list.chain)?;
+        let target = self.target(list.chain, serves)?;
         let done = scrub(&self.env, &target, &list, BYTES_MAX, request.deadline).await?;
         Ok(Response::new(done.encode()))
     }
@@ -199,6 +220,10 @@ impl ChunkService {
         }
         Ok(Response::new(Space { disks }.encode()))
     }
+}
+
+fn serves(view: &View) -> bool {
+    view.state == PublicState::Serving
 }
 
 /// Notes what the request is about, for the log.

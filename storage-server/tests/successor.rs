@@ -59,7 +59,7 @@ fn key() -> ServerKey {
 fn chain() -> Chain {
     let member = |target| Member { target, state: PublicState::Serving };
     let members = vec![member(HEAD), member(TAIL)];
-    Chain { id: CHAIN, version: ChainVersion(4), members, min_serving: 2 }
+    Chain { id: CHAIN, version: ChainVersion(4), members, min_serving: 2, replicas: 3 }
 }
 
 fn routing(address: &str) -> RoutingInfo {

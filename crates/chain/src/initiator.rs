@@ -160,6 +160,7 @@ mod tests {
                 member(3, PublicState::Offline),
             ],
             min_serving: 2,
+            replicas: 3,
         }
     }
 

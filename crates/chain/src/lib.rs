@@ -2,11 +2,13 @@
 //! initiator
 #![forbid(unsafe_code)]
 
+pub mod domains;
 pub mod election;
 mod initiator;
 pub mod lease;
 pub mod membership;
 pub mod placement;
+pub mod relocation;
 pub mod replica;
 pub mod resync;
 

@@ -27,12 +27,13 @@
 //! serving and syncing member of that version took it. So each member that serves in a version
 //! holds every write acknowledged up to it. A member leaves that set only here; it enters it as a
 //! syncing member that was filled, or as the lastsrv of a version in which nobody serves, in which
-//! nothing can have been acknowledged since it left. Two disjoint serving sets cannot exist, since
+//! nothing can have been acknowledged since it left. Whoever is added has to be filled; whoever is removed has
+//! left before. Two disjoint serving sets cannot exist, since
 //! the caller reports a member as not alive only when its server has ceased to serve it (see
 //! [`crate::lease`]).
 
 use kiln_types::rehearsal::{mark, planted};
-use kiln_types::{Chain, Error, LocalState, Member, PublicState, Result, TargetId};
+use kiln_types::{Chain, Code, Error, LocalState, Member, PublicState, Result, TargetId};
 use std::fmt;
 
 /// A member whose public state changed.
@@ -72,6 +73,88 @@ pub fn advance(chain: &Chain, local: impl Fn(TargetId) -> LocalState) -> Chain {
         check(chain, &next);
     }
     next
+}
+
+/// The chain with one more member, which has nothing yet: it is filled before it serves.
+///
+/// # Errors
+/// `Exists`.
+pub fn add(chain: &Chain, target: TargetId) -> Result<Chain> {
+    if chain.state_of(target).is_some() {
+        let text = format!("target {target} is a member of chain {}", chain.id);
+        return Err(Error::new(Code::Exists, text));
+    }
+    let mut members = chain.members.clone();
+    members.push(Member { target, state: PublicState::Offline });
+    Ok(Chain { version: chain.version.next(), members, ..*chain })
+}
+
+/// Whether a member is not needed: enough others serve. It may cease to serve then, as if its disk had
+/// failed, and is removed afterwards.
+pub fn may_leave(chain: &Chain, target: TargetId) -> bool {
+    let others = chain.serving().filter(|serving| *serving != target).count();
+    others >= chain.min_serving.max(1) as usize
+}
+
+/// The chain without a member. Only one that has ceased to serve, while another one serves: what
+/// leaves the set of those that serve does so in [`advance`] alone, so that nobody reads what a removed member
+/// still has.
+///
+/// # Errors
+/// `NotFound` when it is none; `Busy` while it takes part or may be the only one that has the data.
+pub fn remove(chain: &Chain, target: TargetId) -> Result<Chain> {
+    let Some(state) = chain.state_of(target) else {
+        let text = format!("target {target} is no member of chain {}", chain.id);
+        return Err(Error::new(Code::NotFound, text));
+    };
+    if !matches!(state, PublicState::Offline | PublicState::Waiting) || !serves(&chain.members) {
+        let text = format!("target {target} is {state} in chain {}", chain.id);
+        return Err(Error::new(Code::Busy, text));
+    }
+    let mut members = chain.members.clone();
+    members.retain(|member| member.target != target);
+    Ok(Chain { version: chain.version.next(), members, ..*chain })
+}
+
+/// Lets a chain whose last server is lost go on from another member: what was acknowledged since that
+/// one left is lost. An operator's decision.
+///
+/// # Errors
+/// `Invalid` when it is unnecessary: somebody serves, or the last server is alive; `NotFound` when `from`
+/// is no other member; `NotReady` when it is not alive.
+pub fn recover(
+    chain: &Chain,
+    from: TargetId,
+    local: impl Fn(TargetId) -> LocalState,
+) -> Result<Chain> {
+    let last = chain.members.iter().find(|member| member.state == PublicState::LastServing);
+    let last = match last {
+        None => return Err(Error::invalid(format!("chain {} serves", chain.id))),
+        Some(last) if local(last.target).is_alive() => {
+            let text = format!("target {} of chain {} is alive", last.target, chain.id);
+            return Err(Error::invalid(text).with_hint("it serves by itself"));
+        }
+        Some(last) => last.target,
+    };
+    if from == last || chain.state_of(from).is_none() {
+        let text = format!("target {from} is not another member of chain {}", chain.id);
+        return Err(Error::new(Code::NotFound, text)
+            .with_hint("kiln admin chains shows the members; name one that is waiting"));
+    }
+    if !local(from).is_alive() {
+        let text = format!("target {from} is not there itself");
+        return Err(Error::new(Code::NotReady, text).with_hint("start its server first"));
+    }
+    let mut members = chain.members.clone();
+    for member in &mut members {
+        member.state = match member.target {
+            target if target == from => PublicState::Serving,
+            target if target == last => PublicState::Offline,
+            _ => member.state,
+        };
+    }
+    members.sort_by_key(|member| member.state);
+    Ok(Chain { version: chain.version.next(), members, ..*chain })
 }
 
 /// The members whose state differs, in the new order.

@@ -1,10 +1,11 @@
 //! The chains over a set of servers: pure, and the same for the same input.
 //!
-//! Each disk carries the same number of targets; replicas of a chain are on different hosts; each
-//! server heads as many chains as the others, give or take one; pairs of servers share chains as
+//! Each disk carries the same number of targets; replicas of a chain are in different failure domains
+//! (see [`crate::domains`]); each server heads as many chains as the others, give or take one; pairs of servers share chains as
 //! evenly as a greedy choice reaches, since a failed server's reads fall on those that it shares
 //! chains with.
 
+use crate::domains::domains;
 use kiln_types::{Code, DiskId, Error, NodeId, Result};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,8 +15,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub struct Server {
     /// Its node.
     pub node: NodeId,
-    /// Its `host` tag; without one the server counts as a host of its own.
-    pub host: Option<String>,
+    /// Its tags, which name its failure domains.
+    pub tags: BTreeMap<String, String>,
     /// Its disks.
     pub disks: Vec<DiskId>,
 }
@@ -41,15 +42,25 @@ pub struct Place {
 /// A chain's targets, head first.
 pub type Places = Vec<Place>;
 
-/// Plans chains over `servers`, in the order of the chain table. Two replicas share a host only
-/// when all servers are on one host, as on a laptop; they never share a server.
+/// Plans chains over `servers`, in the order of the chain table. Two replicas never share a failure
+/// domain, or a server.
 ///
 /// # Errors
-/// `NotReady` when there are fewer servers, or hosts, than replicas; `Invalid` for an impossible shape or
+/// `NotReady` when there are fewer of them than replicas; `Invalid` for an impossible shape or
 /// a server or disk that is named twice.
 pub fn plan(servers: &[Server], shape: Shape) -> Result<Vec<Places>> {
+    plan_beside(servers, shape, &[])
+}
+
+/// As [`plan`], with chains that are there already: the new ones fill the disks up to the wanted number
+/// of targets.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_beside(servers: &[Server], shape: Shape, there: &[Places]) -> Result<Vec<Places>> {
     check(servers, shape)?;
     let mut planner = Planner::new(servers, shape);
+    there.iter().for_each(|chain| planner.note(chain));
     let mut chains = Vec::new();
     for left in (1..=planner.chains_max()).rev() {
         chains.extend(planner.next_chain(left));
@@ -68,9 +79,9 @@ fn check(servers: &[Server], shape: Shape) -> Result<()> {
         return Err(Error::invalid("a server or a disk is named twice"));
     }
     let with_disks = servers.iter().filter(|server| !server.disks.is_empty()).count();
-    let hosts = hosts_of(servers).into_iter().collect::<BTreeSet<_>>().len();
-    let (count, what) = if hosts == 1 { (with_disks, "servers") } else { (hosts, "hosts") };
-    if with_disks < shape.replicas || count < shape.replicas {
+    let count = domains_of(servers, shape.replicas).values().collect::<BTreeSet<_>>().len();
+    let what = if count == with_disks { "servers" } else { "hosts" };
+    if count < shape.replicas {
         return Err(Error::new(
             Code::NotReady,
             format!(
@@ -85,20 +96,10 @@ fn check(servers: &[Server], shape: Shape) -> Result<()> {
     Ok(())
 }
 
-/// The host of each server, as a small number. Servers without disks do not count as hosts.
-fn hosts_of(servers: &[Server]) -> Vec<usize> {
-    let mut known = BTreeMap::new();
+/// The failure domain of each server that has disks.
+fn domains_of(servers: &[Server], replicas: usize) -> BTreeMap<NodeId, usize> {
     let with_disks = servers.iter().filter(|server| !server.disks.is_empty());
-    with_disks
-        .map(|server| {
-            let key = match &server.host {
-                Some(host) => (Some(host.clone()), None),
-                None => (None, Some(server.node)),
-            };
-            let next = known.len();
-            *known.entry(key).or_insert(next)
-        })
-        .collect()
+    domains(with_disks.map(|server| (server.node, &server.tags)), replicas)
 }
 
 /// A chain under way: (server index, disk index).
@@ -118,18 +119,30 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn new(servers: &'a [Server], shape: Shape) -> Self {
-        let mut hosts = hosts_of(servers);
+        let domains = domains_of(servers, shape.replicas);
         let mut servers: Vec<_> = servers.iter().filter(|s| !s.disks.is_empty()).collect();
-        if hosts.iter().all(|host| *host == 0) {
-            hosts = (0..servers.len()).collect();
-        }
-        let mut order: Vec<_> = (0..servers.len()).collect();
-        order.sort_by_key(|i| servers[*i].node);
         servers.sort_by_key(|server| server.node);
-        let group = order.into_iter().map(|i| hosts[i]).collect();
+        let group = domains.into_values().collect();
         let room = servers.iter().map(|s| vec![shape.targets_per_disk; s.disks.len()]).collect();
         let shared = vec![vec![0; servers.len()]; servers.len()];
         Self { servers, group, replicas: shape.replicas, room, shared, planned: 0 }
+    }
+
+    /// Takes note of a chain that is there.
+    fn note(&mut self, chain: &Places) {
+        let server = |place: &Place| self.servers.iter().position(|s| s.node == place.node);
+        let known: Vec<_> =
+            chain.iter().filter_map(|place| Some((server(place)?, place.disk))).collect();
+        for (i, (server, disk)) in known.iter().enumerate() {
+            if let Some(at) = self.servers[*server].disks.iter().position(|d| d == disk) {
+                let room = &mut self.room[*server][at];
+                *room = room.saturating_sub(1);
+            }
+            for (other, _) in known[..i].iter().filter(|(other, _)| other != server) {
+                self.shared[*server][*other] += 1;
+                self.shared[*other][*server] += 1;
+            }
+        }
     }
 
     /// The most chains that the groups' room allows: each takes at most one target of a group.

@@ -22,6 +22,7 @@ fn chain(states: &[PublicState]) -> Chain {
         version: ChainVersion(1),
         members: states.iter().enumerate().map(member).collect(),
         min_serving: 1,
+        replicas: states.len() as u32,
     }
 }
 

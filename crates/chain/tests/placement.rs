@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 fn servers(count: u64, disks: u64, host: impl Fn(u64) -> Option<String>) -> Vec<Server> {
     let server = |n| Server {
         node: NodeId(100 + n),
-        host: host(n),
+        tags: host(n).map(|host| ("host".to_string(), host)).into_iter().collect(),
         disks: (0..disks).map(|d| DiskId(u128::from(n * 100 + d))).collect(),
     };
     (0..count).map(server).collect()
@@ -73,7 +73,9 @@ fn hosts_are_failure_domains_unless_there_is_one_only() {
     let shape = Shape { replicas: 3, targets_per_disk: 6 };
     let host = |n: u64| Some(format!("host-{}", n / 2));
     let all = servers(8, 1, host);
-    let host_of = |place: &Place| all.iter().find(|s| s.node == place.node).unwrap().host.clone();
+    let host_of = |place: &Place| {
+        all.iter().find(|s| s.node == place.node).unwrap().tags.get("host").cloned()
+    };
     let chains = plan(&all, shape).unwrap();
     assert_eq!(chains.len(), 16);
     for chain in &chains {
@@ -89,7 +91,7 @@ fn uneven_servers_are_filled_as_far_as_possible() {
     let mut all = servers(4, 2, |_| None);
     all[0].disks.push(DiskId(9000));
     all[3].disks.pop();
-    all.push(Server { node: NodeId(7), host: None, disks: vec![] });
+    all.push(Server { node: NodeId(7), tags: BTreeMap::new(), disks: vec![] });
     let chains = plan(&all, Shape { replicas: 3, targets_per_disk: 3 }).unwrap();
     // Disks 3, 2, 2, 1 with room 3 each: every chain takes one from the largest, 23 / 3 = 7.
     assert_eq!(chains.len(), 7);

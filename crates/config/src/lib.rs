@@ -24,7 +24,7 @@ pub use human::{
 pub use kv::{KvConfig, KvEngine, PostgresConfig};
 pub use layers::{Setting, load, parse_file, to_toml};
 pub use meta::{ClientLeaseConfig, MetaConfig, NewFileConfig};
-pub use mgmtd::{BootstrapConfig, LeaseConfig, MgmtdConfig};
+pub use mgmtd::{BootstrapConfig, LeaseConfig, MgmtdConfig, RebuildConfig};
 pub use node::{ClusterConfig, LogConfig, LogFormat, LogLevel, MetricsConfig, NodeConfig};
 pub use secrets::{
     create_credential, create_server_key, read_credential, read_password, read_server_key,

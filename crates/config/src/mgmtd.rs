@@ -23,6 +23,18 @@ pub struct MgmtdConfig {
     pub bootstrap: BootstrapConfig,
     /// How servers prove that they live.
     pub lease: LeaseConfig,
+    /// When lost targets are made anew.
+    pub rebuild: RebuildConfig,
+}
+
+/// `[rebuild]`: what is gone for long is made anew on other servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RebuildConfig {
+    /// A target that has been gone for this long is rebuilt elsewhere; 0s: never by itself. The manager
+    /// counts from when it noticed, anew after its restart.
+    #[serde(with = "human::duration")]
+    pub after: Duration,
 }
 
 /// `[bootstrap]`: the first chain table, made once, when enough storage servers have registered.
@@ -62,7 +74,27 @@ impl Default for MgmtdConfig {
             kv: KvConfig::default(),
             bootstrap: BootstrapConfig::default(),
             lease: LeaseConfig::default(),
+            rebuild: RebuildConfig::default(),
         }
+    }
+}
+
+impl Default for RebuildConfig {
+    fn default() -> Self {
+        Self { after: Duration::from_secs(30 * 60) }
+    }
+}
+
+impl RebuildConfig {
+    fn validate(&self) -> Result<()> {
+        let least = Duration::from_secs(1);
+        if !self.after.is_zero() && self.after < least {
+            return Err(Error::invalid(format!(
+                "rebuild.after is {}; allowed is 0s (never) or 1s and more",
+                human::format_duration(self.after)
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -149,7 +181,8 @@ impl ServiceConfig for MgmtdConfig {
         self.node.validate()?;
         self.kv.validate()?;
         self.bootstrap.validate()?;
-        self.lease.validate()
+        self.lease.validate()?;
+        self.rebuild.validate()
     }
 
     fn node(&self) -> &NodeConfig {

@@ -127,9 +127,11 @@ impl Heart {
         Ok(())
     }
 
-    /// While there are targets to create, the manager waits to hear that they exist.
+    /// While there are targets to create, or to take out of their chains, the manager waits to hear that
+    /// it is done.
     fn interval(&self) -> Duration {
-        match self.orders.borrow().is_empty() {
+        let orders = self.orders.borrow();
+        match orders.create.is_empty() && orders.leave.is_empty() {
             true => self.times.heartbeat,
             false => self.times.heartbeat / 5,
         }
@@ -196,7 +198,7 @@ impl Heart {
         self.lease.answered(sequence);
         self.view.show(&self.lease);
         self.orders.send_if_modified(|current| {
-            let new = **current != *orders;
+            let new = **current != orders;
             if new {
                 *current = orders.into();
             }

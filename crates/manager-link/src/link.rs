@@ -7,7 +7,7 @@ use crate::routing::{self, Routing};
 use kiln_chain::lease::{LeaseTimes, ServerLease};
 use kiln_env::{Env, Task};
 use kiln_net::{Identity, KeyRing};
-use kiln_rpc::{DiskReport, TargetOrder, TargetReport};
+use kiln_rpc::{DiskReport, TargetOrders, TargetReport};
 use kiln_types::{
     Code, Deadline, Error, Incarnation, NodeId, Result, RoutingInfo, ServerKey, ServiceKind,
 };
@@ -60,9 +60,8 @@ impl Reporter for () {
     }
 }
 
-/// The targets that this server is to create, as the manager said last. It goes on saying so until
-/// they are reported; a target that exists is never created again.
-pub type Orders = Arc<[TargetOrder]>;
+/// What this server is to do with its targets, as the manager said last.
+pub type Orders = Arc<TargetOrders>;
 
 /// The good-bye takes at most so long.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
@@ -146,7 +145,7 @@ impl ManagerLink {
         &self.lease
     }
 
-    /// The targets to create, now and after each change.
+    /// What to do with the targets, now and after each change.
     pub fn orders(&self) -> watch::Receiver<Orders> {
         self.orders.clone()
     }

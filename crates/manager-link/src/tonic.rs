@@ -5,7 +5,7 @@ use kiln_env::Env;
 use kiln_net::{Identity, control_channel};
 use kiln_rpc::v1::mgmtd_client::MgmtdClient;
 use kiln_rpc::{
-    Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder, convert,
+    Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrders, convert,
     error_from_status, v1,
 };
 use kiln_types::{Error, Result, RoutingChange, RoutingVersion};
@@ -43,10 +43,9 @@ impl ManagerCalls for OverTonic {
         })
     }
 
-    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>> {
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<TargetOrders> {
         let request = v1::HeartbeatRequest::from(&heartbeat);
-        let reply = answer(self.0.clone().heartbeat(request).await)?;
-        reply.create_targets.iter().map(TargetOrder::try_from).collect()
+        TargetOrders::try_from(answer(self.0.clone().heartbeat(request).await)?)
     }
 
     async fn watch_routing(&self, known: RoutingVersion) -> Result<Box<dyn RoutingUpdates>> {

@@ -152,7 +152,7 @@ impl Storage {
         let created = Arc::clone(&disks);
         let create = env.spawn("create", async move {
             while orders.changed().await.is_ok() {
-                for order in orders.borrow_and_update().iter() {
+                for order in &orders.borrow_and_update().create {
                     assert_eq!(order.disk, created.disk);
                     let new = (ChainVersion(0), LocalState::Online);
                     created.targets.lock().entry(order.target).or_insert(new);

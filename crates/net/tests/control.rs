@@ -16,9 +16,11 @@ use kiln_net::{
 use kiln_rpc::v1::mgmtd_client::MgmtdClient;
 use kiln_rpc::v1::mgmtd_server::{Mgmtd, MgmtdServer};
 use kiln_rpc::v1::{
-    ConfigText, CreateCredentialRequest, CredentialList, CredentialSecret, Empty, FillList,
-    HeartbeatReply, HeartbeatRequest, RegisterReply, RegisterRequest, RevokeCredentialRequest,
-    RoutingChange, SetSettingRequest, SettingList, WatchRoutingRequest,
+    ConfigText, CreateCredentialRequest, CredentialList, CredentialSecret, DrainRequest, Empty,
+    ExtendTableReply, ExtendTableRequest, FillList, ForgetNodeRequest, HeartbeatReply,
+    HeartbeatRequest, MoveList, OperationList, RebalanceRequest, RecoverChainRequest,
+    RegisterReply, RegisterRequest, RevokeCredentialRequest, RoutingChange, SetSettingRequest,
+    SettingList, WatchRoutingRequest,
 };
 use kiln_rpc::{error_from_status, status_from_error};
 use kiln_types::{Code, Error, Result};
@@ -87,6 +89,30 @@ impl Mgmtd for Who {
     }
 
     async fn list_settings(&self, _: Request<Empty>) -> Answer<SettingList> {
+        absent()
+    }
+
+    async fn drain(&self, _: Request<DrainRequest>) -> Answer<Empty> {
+        absent()
+    }
+
+    async fn rebalance(&self, _: Request<RebalanceRequest>) -> Answer<MoveList> {
+        absent()
+    }
+
+    async fn recover_chain(&self, _: Request<RecoverChainRequest>) -> Answer<Empty> {
+        absent()
+    }
+
+    async fn extend_table(&self, _: Request<ExtendTableRequest>) -> Answer<ExtendTableReply> {
+        absent()
+    }
+
+    async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Answer<Empty> {
+        absent()
+    }
+
+    async fn list_operations(&self, _: Request<Empty>) -> Answer<OperationList> {
         absent()
     }
 

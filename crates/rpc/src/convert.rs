@@ -331,6 +331,7 @@ impl From<&Chain> for v1::ChainInfo {
             version: chain.version.0,
             members: chain.members.iter().map(member).collect(),
             min_serving: chain.min_serving,
+            replicas: chain.replicas,
         }
     }
 }
@@ -342,11 +343,18 @@ impl TryFrom<v1::ChainInfo> for Chain {
         let member = |m: &v1::MemberInfo| -> Result<Member> {
             Ok(Member { target: TargetId(m.target), state: public_state(m.state)? })
         };
+        let members = message.members.iter().map(member).collect::<Result<Vec<_>>>()?;
+        // Before members could change, all of them were to serve.
+        let replicas = match message.replicas {
+            0 => members.len() as u32,
+            some => some,
+        };
         Ok(Self {
             id: ChainId(message.id),
             version: ChainVersion(message.version),
-            members: message.members.iter().map(member).collect::<Result<_>>()?,
+            members,
             min_serving: message.min_serving,
+            replicas,
         })
     }
 }

@@ -7,13 +7,20 @@
 
 pub mod convert;
 mod manager;
+mod operations;
 mod report;
 mod routing;
 mod status;
 
 pub use convert::Origin;
 pub use manager::{ManagerCalls, Registered, RoutingUpdates};
-pub use report::{DiskReport, FillProgress, Heartbeat, Registration, TargetOrder, TargetReport};
+pub use operations::{
+    DiskState, Drain, DrainProgress, Drained, Extension, Move, MoveProgress, Operations, Reason,
+    Retired, WaitingRebuild,
+};
+pub use report::{
+    DiskReport, FillProgress, Heartbeat, Registration, TargetOrder, TargetOrders, TargetReport,
+};
 pub use status::{CODE_KEY, HINT_KEY, error_from_status, status_from_error};
 
 /// Messages, clients and service traits, generated from `proto/` (see `tests/generated.rs`).

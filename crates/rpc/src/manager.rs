@@ -1,6 +1,6 @@
 //! What servers and clients ask of the manager, whatever carries it.
 
-use crate::{Heartbeat, Registration, TargetOrder};
+use crate::{Heartbeat, Registration, TargetOrders};
 use async_trait::async_trait;
 use kiln_types::{Result, RoutingChange, RoutingInfo, RoutingVersion};
 use std::time::Duration;
@@ -14,11 +14,11 @@ pub trait ManagerCalls: Send + Sync {
     /// Why it is refused.
     async fn register(&self, registration: Registration) -> Result<Registered>;
 
-    /// A server says that it still runs; the answer names targets that it shall create.
+    /// A server says that it still runs; the answer says what it shall do with its targets.
     ///
     /// # Errors
     /// `UnknownMember` when it has to register anew; `StaleIncarnation` when another run of it has.
-    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>>;
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<TargetOrders>;
 
     /// The routing information that is newer than `known`: first all of it, then each change.
     ///

@@ -103,6 +103,19 @@ pub struct TargetOrder {
     pub chain: ChainId,
     /// The disk that it goes on.
     pub disk: DiskId,
+    /// Its chain has data already: it has to be filled before it counts.
+    pub incomplete: bool,
+}
+
+/// What a server is to do with its targets; said again with each heartbeat until it is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetOrders {
+    /// To be created. One that exists is never created again.
+    pub create: Vec<TargetOrder>,
+    /// To cease to serve, as long as it is said: enough others serve.
+    pub leave: Vec<TargetId>,
+    /// To be deleted with their data: no chain has them.
+    pub remove: Vec<TargetId>,
 }
 
 impl From<&DiskReport> for v1::Disk {
@@ -252,7 +265,12 @@ impl TryFrom<v1::HeartbeatRequest> for Heartbeat {
 
 impl From<&TargetOrder> for v1::CreateTargetOrder {
     fn from(order: &TargetOrder) -> Self {
-        Self { target: order.target.0, chain: order.chain.0, disk: id_bytes(order.disk) }
+        Self {
+            target: order.target.0,
+            chain: order.chain.0,
+            disk: id_bytes(order.disk),
+            incomplete: order.incomplete,
+        }
     }
 }
 
@@ -264,6 +282,33 @@ impl TryFrom<&v1::CreateTargetOrder> for TargetOrder {
             target: TargetId(message.target),
             chain: ChainId(message.chain),
             disk: id_from(&message.disk)?,
+            incomplete: message.incomplete,
+        })
+    }
+}
+
+impl TargetOrders {
+    /// The manager's answer to a heartbeat.
+    pub fn reply(&self, routing: RoutingVersion) -> v1::HeartbeatReply {
+        let numbers = |targets: &[TargetId]| targets.iter().map(|target| target.0).collect();
+        v1::HeartbeatReply {
+            routing_version: routing.0,
+            create_targets: self.create.iter().map(v1::CreateTargetOrder::from).collect(),
+            leave_targets: numbers(&self.leave),
+            remove_targets: numbers(&self.remove),
+        }
+    }
+}
+
+impl TryFrom<v1::HeartbeatReply> for TargetOrders {
+    type Error = Error;
+
+    fn try_from(message: v1::HeartbeatReply) -> Result<Self> {
+        let targets = |numbers: Vec<u64>| numbers.into_iter().map(TargetId).collect();
+        Ok(Self {
+            create: message.create_targets.iter().map(TryFrom::try_from).collect::<Result<_>>()?,
+            leave: targets(message.leave_targets),
+            remove: targets(message.remove_targets),
         })
     }
 }
@@ -314,7 +359,17 @@ mod tests {
         };
         let message = v1::HeartbeatRequest::from(&heartbeat);
         assert_eq!(Heartbeat::try_from(message).unwrap(), heartbeat);
-        let order = TargetOrder { target: TargetId(1), chain: ChainId(2), disk: DiskId(3) };
-        assert_eq!(TargetOrder::try_from(&v1::CreateTargetOrder::from(&order)).unwrap(), order);
+        let order = |incomplete| TargetOrder {
+            target: TargetId(1),
+            chain: ChainId(2),
+            disk: DiskId(3),
+            incomplete,
+        };
+        let orders = TargetOrders {
+            create: vec![order(true), order(false)],
+            leave: vec![TargetId(4)],
+            remove: vec![TargetId(5), TargetId(6)],
+        };
+        assert_eq!(TargetOrders::try_from(orders.reply(RoutingVersion(1))).unwrap(), orders);
     }
 }

@@ -60,6 +60,7 @@ fn routing() -> RoutingInfo {
         version: ChainVersion(4),
         members: vec![Member { target: target.id, state: PublicState::LastServing }],
         min_serving: 1,
+        replicas: 3,
     };
     let table = ChainTable { id: ChainTableId(1), version: 1, chains: vec![chain.id] };
     let credential = CredentialRecord {

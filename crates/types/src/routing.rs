@@ -90,9 +90,16 @@ pub struct Chain {
     pub members: Vec<Member>,
     /// Below this many serving members writes wait.
     pub min_serving: u32,
+    /// How many members should serve; there are more members while one takes another's place.
+    pub replicas: u32,
 }
 
 impl Chain {
+    /// Whether fewer members serve than should.
+    pub fn is_degraded(&self) -> bool {
+        self.serving().count() < self.replicas as usize
+    }
+
     /// The serving members, head first.
     pub fn serving(&self) -> impl DoubleEndedIterator<Item = TargetId> + '_ {
         self.members.iter().filter(|m| m.state == PublicState::Serving).map(|m| m.target)

@@ -126,7 +126,9 @@ mod tests {
             routing.targets.insert(target, Target { id: target, chain, node, disk, local });
             let version = ChainVersion(form);
             let members = Vec::new();
-            routing.chains.insert(chain, Chain { id: chain, version, members, min_serving: 1 });
+            routing
+                .chains
+                .insert(chain, Chain { id: chain, version, members, min_serving: 1, replicas: 1 });
             routing.settings.insert(id.to_string(), form.to_string());
         }
         // Tables only come, and never change.

@@ -18,8 +18,8 @@ use kiln_memory::Bytes;
 use kiln_telemetry::{Phase, Trace};
 use kiln_types::rehearsal::planted;
 use kiln_types::{
-    ChainId, ChainVersion, ChunkId, ChunkVersion, Code, Deadline, Error, LocalState, Monotonic,
-    PublicState, Result, RetryKey, RetryRecord, TargetId,
+    ChainId, ChainVersion, ChunkId, ChunkVersion, Code, Deadline, DiskId, Error, LocalState,
+    Monotonic, PublicState, Result, RetryKey, RetryRecord, TargetId,
 };
 use kiln_wire::{Forward, Name, Update};
 use parking_lot::Mutex;
@@ -50,6 +50,7 @@ pub struct Target {
     /// Damaged chunks that are being written anew.
     repairs: Mutex<HashSet<ChunkId>>,
     completeness: Mutex<Completeness>,
+    standing: Mutex<Standing>,
     tickets: AtomicU64,
     failed: AtomicBool,
 }
@@ -80,6 +81,17 @@ pub enum Completeness {
     Leaves,
     /// It has left.
     Left,
+}
+
+/// Whether the manager lets a target take part in its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    In,
+    /// It does not need it any more.
+    Out,
+    /// It does again, but may have heard that the target is out: it takes part when the chain does not have it
+    /// as one that serves.
+    Returning,
 }
 
 /// A change and its bytes, taken once into memory of this server.
@@ -128,6 +140,7 @@ impl Target {
             silence: Silence::default(),
             repairs: Mutex::default(),
             completeness: Mutex::new(completeness),
+            standing: Mutex::new(Standing::In),
             tickets: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         });
@@ -150,6 +163,34 @@ impl Target {
         self.chain
     }
 
+    /// Its disk.
+    pub fn disk(&self) -> DiskId {
+        self.store.identity().disk
+    }
+
+    /// Whether it shall take no part, from the next view on, although its chain may have it.
+    pub fn step_out(&self, out: bool) {
+        let mut standing = self.standing.lock();
+        let next = match (out, *standing) {
+            (true, _) => Standing::Out,
+            (false, Standing::In) => Standing::In,
+            (false, _) => Standing::Returning,
+        };
+        if next != *standing {
+            tracing::info!(target_id = %self.id, ?next, "whether the target takes part in its chain");
+        }
+        *standing = next;
+    }
+
+    fn check_standing(&self, view: Option<View>) -> Option<View> {
+        let mut standing = self.standing.lock();
+        let serving = view.is_some_and(|view| view.state == PublicState::Serving);
+        if *standing == Standing::Returning && !serving {
+            *standing = Standing::In;
+        }
+        view.filter(|_| *standing == Standing::In)
+    }
+
     /// Its store.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
@@ -162,6 +203,8 @@ impl Target {
             return LocalState::Offline;
         }
         match state {
+            // Only when it serves nothing any more.
+            None if *self.standing.lock() != Standing::In => LocalState::Offline,
             _ if *self.completeness.lock() == Completeness::Leaves => LocalState::Offline,
             Some(PublicState::Serving | PublicState::LastServing) => LocalState::UpToDate,
             _ if self.steps_aside() => LocalState::Offline,
@@ -185,15 +228,19 @@ impl Target {
         self.state.lock().waiting.len()
     }
 
+    /// How it sees its chain; `None` when it takes no part.
+    pub fn view(&self) -> Option<View> {
+        self.state.lock().replica.view().copied()
+    }
+
     /// The version of the chain that it acts under.
     pub fn chain_version(&self) -> ChainVersion {
-        let view = self.state.lock().replica.view().copied();
-        view.map_or(ChainVersion(0), |view| view.chain_version)
+        self.view().map_or(ChainVersion(0), |view| view.chain_version)
     }
 
     /// Takes the chain as the manager published it.
     pub fn take_view(self: &Arc<Self>, view: Option<View>) {
-        let view = self.check_completeness(view);
+        let view = self.check_standing(self.check_completeness(view));
         let (old, actions) = {
             let mut state = self.state.lock();
             let old = state.replica.view().copied();

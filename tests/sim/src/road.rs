@@ -6,7 +6,7 @@ use kiln_env::Env;
 use kiln_manager_link::Reach;
 use kiln_mgmtd::{Counter, Service};
 use kiln_net::{Peer, SimulatedNetwork};
-use kiln_rpc::{Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrder};
+use kiln_rpc::{Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrders};
 use kiln_types::{Code, Error, Result, RoutingChange, RoutingVersion};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -105,7 +105,7 @@ impl ManagerCalls for Line {
         self.ask(|counter| async move { counter.register(registration).await }).await
     }
 
-    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Vec<TargetOrder>> {
+    async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<TargetOrders> {
         self.ask(|counter| async move { counter.heartbeat(heartbeat).await }).await
     }
 

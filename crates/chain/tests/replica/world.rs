@@ -256,7 +256,13 @@ impl World {
         let members = (0..REPLICAS)
             .map(|i| Member { target: TargetId(i as u64), state: PublicState::Serving })
             .collect();
-        let chain = Chain { id: ChainId(1), version: ChainVersion(1), members, min_serving: 1 };
+        let chain = Chain {
+            id: ChainId(1),
+            version: ChainVersion(1),
+            members,
+            min_serving: 1,
+            replicas: REPLICAS as u32,
+        };
         let nodes = (0..REPLICAS).map(|i| Node::new(TargetId(i as u64), Store::default(), 0));
         let clients = (0..options.clients).map(|_| Client {
             chain: chain.clone(),

@@ -19,7 +19,7 @@ pub(super) struct View<'a> {
 
 /// How far a target is filled.
 #[derive(Clone, Copy, Serialize)]
-struct Filling {
+pub(super) struct Filling {
     target: TargetId,
     done_chunks: u64,
     total_chunks: u64,
@@ -60,7 +60,7 @@ pub(super) fn table(routing: &RoutingInfo, views: &[View<'_>]) -> String {
         vec![
             chain.id.to_string(),
             chain.version.to_string(),
-            format!("{} of {}", chain.serving().count(), chain.members.len()),
+            format!("{} of {}", chain.serving().count(), chain.replicas),
             chain.min_serving.to_string(),
             members.join(", "),
         ]
@@ -70,7 +70,7 @@ pub(super) fn table(routing: &RoutingInfo, views: &[View<'_>]) -> String {
 }
 
 impl Filling {
-    fn of(fill: &FillProgress) -> Self {
+    pub(super) fn of(fill: &FillProgress) -> Self {
         let elapsed = fill.elapsed.as_secs_f64();
         let left = fill.total_chunks.saturating_sub(fill.done_chunks) as f64;
         let left_seconds = (fill.done_chunks > 0).then(|| left * elapsed / fill.done_chunks as f64);
@@ -84,7 +84,7 @@ impl Filling {
         }
     }
 
-    fn show(&self) -> String {
+    pub(super) fn show(&self) -> String {
         let done = self.done_chunks.min(self.total_chunks);
         let percent = (done * 100).checked_div(self.total_chunks).unwrap_or(100);
         let left = self.left_seconds.map_or_else(String::new, |left| {

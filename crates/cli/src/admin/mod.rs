@@ -2,6 +2,7 @@
 
 mod chains;
 mod config;
+mod operations;
 
 use crate::check;
 use crate::failure::Outcome;
@@ -32,6 +33,13 @@ pub(crate) struct Args {
 enum Command {
     #[command(flatten)]
     Show(Show),
+    #[command(flatten)]
+    Operate(operations::Command),
+    /// The chain tables, over which files are spread
+    ChainTable {
+        #[command(subcommand)]
+        command: Option<operations::TableCommand>,
+    },
     /// Look for losses, replicas that differ, leaks and servers that are missing, and say what to do
     ///
     /// Every stored chunk is compared with the metadata and with its other replicas: no acknowledged byte
@@ -58,8 +66,6 @@ enum Show {
     Targets,
     /// The chains: their version and members, head first, and how far members are filled that were away
     Chains,
-    /// The chain tables, over which files are spread
-    ChainTable,
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,6 +104,17 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
         Command::Show(what) => {
             remote::run(place, async |remote| show_what(args, what, remote).await)
         }
+        Command::Operate(command) => {
+            remote::run(place, async |remote| operations::run(args, command, remote).await)
+        }
+        Command::ChainTable { command } => remote::run(place, async |remote| match command {
+            Some(command) => operations::change_table(remote, command).await,
+            None => {
+                let routing = remote.client.routing();
+                let values = routing.tables.values().collect::<Vec<_>>();
+                show(args, &values, tables(&routing))
+            }
+        }),
         Command::Check(check) => check::run(place, check, args.json),
         Command::Config { command } => {
             remote::run(place, async |remote| config::run(remote, command, args.json).await)
@@ -119,9 +136,6 @@ async fn show_what(args: &Args, what: &Show, remote: &Remote) -> Outcome {
         Show::Chains => {
             let views = chains::views(remote, routing).await?;
             show(args, &views, chains::table(routing, &views))
-        }
-        Show::ChainTable => {
-            show(args, &routing.tables.values().collect::<Vec<_>>(), tables(routing))
         }
     }
 }
@@ -216,7 +230,7 @@ pub(crate) fn problems(routing: &RoutingInfo) -> Vec<Problem> {
 
 fn chain_problem(chain: &Chain) -> Option<String> {
     let serving = chain.serving().count();
-    if serving == chain.members.len() {
+    if !chain.is_degraded() {
         return None;
     }
     let others = chain.members.iter().filter(|member| member.state != PublicState::Serving);

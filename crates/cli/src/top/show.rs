@@ -37,7 +37,7 @@ pub(super) struct Row {
 impl Chains {
     pub(super) fn of(routing: &RoutingInfo) -> Self {
         let chains = || routing.chains.values();
-        let degraded = chains().filter(|chain| chain.serving().count() < chain.members.len());
+        let degraded = chains().filter(|chain| chain.is_degraded());
         let few = |chain: &&kiln_types::Chain| chain.serving().count() < chain.min_serving as usize;
         Self {
             all: chains().count(),

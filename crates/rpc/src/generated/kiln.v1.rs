@@ -142,6 +142,9 @@ pub struct CreateTargetOrder {
     pub chain: u64,
     #[prost(bytes = "bytes", tag = "3")]
     pub disk: ::prost::bytes::Bytes,
+    /// The chain has data already: the target has to be filled before it counts.
+    #[prost(bool, tag = "4")]
+    pub incomplete: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatReply {
@@ -149,6 +152,181 @@ pub struct HeartbeatReply {
     pub routing_version: u64,
     #[prost(message, repeated, tag = "2")]
     pub create_targets: ::prost::alloc::vec::Vec<CreateTargetOrder>,
+    /// Targets that shall cease to serve: enough others do.
+    #[prost(uint64, repeated, tag = "3")]
+    pub leave_targets: ::prost::alloc::vec::Vec<u64>,
+    /// Targets that no chain has any more, to be deleted with their data.
+    #[prost(uint64, repeated, tag = "4")]
+    pub remove_targets: ::prost::alloc::vec::Vec<u64>,
+}
+/// A node or a disk from which everything leaves.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainInfo {
+    /// One of both.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub disk: ::prost::bytes::Bytes,
+    /// The disk that its targets go to; empty: wherever there is room.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub onto: ::prost::bytes::Bytes,
+}
+/// A member of a chain that another one replaces.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveInfo {
+    #[prost(uint64, tag = "1")]
+    pub from: u64,
+    #[prost(uint64, tag = "2")]
+    pub chain: u64,
+    #[prost(uint64, tag = "3")]
+    pub node: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub disk: ::prost::bytes::Bytes,
+    /// The target that was made there; 0: it waits for its turn.
+    #[prost(uint64, tag = "5")]
+    pub to: u64,
+    /// 1 drain, 2 rebalance, 3 rebuild.
+    #[prost(uint32, tag = "6")]
+    pub reason: u32,
+    #[prost(bool, tag = "7")]
+    pub cancelled: bool,
+}
+/// A target that no chain has any more, and that its disk may still have.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetiredInfo {
+    #[prost(uint64, tag = "1")]
+    pub target: u64,
+    #[prost(uint64, tag = "2")]
+    pub chain: u64,
+    #[prost(uint64, tag = "3")]
+    pub node: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub disk: ::prost::bytes::Bytes,
+}
+/// Chains that are being made, and the version of the table that they will be in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExtensionInfo {
+    #[prost(uint64, tag = "1")]
+    pub table: u64,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// The first new chain, and how many there are.
+    #[prost(uint64, tag = "3")]
+    pub first: u64,
+    #[prost(uint64, tag = "4")]
+    pub count: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {
+    #[prost(message, optional, tag = "1")]
+    pub drain: ::core::option::Option<DrainInfo>,
+    #[prost(bool, tag = "2")]
+    pub cancel: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RebalanceRequest {
+    /// Only say what would move.
+    #[prost(bool, tag = "1")]
+    pub dry_run: bool,
+    #[prost(bool, tag = "2")]
+    pub cancel: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MoveList {
+    #[prost(message, repeated, tag = "1")]
+    pub moves: ::prost::alloc::vec::Vec<MoveInfo>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecoverChainRequest {
+    #[prost(uint64, tag = "1")]
+    pub chain: u64,
+    #[prost(uint64, tag = "2")]
+    pub from: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExtendTableRequest {
+    #[prost(uint32, tag = "1")]
+    pub targets_per_disk: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExtendTableReply {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    #[prost(uint64, tag = "2")]
+    pub chains: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetNodeRequest {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveProgress {
+    #[prost(message, optional, tag = "1")]
+    pub r#move: ::core::option::Option<MoveInfo>,
+    /// How far the new target is filled, while it is.
+    #[prost(message, optional, tag = "2")]
+    pub fill: ::core::option::Option<FillProgress>,
+    /// What it waits for; empty: it goes on.
+    #[prost(string, tag = "3")]
+    pub waits: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainProgress {
+    #[prost(message, optional, tag = "1")]
+    pub drain: ::core::option::Option<DrainInfo>,
+    /// Targets that are still there.
+    #[prost(uint64, tag = "2")]
+    pub targets: u64,
+    /// Why none of them can move, if so.
+    #[prost(string, tag = "3")]
+    pub stuck: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OperationList {
+    #[prost(message, repeated, tag = "1")]
+    pub drains: ::prost::alloc::vec::Vec<DrainProgress>,
+    #[prost(message, repeated, tag = "2")]
+    pub moves: ::prost::alloc::vec::Vec<MoveProgress>,
+    /// Targets that are gone and will be rebuilt elsewhere.
+    #[prost(message, repeated, tag = "3")]
+    pub rebuilds: ::prost::alloc::vec::Vec<WaitingRebuild>,
+    #[prost(message, optional, tag = "4")]
+    pub extension: ::core::option::Option<ExtensionInfo>,
+    /// Removed targets whose space is not free yet.
+    #[prost(uint64, tag = "5")]
+    pub retired: u64,
+    #[prost(message, repeated, tag = "6")]
+    pub disks: ::prost::alloc::vec::Vec<DiskState>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiskState {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+    /// Its server is alive and has it.
+    #[prost(bool, tag = "3")]
+    pub present: bool,
+    #[prost(bool, tag = "4")]
+    pub drained: bool,
+    #[prost(uint64, tag = "5")]
+    pub targets: u64,
+    #[prost(uint64, tag = "6")]
+    pub used_bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub capacity_bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitingRebuild {
+    #[prost(uint64, tag = "1")]
+    pub target: u64,
+    /// In milliseconds.
+    #[prost(uint64, tag = "2")]
+    pub left_ms: u64,
+    /// Why it cannot be rebuilt although it is time, if so.
+    #[prost(string, tag = "3")]
+    pub stuck: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRoutingRequest {
@@ -204,6 +382,9 @@ pub struct ChainInfo {
     pub members: ::prost::alloc::vec::Vec<MemberInfo>,
     #[prost(uint32, tag = "4")]
     pub min_serving: u32,
+    /// How many members should serve; 0: all.
+    #[prost(uint32, tag = "5")]
+    pub replicas: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChainTableInfo {
@@ -650,6 +831,131 @@ pub mod mgmtd_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "ListFills"));
             self.inner.unary(req, path, codec).await
         }
+        /// Everything leaves a node or a disk, which takes nothing new.
+        pub async fn drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Mgmtd/Drain");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "Drain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Targets move until the disks carry equally many.
+        pub async fn rebalance(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RebalanceRequest>,
+        ) -> std::result::Result<tonic::Response<super::MoveList>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Mgmtd/Rebalance");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "Rebalance"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A chain whose last server is lost goes on from another member.
+        pub async fn recover_chain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RecoverChainRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.Mgmtd/RecoverChain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kiln.v1.Mgmtd", "RecoverChain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A new version of the chain table, with more chains.
+        pub async fn extend_table(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExtendTableRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExtendTableReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.Mgmtd/ExtendTable",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "ExtendTable"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A server that is gone for good is not known any more.
+        pub async fn forget_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForgetNodeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Mgmtd/ForgetNode");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Mgmtd", "ForgetNode"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What goes on: drains, moves, rebuilding.
+        pub async fn list_operations(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::OperationList>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kiln.v1.Mgmtd/ListOperations",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kiln.v1.Mgmtd", "ListOperations"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -724,6 +1030,39 @@ pub mod mgmtd_server {
             &self,
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::FillList>, tonic::Status>;
+        /// Everything leaves a node or a disk, which takes nothing new.
+        async fn drain(
+            &self,
+            request: tonic::Request<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// Targets move until the disks carry equally many.
+        async fn rebalance(
+            &self,
+            request: tonic::Request<super::RebalanceRequest>,
+        ) -> std::result::Result<tonic::Response<super::MoveList>, tonic::Status>;
+        /// A chain whose last server is lost goes on from another member.
+        async fn recover_chain(
+            &self,
+            request: tonic::Request<super::RecoverChainRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// A new version of the chain table, with more chains.
+        async fn extend_table(
+            &self,
+            request: tonic::Request<super::ExtendTableRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExtendTableReply>,
+            tonic::Status,
+        >;
+        /// A server that is gone for good is not known any more.
+        async fn forget_node(
+            &self,
+            request: tonic::Request<super::ForgetNodeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// What goes on: drains, moves, rebuilding.
+        async fn list_operations(
+            &self,
+            request: tonic::Request<super::Empty>,
+        ) -> std::result::Result<tonic::Response<super::OperationList>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct MgmtdServer<T> {
@@ -1223,6 +1562,266 @@ pub mod mgmtd_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListFillsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/Drain" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<T: Mgmtd> tonic::server::UnaryService<super::DrainRequest>
+                    for DrainSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/Rebalance" => {
+                    #[allow(non_camel_case_types)]
+                    struct RebalanceSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<T: Mgmtd> tonic::server::UnaryService<super::RebalanceRequest>
+                    for RebalanceSvc<T> {
+                        type Response = super::MoveList;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RebalanceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::rebalance(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RebalanceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/RecoverChain" => {
+                    #[allow(non_camel_case_types)]
+                    struct RecoverChainSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<
+                        T: Mgmtd,
+                    > tonic::server::UnaryService<super::RecoverChainRequest>
+                    for RecoverChainSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RecoverChainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::recover_chain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RecoverChainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/ExtendTable" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExtendTableSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<T: Mgmtd> tonic::server::UnaryService<super::ExtendTableRequest>
+                    for ExtendTableSvc<T> {
+                        type Response = super::ExtendTableReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExtendTableRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::extend_table(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExtendTableSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/ForgetNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForgetNodeSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<T: Mgmtd> tonic::server::UnaryService<super::ForgetNodeRequest>
+                    for ForgetNodeSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForgetNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::forget_node(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForgetNodeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Mgmtd/ListOperations" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListOperationsSvc<T: Mgmtd>(pub Arc<T>);
+                    impl<T: Mgmtd> tonic::server::UnaryService<super::Empty>
+                    for ListOperationsSvc<T> {
+                        type Response = super::OperationList;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Empty>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mgmtd>::list_operations(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListOperationsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
