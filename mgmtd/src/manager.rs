@@ -246,6 +246,7 @@ impl Manager {
         }
         self.leases.heard(id, now);
         self.drop_missing_disks(id);
+        self.judge_accused(id, now);
         self.plan();
         self.advance_moves();
         Ok(Answer::Alive { orders: TargetOrders::default() })
@@ -326,8 +327,12 @@ impl Manager {
             self.advance_moves();
             return Ok(Answer::Alive { orders: TargetOrders::default() });
         }
-        self.leases.heard(id, now);
         self.take_complaints(heartbeat, now);
+        if self.is_accused(id) {
+            let message = format!("a target of node {id} is to leave its chain");
+            return Err(Error::new(Code::UnknownMember, message));
+        }
+        self.leases.heard(id, now);
         let chains = self.take_reports(heartbeat, now);
         self.advance_chains(&chains, "reported by its server");
         self.observe(heartbeat, now);

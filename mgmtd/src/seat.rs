@@ -82,7 +82,10 @@ impl Seat {
                         seat.hold = Some(Arc::new(Hold::begin(&seat, began)));
                         return Ok(seat);
                     }
-                    Err(error) => tracing::info!(%error, "the seat was not taken"),
+                    Err(error) => {
+                        mark("a seat is not got");
+                        tracing::info!(%error, "the seat was not taken");
+                    }
                 },
             }
             seat.env.sleep(TIMES.beat).await;
@@ -174,6 +177,7 @@ impl Seat {
         transact(&*self.kv, &self.env, "leaving the primary manager's seat", |tx| {
             Box::pin(async move {
                 self.check(tx).await?;
+                mark("a seat is left in order");
                 tx.clear(&key(Kind::Primary).finish());
                 tx.clear(&key(Kind::Beat).finish());
                 Ok(())

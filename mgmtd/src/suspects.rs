@@ -1,9 +1,15 @@
 //! Targets whose servers are alive, but that hang or cannot be reached by the target before them. They
 //! are kept out of their chains for a while, since all writes of a chain wait for each member.
+//!
+//! The server of such a target may still serve it: its lease runs, and it may not hear of the change. So
+//! the target is only *accused* first, and the server's heartbeats are not answered any more but with the
+//! order to register anew. Once it does, it serves nothing before it has taken up the chain without the
+//! target, which is changed with the registration; if it does not, its lease ends, and it is dead.
 
 use crate::manager::Manager;
 use kiln_rpc::Heartbeat;
-use kiln_types::{LocalState, Monotonic, PublicState, TargetId};
+use kiln_types::rehearsal::{mark, planted};
+use kiln_types::{LocalState, Monotonic, NodeId, PublicState, TargetId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,6 +23,8 @@ const FORGET: Duration = Duration::from_secs(900);
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
     targets: BTreeMap<TargetId, Suspect>,
+    /// Targets that may still be served, and what is said of them.
+    accused: BTreeMap<TargetId, &'static str>,
 }
 
 #[derive(Debug)]
@@ -54,21 +62,58 @@ impl Manager {
             let behind = report.unreachable.filter(|_| report.local.is_alive());
             let behind = behind.filter(|t| chain.successor_of(report.target) == Some(*t));
             if report.oldest_io >= self.options.lease.lease {
-                self.keep_out(report.target, "its disk does not answer", now);
+                mark("a disk does not answer for a lease");
+                self.accuse(report.target, "its disk does not answer", now);
             } else if let Some(behind) = behind {
-                self.keep_out(behind, "the target before it cannot reach it", now);
+                mark("a target cannot be reached by the one before it");
+                self.accuse(behind, "the target before it cannot reach it", now);
             }
         }
     }
 
-    /// Never the last one that serves: slow is better than nothing.
+    fn accuse(&mut self, target: TargetId, why: &'static str, now: Monotonic) {
+        match self.dispensable(target) {
+            Some(PublicState::Serving) if !planted("the accused leave at once") => {
+                mark("a target that serves is accused");
+                self.suspects.accused.insert(target, why);
+            }
+            Some(_) => self.keep_out(target, why, now),
+            None => {}
+        }
+    }
+
+    /// The state of a target that takes part in its chain. Not that of the last one that serves: slow is
+    /// better than nothing.
+    fn dispensable(&self, target: TargetId) -> Option<PublicState> {
+        let known = self.state.routing.targets.get(&target)?;
+        let chain = self.state.routing.chains.get(&known.chain)?;
+        let state = chain.state_of(target).filter(|state| state.takes_writes())?;
+        if !chain.serving().any(|serving| serving != target) {
+            mark("the last target that serves is not kept out");
+            return None;
+        }
+        Some(state)
+    }
+
+    /// Whether targets of a node are accused: then it has to register anew.
+    pub(crate) fn is_accused(&self, node: NodeId) -> bool {
+        let mut mine = self.by_node.get(&node).into_iter().flatten();
+        mine.any(|target| self.suspects.accused.contains_key(target))
+    }
+
+    /// The node serves nothing now: what is accused there leaves its chains.
+    pub(crate) fn judge_accused(&mut self, node: NodeId, now: Monotonic) {
+        for target in self.by_node.get(&node).cloned().unwrap_or_default() {
+            let Some(why) = self.suspects.accused.remove(&target) else { continue };
+            if self.dispensable(target).is_some() {
+                self.keep_out(target, why, now);
+            }
+        }
+    }
+
     fn keep_out(&mut self, target: TargetId, why: &str, now: Monotonic) {
         let Some(known) = self.state.routing.targets.get(&target) else { return };
-        let Some(chain) = self.state.routing.chains.get(&known.chain) else { return };
-        let others = chain.serving().any(|serving| serving != target);
-        if !others || !chain.state_of(target).is_some_and(PublicState::takes_writes) {
-            return;
-        }
+        mark("a target is kept out of its chain");
         let out = self.suspects.add(target, now);
         tracing::warn!(%target, chain = %known.chain, ?out, "kept out of its chain: {why}");
         kiln_telemetry::metrics::MGMTD_KEPT_OUT.add(1);

@@ -313,12 +313,17 @@ fn a_target_that_its_neighbour_cannot_reach_is_kept_out_for_a_while() {
         world.apply(Event::Heartbeat(heartbeat)).unwrap();
         world.manager.routing().chains[&chain.id].state_of(about).unwrap()
     };
+    let server = world.manager.routing().targets[&second].node;
     // Of one that is not right behind it a target knows nothing.
     let third = chain.members[2].target;
     assert_eq!(complain(&mut world, first, third), PublicState::Serving);
-    assert_eq!(complain(&mut world, first, second), PublicState::Offline);
-    world.run(secs(8));
     let state = |world: &World| world.manager.routing().chains[&chain.id].state_of(second);
+    assert_eq!(complain(&mut world, first, second), PublicState::Serving, "its lease runs");
+    assert_eq!(world.beat(server).map_err(|e| e.code()), Err(Code::UnknownMember));
+    assert_eq!(state(&world), Some(PublicState::Serving), "it may not have heard that");
+    world.apply(Event::Register(world.registration(server))).unwrap();
+    assert_eq!(state(&world), Some(PublicState::Offline));
+    world.run(secs(8));
     assert_eq!(state(&world), Some(PublicState::Offline), "its heartbeats do not bring it back");
     world.run(secs(3));
     assert_eq!(state(&world), Some(PublicState::Syncing));
@@ -330,7 +335,9 @@ fn a_target_whose_disk_hangs_is_taken_out_unless_it_is_the_last() {
     for node in [101, 102, 103] {
         let mut heartbeat = world.heartbeat(NodeId(node), false);
         heartbeat.targets.iter_mut().for_each(|report| report.oldest_io = secs(6));
-        world.apply(Event::Heartbeat(heartbeat)).unwrap();
+        if world.apply(Event::Heartbeat(heartbeat)).is_err() {
+            world.apply(Event::Register(world.registration(NodeId(node)))).unwrap();
+        }
     }
     assert_eq!(world.states_of(101), only(PublicState::Offline));
     assert_eq!(world.states_of(102), only(PublicState::Offline));
