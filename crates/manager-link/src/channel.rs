@@ -50,6 +50,7 @@ pub(crate) struct Managers {
     pause_max: Duration,
     /// Those that stood by when they were asked last.
     standbys: BTreeSet<String>,
+    only_named: bool,
 }
 
 impl Managers {
@@ -68,7 +69,24 @@ impl Managers {
         let address = address.ok_or_else(|| Error::invalid("no manager's address is known"))?;
         let (manager, standbys) = (None, BTreeSet::new());
         let pause = PAUSE_MIN;
-        Ok(Self { named, routing, reach, env, address, manager, pause, pause_max, standbys })
+        Ok(Self {
+            named,
+            routing,
+            reach,
+            env,
+            address,
+            manager,
+            pause,
+            pause_max,
+            standbys,
+            only_named: false,
+        })
+    }
+
+    /// Asks only those that were named, for a manager that stands by: others that stand by may have
+    /// their news from it.
+    pub(crate) fn only_named(self) -> Self {
+        Self { only_named: true, ..self }
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -123,6 +141,9 @@ impl Managers {
     }
 
     fn known(&self) -> Vec<String> {
+        if self.only_named {
+            return self.named.clone();
+        }
         let routing = self.routing.now();
         let registered = routing.nodes.values().filter(|node| node.kind == ServiceKind::Mgmtd);
         let mut known = self.named.clone();

@@ -8,6 +8,7 @@ use crate::routing::Routing;
 use kiln_chain::lease::{LeaseTimes, ServerLease};
 use kiln_env::Env;
 use kiln_rpc::{Heartbeat, ManagerCalls, Registered, Registration};
+use kiln_types::rehearsal::mark;
 use kiln_types::{Code, Error, Result};
 use std::future::Future;
 use std::sync::Arc;
@@ -196,6 +197,9 @@ impl Heart {
             |manager: Arc<dyn ManagerCalls>| async move { manager.heartbeat(heartbeat).await };
         let orders = self.managers.call(self.call_time(), call).await?;
         self.lease.answered(sequence);
+        if self.env.now() >= self.lease.fenced_at() {
+            mark("an answer comes after the fence that it moves");
+        }
         self.view.show(&self.lease);
         self.orders.send_if_modified(|current| {
             let new = **current != orders;

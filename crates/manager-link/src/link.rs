@@ -108,7 +108,11 @@ impl ManagerLink {
         let routing = Routing::new(Some(ring));
         let managers = |pause_max| {
             let (named, reach) = (options.managers.clone(), Arc::clone(&reach));
-            Managers::new(named, routing.clone(), reach, pause_max, env.clone())
+            let managers = Managers::new(named, routing.clone(), reach, pause_max, env.clone())?;
+            Ok::<_, Error>(match options.kind {
+                ServiceKind::Mgmtd => managers.only_named(),
+                _ => managers,
+            })
         };
         let follow = routing.clone().follow(managers(routing::PAUSE_MAX)?, env.clone());
         let follow = env.spawn("routing watch", follow);
