@@ -1,6 +1,6 @@
 //! How reads are answered, so that no later read can contradict them.
 
-use super::{NEIGHBOUR_TIMEOUT, State, Target};
+use super::{Completeness, NEIGHBOUR_TIMEOUT, State, Target};
 use kiln_chain::replica::ReadRule;
 use kiln_chunk_store::{self as chunk_store, ChunkRead, Which};
 use kiln_telemetry::{Phase, phase};
@@ -11,6 +11,7 @@ use kiln_types::{
 };
 use kiln_wire::Name;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 impl Target {
     /// Reads what is committed of a range (offset, length): so that no later read can contradict it, or
@@ -83,9 +84,25 @@ impl Target {
     }
 
     fn read_rule(&self, name: Name, consistency: Consistency) -> Result<ReadRule> {
+        self.check_soundness()?;
         let state = self.state.lock();
         self.check_serves(&state, name)?;
         Ok(state.replica.read_rule(&name.chunk, consistency))
+    }
+
+    /// A target that has told the manager of its failure serves nothing more: the chain may be another
+    /// one before that is heard here.
+    pub(super) fn check_soundness(&self) -> Result<()> {
+        let leaves = *self.completeness.lock() == Completeness::Leaves;
+        match (leaves || self.failed.load(Ordering::Relaxed)) && !planted("a failed target serves")
+        {
+            true => {
+                mark("a read finds a failed target");
+                let text = format!("target {} leaves its chain", self.id);
+                Err(Error::new(Code::NotServing, text))
+            }
+            false => Ok(()),
+        }
     }
 
     /// Whether this target serves, under the version of the chain that the request names.

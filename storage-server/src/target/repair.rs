@@ -5,6 +5,7 @@ use kiln_chain::replica::Event;
 use kiln_chunk_store::{self as chunk_store, ChunkCopy, ChunkStat, Held};
 use kiln_memory::Bytes;
 use kiln_telemetry::metrics;
+use kiln_types::rehearsal::mark;
 use kiln_types::{ChunkId, ChunkVersion, Code, Error, Result, TargetId};
 use kiln_wire::{Copied, Name};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ impl Target {
             let event = |ticket| Event::Repair { ticket, chunk };
             match target.wait_for(deadline, event, |_, _| {}).await {
                 Ok(_) => {
+                    mark("a damaged chunk is repaired");
                     metrics::STORAGE_REPAIRED.add(1);
                     tracing::warn!(target_id = %target.id, %chunk, "a damaged chunk was repaired");
                 }
@@ -94,6 +96,7 @@ impl Target {
 
     /// Nobody can say what was lost of a chunk here: the target leaves its chain and is filled.
     async fn leave(&self, chunk: ChunkId) -> Result<()> {
+        mark("a target leaves its chain to be filled");
         tracing::error!(target_id = %self.id, %chunk, "the disk lost a chunk's record: to be filled");
         self.store.set_target_state(self.id, INCOMPLETE.to_vec()).await?;
         *self.completeness.lock() = Completeness::Leaves;
@@ -105,6 +108,7 @@ impl Target {
     /// # Errors
     /// `NotServing`, `StaleChainVersion`, `ChunkNotFound`, and what the store says.
     pub async fn copy(self: &Arc<Self>, name: Name) -> Result<(Copied, Bytes)> {
+        self.check_soundness()?;
         self.check_serves(&self.state.lock(), name)?;
         let stat = self.stat(name.chunk).await?;
         let committed = stat.committed.ok_or_else(|| {
