@@ -10,6 +10,7 @@ use kiln_env::Env;
 use kiln_manager_link::{LeaseView, Orders, Reporter};
 use kiln_rpc::{DiskReport, TargetOrders, TargetReport};
 use kiln_telemetry::metrics;
+use kiln_types::rehearsal::mark;
 use kiln_types::{Result, RoutingInfo};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ impl Follower {
         for store in self.service.stores() {
             for record in store.targets() {
                 if record.damaged {
+                    mark("a disk lost records: its target is filled");
                     store.accept_damage(record.target, INCOMPLETE.to_vec()).await?;
                     tracing::error!(target_id = %record.target, "the disk lost records: to be filled");
                 }

@@ -25,7 +25,7 @@
 //! only after it took up the routing information of that moment (see [`ServerLease::registered`]):
 //! it never serves under states from before its death.
 
-use kiln_types::rehearsal::mark;
+use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{Monotonic, NodeId, RoutingVersion};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -207,9 +207,16 @@ impl ManagerLeases {
     }
 
     fn ends_at(&self, heard: Option<Monotonic>) -> Monotonic {
-        let own = self.resumed.plus(self.patience.lease);
+        let lease = match planted("a role is given away before its lease ends") {
+            true => self.patience.lease / 2,
+            false => self.patience.lease,
+        };
+        if planted("a new manager waits for nobody") && heard.is_none() {
+            return self.started;
+        }
+        let own = self.resumed.plus(lease);
         match heard {
-            Some(heard) => own.max(heard.plus(self.patience.lease)),
+            Some(heard) => own.max(heard.plus(lease)),
             None => own.max(self.started.plus(self.patience.startup)),
         }
     }

@@ -69,7 +69,7 @@ pub fn advance(chain: &Chain, local: impl Fn(TargetId) -> LocalState) -> Chain {
     let changed = members != chain.members;
     let version = if changed { chain.version.next() } else { chain.version };
     let next = Chain { version, members, ..*chain };
-    if !planted("a stale target serves") {
+    if !planted("a stale target serves") && !planted("a waiting target takes over") {
         check(chain, &next);
     }
     next
@@ -194,6 +194,11 @@ fn next_state(members: &[Member], at: usize, local: LocalState) -> PublicState {
             }
         }
         (Waiting | Offline, LocalState::Online) if planted("a stale target serves") => Serving,
+        (Waiting | Offline, LocalState::Online)
+            if !others(Serving) && planted("a waiting target takes over") =>
+        {
+            Serving
+        }
         (Syncing, LocalState::UpToDate) => Serving,
         (Syncing, LocalState::Online) if others(Serving) => Syncing,
         (Waiting | Offline, LocalState::Online) if others(Serving) && !others(Syncing) => Syncing,

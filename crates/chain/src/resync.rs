@@ -20,6 +20,7 @@
 //! - What the target holds may go back: a version that the chain does not know (an operator chose
 //!   another replica, or a write that was never acknowledged) goes away.
 
+use kiln_types::rehearsal::planted;
 use kiln_types::{ChunkId, Held, HeldPage};
 use std::collections::BTreeMap;
 
@@ -56,7 +57,10 @@ pub fn compare(
         }
     }
     let all = chunks.len();
-    chunks.retain(|_, [here, there]| here != there);
+    let overlooks = planted("a filling overlooks what is pending");
+    chunks.retain(|_, [here, there]| {
+        here != there && !(overlooks && here.committed == there.committed)
+    });
     let same = (all - chunks.len()) as u64;
     let mut differing: Vec<_> = chunks.into_keys().chain(changing).collect();
     differing.sort_unstable();

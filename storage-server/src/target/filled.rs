@@ -5,6 +5,7 @@ use crate::insist::insist;
 use kiln_chain::replica::{Event, View};
 use kiln_chunk_store::{self as chunk_store, ChunkCopy};
 use kiln_memory::Bytes;
+use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{ChainVersion, Code, Deadline, Error, HeldPage, Monotonic, PublicState, Result};
 use kiln_wire::{Fill, FillStep, Install};
 use std::sync::Arc;
@@ -35,7 +36,8 @@ impl Target {
             FillStep::Start { walk } => {
                 self.notice(self.store.forget_retries(self.id).await)?;
                 check()?;
-                let filled = Filled { chain_version, walk, done: false };
+                let done = planted("a filling is over before it has begun");
+                let filled = Filled { chain_version, walk, done };
                 self.state.lock().filled = Some(filled);
             }
             FillStep::Versions { from, to, limit } => {
@@ -53,6 +55,7 @@ impl Target {
                     return Err(Error::new(Code::NotFound, text));
                 };
                 if !filled.done {
+                    mark("a target is filled");
                     tracing::info!(target_id = %self.id, "filled: up-to-date");
                 }
                 filled.done = true;
@@ -132,6 +135,7 @@ impl Target {
         if result.as_ref().is_err_and(|error| error.code() == Code::NoSpace) {
             let mut state = self.state.lock();
             if state.replica.view().is_some_and(|view| view.state == PublicState::Syncing) {
+                mark("a disk is too full to be filled");
                 tracing::warn!(target_id = %self.id, "the disk is too full to be filled");
                 state.full_since = Some(self.env.now());
             }

@@ -12,10 +12,16 @@ use kiln_kv::MemoryKv;
 use kiln_manager_link::RoutingWatch;
 use kiln_net::{Peer, PeerKind, SimulatedNetwork, SimulatedOptions};
 use kiln_types::{
-    ClusterId, CredentialLimits, KeyId, NodeId, Result, RoutingInfo, Secret, ServerKey, TargetId,
+    ClusterId, CredentialLimits, KeyId, Node, NodeId, Result, RoutingInfo, Secret, ServerKey,
+    TargetId,
 };
-use std::sync::Arc;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+/// The room of a file system that is never full.
+pub(crate) const ROOM: u64 = 1 << 40;
 
 /// All machines, the network between them, and what the clients do.
 pub(crate) struct Cluster {
@@ -30,6 +36,9 @@ pub(crate) struct Cluster {
     pub(crate) workload: Arc<Workload>,
     pub(crate) log: Log,
     road: Road,
+    /// How many faults cut each way now.
+    cuts: Mutex<BTreeMap<(String, String), u32>>,
+    observer: OnceLock<RoutingWatch>,
 }
 
 impl Cluster {
@@ -76,6 +85,8 @@ impl Cluster {
             auditor: client(0),
             managers,
             road: observer,
+            cuts: Mutex::default(),
+            observer: OnceLock::new(),
             options,
             ground,
             network,
@@ -100,10 +111,40 @@ impl Cluster {
         self.clients.iter().for_each(|client| client.start());
     }
 
-    /// What the manager publishes, seen from a place that is never cut off.
-    pub(crate) fn observe(&self) -> Result<RoutingWatch> {
+    /// What the managers publish, seen from a place that is never cut off.
+    pub(crate) fn observe(&self) -> Result<&RoutingWatch> {
+        if let Some(watch) = self.observer.get() {
+            return Ok(watch);
+        }
         let road = Arc::new(self.road.clone());
-        RoutingWatch::start_over(road, named_managers(), &self.ground)
+        let watch = RoutingWatch::start_over(road, named_managers(), &self.ground)?;
+        Ok(self.observer.get_or_init(|| watch))
+    }
+
+    /// The manager that is said to be the primary; some manager if none is.
+    pub(crate) fn primary(&self) -> &Arc<ManagerHost> {
+        let routing = self.observe().map(|watch| watch.routing().now());
+        let leads = |node: &&Node| node.tags.get("role").is_some_and(|role| role == "primary");
+        let primary = routing.ok().and_then(|routing| Some(routing.nodes.values().find(leads)?.id));
+        let NodeId(primary) = primary.unwrap_or(NodeId(1));
+        &self.managers[(primary as usize - 1).min(self.managers.len() - 1)]
+    }
+
+    /// Lets nothing pass from one host to another, until it is mended as often.
+    pub(crate) fn cut(&self, from: &str, to: &str) {
+        *self.cuts.lock().entry((from.to_owned(), to.to_owned())).or_default() += 1;
+        self.network.cut(from, to);
+    }
+
+    /// Takes one cut back.
+    pub(crate) fn mend(&self, from: &str, to: &str) {
+        let mut cuts = self.cuts.lock();
+        let Some(count) = cuts.get_mut(&(from.to_owned(), to.to_owned())) else { return };
+        *count -= 1;
+        if *count == 0 {
+            cuts.remove(&(from.to_owned(), to.to_owned()));
+            self.network.mend(from, to);
+        }
     }
 
     /// The server that has a target.
@@ -118,6 +159,7 @@ impl Cluster {
 
     /// Takes all faults back: what is down starts, what is cut is mended.
     pub(crate) fn calm(&self) {
+        self.cuts.lock().clear();
         self.network.heal();
         self.network.set_options(quiet_network());
         for manager in &self.managers {
@@ -128,6 +170,8 @@ impl Cluster {
             server.host.resume();
             for disk in server.disks() {
                 disk.set_slowness(1);
+                disk.hang(false);
+                disk.set_physical_capacity(ROOM);
                 disk.fail_no_more();
             }
             server.start();

@@ -1,13 +1,15 @@
 //! What goes wrong.
 
-use crate::cluster::{Cluster, quiet_network};
+use crate::client::ClientHost;
+use crate::cluster::{Cluster, ROOM};
+use crate::cuts;
 use crate::log::note;
-use crate::manager::{ManagerHost, STORE};
+use crate::manager::ManagerHost;
 use crate::options::Fault;
 use crate::server::ServerHost;
 use kiln_disk::Fault as DiskFault;
 use kiln_env::Host;
-use kiln_net::SimulatedOptions;
+use kiln_types::BLOCK_BYTES;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -54,7 +56,11 @@ fn pick(cluster: &Cluster) -> Fault {
 }
 
 /// Undoes something after a while.
-fn later(cluster: &Arc<Cluster>, after: Duration, undo: impl FnOnce(&Cluster) + Send + 'static) {
+pub(crate) fn later(
+    cluster: &Arc<Cluster>,
+    after: Duration,
+    undo: impl FnOnce(&Cluster) + Send + 'static,
+) {
     let held = Arc::clone(cluster);
     let task = async move {
         held.ground.sleep(after).await;
@@ -64,26 +70,32 @@ fn later(cluster: &Arc<Cluster>, after: Duration, undo: impl FnOnce(&Cluster) + 
 }
 
 /// How long something stays broken: shorter or longer than a lease.
-fn outage(cluster: &Cluster) -> Duration {
+pub(crate) fn outage(cluster: &Cluster) -> Duration {
     let long = cluster.ground.random_below(100) < u64::from(cluster.options.long_outages);
     let (min, max) = if long { (5_500, 15_000) } else { (20, 2_500) };
     Duration::from_millis(min + cluster.ground.random_below(max - min))
 }
 
-fn some_server(cluster: &Cluster) -> Arc<ServerHost> {
+/// Where a server rots, that one: the others keep their replicas.
+pub(crate) fn some_server(cluster: &Cluster) -> &Arc<ServerHost> {
     let at = cluster.ground.random_below(cluster.servers.len() as u64) as usize;
-    Arc::clone(&cluster.servers[at])
+    &cluster.servers[cluster.options.rotten.unwrap_or(at)]
 }
 
-fn some_manager(cluster: &Cluster) -> Arc<ManagerHost> {
+pub(crate) fn some_client(cluster: &Cluster) -> &Arc<ClientHost> {
+    let at = cluster.ground.random_below(cluster.clients.len() as u64) as usize;
+    &cluster.clients[at]
+}
+
+pub(crate) fn some_manager(cluster: &Cluster) -> &Arc<ManagerHost> {
     let at = cluster.ground.random_below(cluster.managers.len() as u64) as usize;
-    Arc::clone(&cluster.managers[at])
+    &cluster.managers[at]
 }
 
 fn strike(cluster: &Arc<Cluster>, fault: Fault) {
     match fault {
-        Fault::KillServer => crash(cluster, &some_server(cluster), false),
-        Fault::PowerLoss => crash(cluster, &some_server(cluster), true),
+        Fault::KillServer => crash(cluster, some_server(cluster), false),
+        Fault::PowerLoss => crash(cluster, some_server(cluster), true),
         Fault::PowerLossOfSeveral => {
             let several = 2 + cluster.ground.random_below(cluster.servers.len() as u64 - 1);
             let first = cluster.ground.random_below(cluster.servers.len() as u64);
@@ -92,23 +104,39 @@ fn strike(cluster: &Arc<Cluster>, fault: Fault) {
                 crash(cluster, server, true);
             }
         }
-        Fault::KillManager => {
+        Fault::StopServer => {
+            let server = some_server(cluster);
+            note!(cluster.log, "fault: {} is stopped", server.name);
+            server.stop();
+        }
+        Fault::KillManager => kill_manager(cluster, some_manager(cluster)),
+        Fault::KillManagers => {
+            cluster.managers.iter().for_each(|manager| kill_manager(cluster, manager));
+        }
+        Fault::StopManager => {
             let manager = some_manager(cluster);
-            note!(cluster.log, "fault: {} dies", manager.name);
-            manager.crash();
-            later(cluster, outage(cluster), move |_| manager.start());
+            note!(cluster.log, "fault: {} is stopped", manager.name);
+            manager.stop();
         }
         Fault::KillClient => {
-            let at = cluster.ground.random_below(cluster.clients.len() as u64) as usize;
-            note!(cluster.log, "fault: client {} dies", at + 1);
-            cluster.clients[at].crash();
-            later(cluster, outage(cluster) / 4, move |cluster| cluster.clients[at].start());
+            let client = Arc::clone(some_client(cluster));
+            note!(cluster.log, "fault: {} dies", client.name);
+            client.crash();
+            later(cluster, outage(cluster) / 4, move |_| client.start());
         }
         Fault::Halt => halt(cluster),
-        Fault::SlowDisk | Fault::DiskError => harm_disk(cluster, fault),
+        Fault::SlowDisk | Fault::HungDisk | Fault::FullDisk => hamper_disk(cluster, fault),
+        Fault::DiskError | Fault::FlipBits => harm_disk(cluster, fault),
         Fault::Drift | Fault::JumpWall => harm_clock(cluster, fault),
-        _ => harm_network(cluster, fault),
+        _ => cuts::strike(cluster, fault),
     }
+}
+
+fn kill_manager(cluster: &Arc<Cluster>, manager: &Arc<ManagerHost>) {
+    note!(cluster.log, "fault: {} dies", manager.name);
+    manager.crash();
+    let manager = Arc::clone(manager);
+    later(cluster, outage(cluster), move |_| manager.start());
 }
 
 fn crash(cluster: &Arc<Cluster>, server: &Arc<ServerHost>, loses_power: bool) {
@@ -123,15 +151,14 @@ fn crash(cluster: &Arc<Cluster>, server: &Arc<ServerHost>, loses_power: bool) {
 }
 
 /// A machine of the cluster, with its name; clients come rarely.
-fn some_host(cluster: &Cluster) -> (String, Host) {
+pub(crate) fn some_host(cluster: &Cluster) -> (String, Host) {
     match cluster.ground.random_below(8) {
         0 | 1 => {
             let manager = some_manager(cluster);
             (manager.name.clone(), manager.host.clone())
         }
         2 => {
-            let at = cluster.ground.random_below(cluster.clients.len() as u64) as usize;
-            let client = &cluster.clients[at];
+            let client = some_client(cluster);
             (client.name.clone(), client.host.clone())
         }
         _ => {
@@ -139,19 +166,6 @@ fn some_host(cluster: &Cluster) -> (String, Host) {
             (server.name.clone(), server.host.clone())
         }
     }
-}
-
-/// All hosts, in two parts.
-fn halves(cluster: &Cluster) -> [Vec<String>; 2] {
-    let servers = cluster.servers.iter().map(|server| &server.name);
-    let clients = cluster.clients.iter().map(|client| &client.name);
-    let mut halves = [Vec::new(), Vec::new()];
-    let managers = cluster.managers.iter().map(|manager| &manager.name);
-    let store = STORE.to_owned();
-    for name in servers.chain(clients).chain(managers).chain([&store]) {
-        halves[cluster.ground.random_below(2) as usize].push(name.clone());
-    }
-    halves
 }
 
 fn halt(cluster: &Arc<Cluster>) {
@@ -181,72 +195,53 @@ fn harm_clock(cluster: &Arc<Cluster>, fault: Fault) {
     later(cluster, outage(cluster), move |_| host.jump_wall(-seconds * 1_000_000_000));
 }
 
+/// For a while a disk is slow, hangs, or takes nothing more.
+fn hamper_disk(cluster: &Arc<Cluster>, fault: Fault) {
+    let server = Arc::clone(some_server(cluster));
+    let disks = server.disks();
+    let at = cluster.ground.random_below(disks.len() as u64) as usize;
+    let disk = &disks[at];
+    let mut lasting = outage(cluster);
+    match fault {
+        Fault::SlowDisk => disk.set_slowness(10 + cluster.ground.random_below(1000) as u32),
+        Fault::HungDisk => {
+            lasting += Duration::from_secs(5);
+            disk.hang(true);
+        }
+        _ => disk.set_physical_capacity(0),
+    }
+    note!(cluster.log, "fault: {fault:?} of {} for {lasting:?}", server.name);
+    later(cluster, lasting, move |_| {
+        // It may be another handle by now.
+        let disk = &server.disks()[at];
+        match fault {
+            Fault::SlowDisk => disk.set_slowness(1),
+            Fault::HungDisk => disk.hang(false),
+            _ => disk.set_physical_capacity(ROOM),
+        }
+    });
+}
+
+/// The blocks that say which disk it is: a disk without them is another one.
+const SUPERBLOCKS: u64 = 2;
+
 fn harm_disk(cluster: &Arc<Cluster>, fault: Fault) {
     let server = some_server(cluster);
     let disks = server.disks();
-    let disk = Arc::clone(&disks[cluster.ground.random_below(disks.len() as u64) as usize]);
-    if fault == Fault::SlowDisk {
-        let times = 10 + cluster.ground.random_below(1000) as u32;
-        note!(cluster.log, "fault: a disk of {} is {times} times slower", server.name);
-        disk.set_slowness(times);
-        later(cluster, outage(cluster), move |_| {
-            server.disks().iter().for_each(|disk| disk.set_slowness(1));
-        });
+    let disk = &disks[cluster.ground.random_below(disks.len() as u64) as usize];
+    if fault == Fault::FlipBits {
+        let mut blocks = disk.written_blocks();
+        blocks.retain(|block| *block >= SUPERBLOCKS);
+        for _ in 0..(1 + cluster.ground.random_below(3)).min(blocks.len() as u64) {
+            let block = blocks[cluster.ground.random_below(blocks.len() as u64) as usize];
+            let at = block * BLOCK_BYTES as u64 + cluster.ground.random_below(BLOCK_BYTES as u64);
+            note!(cluster.log, "fault: a bit at {at} of a disk of {} flips", server.name);
+            disk.flip_bit(at, cluster.ground.random_below(8) as u8);
+        }
         return;
     }
     let kinds = [DiskFault::Read, DiskFault::Write, DiskFault::Sync];
     let kind = kinds[cluster.ground.random_below(3) as usize];
     note!(cluster.log, "fault: a {kind:?} of {} will fail", server.name);
     disk.fail_next(kind, cluster.ground.random_below(20));
-}
-
-fn harm_network(cluster: &Arc<Cluster>, fault: Fault) {
-    let (network, manager) = (&cluster.network, &some_manager(cluster).name);
-    let (one, other) = (some_server(cluster).name.clone(), some_host(cluster).0);
-    note!(cluster.log, "fault: {fault:?} of {one} (and {other})");
-    match fault {
-        Fault::BadNetwork => {
-            let delay_max = Duration::from_millis(1 + cluster.ground.random_below(300));
-            let losses_per_million = cluster.ground.random_below(20_000) as u32;
-            let options = SimulatedOptions { delay_max, losses_per_million, ..quiet_network() };
-            network.set_options(options);
-            let calm = |cluster: &Cluster| cluster.network.set_options(quiet_network());
-            return later(cluster, outage(cluster), calm);
-        }
-        Fault::Break => return network.break_between(&one, &other),
-        _ => {}
-    }
-    let mut cuts = Vec::new();
-    let mut both = |a: &str, b: &str| {
-        cuts.push((a.to_owned(), b.to_owned()));
-        cuts.push((b.to_owned(), a.to_owned()));
-    };
-    match fault {
-        Fault::Part => both(&one, &other),
-        Fault::PartFromManager => both(&one, manager),
-        Fault::PartFromStore => both(manager, STORE),
-        Fault::Split => {
-            let halves = halves(cluster);
-            for a in &halves[0] {
-                halves[1].iter().for_each(|b| both(a, b));
-            }
-        }
-        Fault::Isolate => {
-            for server in &cluster.servers {
-                both(&one, &server.name);
-            }
-            if cluster.ground.random_below(2) == 0 {
-                both(&one, manager);
-            }
-        }
-        _ => cuts.push(match cluster.ground.random_below(2) {
-            0 => (one, other),
-            _ => (other, one),
-        }),
-    }
-    cuts.retain(|(from, to)| from != to);
-    cuts.iter().for_each(|(from, to)| network.cut(from, to));
-    later(cluster, outage(cluster), move |cluster| {
-        cuts.iter().for_each(|(from, to)| cluster.network.mend(from, to));
-    });
 }

@@ -8,6 +8,7 @@
 mod client;
 mod cluster;
 mod content;
+mod cuts;
 mod faults;
 mod history;
 mod linear;

@@ -13,6 +13,7 @@ use kiln_types::{Code, Error, NodeId, Result, ServerKey, ServiceKind};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// The name of the managers' store in the network, where several share it.
 pub(crate) const STORE: &str = "store";
@@ -55,6 +56,7 @@ struct State {
     /// Counts starts.
     run: u64,
     service: Option<Service>,
+    stop: Option<oneshot::Sender<()>>,
 }
 
 impl ManagerHost {
@@ -127,8 +129,25 @@ impl ManagerHost {
             reach: Arc::new(self.road.clone()),
         };
         let (roles, service) = Roles::new(site, Arc::clone(&self.kv), &env)?;
-        self.state.lock().service = Some(service);
-        roles.play(std::future::pending()).await
+        let (stop, stopped) = oneshot::channel();
+        {
+            let mut state = self.state.lock();
+            (state.service, state.stop) = (Some(service), Some(stop));
+        }
+        let shutdown = async move {
+            if stopped.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        roles.play(shutdown).await
+    }
+
+    /// Lets the manager end in order; its supervisor starts it again.
+    pub(crate) fn stop(&self) {
+        if let Some(stop) = self.state.lock().stop.take() {
+            // It may have ended by itself.
+            let _ = stop.send(());
+        }
     }
 
     /// Ends the manager's process; its store stays.

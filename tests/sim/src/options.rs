@@ -12,10 +12,18 @@ pub enum Fault {
     PowerLoss,
     /// Several machines lose their power at once.
     PowerLossOfSeveral,
+    /// A storage server is stopped in order, and started again.
+    StopServer,
     /// A manager's process dies.
     KillManager,
+    /// All managers die at once.
+    KillManagers,
+    /// A manager is stopped in order, and started again: it leaves its seat.
+    StopManager,
     /// A manager does not reach the store that it shares with others.
     PartFromStore,
+    /// The primary manager does not reach the store, nor half of the others, for longer than a lease.
+    Rival,
     /// A client dies, and another one takes its place.
     KillClient,
     /// Two hosts cannot reach each other.
@@ -26,6 +34,11 @@ pub enum Fault {
     Split,
     /// A storage server reaches nobody but a manager, or only the others.
     Isolate,
+    /// A storage server and some clients, which reach each other, do not reach the managers, or do not
+    /// hear them, for longer than a lease; meanwhile that server is cut off from the others for a while.
+    Strand,
+    /// A client hears no storage server, while they hear it.
+    Deafen,
     /// A storage server and a manager cannot reach each other.
     PartFromManager,
     /// A process stands still for a while, and goes on.
@@ -36,6 +49,12 @@ pub enum Fault {
     BadNetwork,
     /// A disk is slow.
     SlowDisk,
+    /// A disk answers nothing, for longer than a lease.
+    HungDisk,
+    /// A disk has no room for anything more for a while.
+    FullDisk,
+    /// Bits flip on a disk. Only in runs with one server that rots.
+    FlipBits,
     /// A disk's next operations fail.
     DiskError,
     /// A machine's clocks get another rate.
@@ -46,26 +65,47 @@ pub enum Fault {
 
 impl Fault {
     /// All of them, and how often they come beside each other.
-    const ALL: [(Self, u32); 18] = [
+    const ALL: [(Self, u32); 27] = [
         (Self::KillServer, 10),
         (Self::PowerLoss, 10),
         (Self::PowerLossOfSeveral, 4),
-        (Self::KillManager, 6),
+        (Self::StopServer, 3),
+        (Self::KillManager, 5),
+        (Self::KillManagers, 2),
+        (Self::StopManager, 3),
         (Self::PartFromStore, 3),
+        (Self::Rival, 6),
         (Self::KillClient, 3),
         (Self::Part, 5),
         (Self::PartOneWay, 5),
         (Self::Isolate, 4),
+        (Self::Strand, 8),
+        (Self::Deafen, 5),
         (Self::Split, 5),
         (Self::PartFromManager, 5),
         (Self::Halt, 5),
         (Self::Break, 6),
         (Self::BadNetwork, 4),
         (Self::SlowDisk, 3),
+        (Self::HungDisk, 3),
+        (Self::FullDisk, 3),
         (Self::DiskError, 3),
+        (Self::FlipBits, 20),
         (Self::Drift, 3),
         (Self::JumpWall, 3),
     ];
+
+    /// What may also happen where a server rots: nothing that takes the replicas of others away, of
+    /// which one is needed whole.
+    fn spares_others(self) -> bool {
+        match self {
+            Self::FlipBits | Self::KillServer | Self::PowerLoss | Self::StopServer => true,
+            Self::KillManager | Self::KillManagers | Self::StopManager => true,
+            Self::KillClient | Self::Deafen | Self::Break | Self::BadNetwork => true,
+            Self::SlowDisk | Self::DiskError | Self::Drift | Self::JumpWall => true,
+            _ => false,
+        }
+    }
 }
 
 /// The options of a run; all follow from the seed.
@@ -93,6 +133,8 @@ pub struct Options {
     pub reads: u32,
     /// The average pause of a client between two operations.
     pub think: Duration,
+    /// The server, by its place, whose disks rot; what harms one server harms that one then.
+    pub rotten: Option<usize>,
     /// Faults with their weights; none: a quiet run.
     pub faults: Vec<(Fault, u32)>,
     /// The average time between two faults.
@@ -111,26 +153,23 @@ impl Options {
     /// The options of a seed.
     pub fn of(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed ^ 0x6b69_6c6e_2d73_696d);
-        let share = random.u32(30..100);
-        let enabled = |_: &(Fault, u32)| random.u32(..100) < share;
-        let mut faults: Vec<_> = Fault::ALL.into_iter().filter(enabled).collect();
-        if faults.is_empty() {
-            faults.push((Fault::PowerLoss, 1));
-        }
+        let rots = random.u32(..8) == 0;
+        let faults = faults(&mut random, rots);
         let mut pick = |choices: &[u64]| choices[random.usize(..choices.len())];
         let (clients, width) = (pick(&[2, 3, 4]), pick(&[1, 2, 3]));
         let operations = 1000 + pick(&[0, 200, 500]);
         let think = pick(&[50, 100, 300]);
         // About how long it takes, in milliseconds, over how many faults there shall be.
         let length = operations * (think + 10) / (clients * width);
-        let fault_every = (length / pick(&[8, 20, 60])).max(300);
+        let fault_every = (length / pick(&[8, 15, 30, 60])).max(300);
         Self {
             seed,
             managers: pick(&[1, 2, 3]) as usize,
-            servers: pick(&[3, 3, 4, 5]) as usize,
+            servers: pick(&[3, 3, 3, 4, 5]) as usize,
+            rotten: rots.then(|| pick(&[0, 1, 2]) as usize),
             disks: pick(&[1, 1, 2]) as usize,
             targets_per_disk: 3,
-            chunks: pick(&[2, 3, 4, 8, 16]) as usize,
+            chunks: pick(&[1, 2, 3, 4, 8, 16]) as usize,
             clients: clients as usize,
             width: width as usize,
             operations: operations as usize,
@@ -144,6 +183,24 @@ impl Options {
             plants: Vec::new(),
         }
     }
+}
+
+/// Some of the faults; one or two of them come often, so that each is met among few others.
+fn faults(random: &mut fastrand::Rng, rots: bool) -> Vec<(Fault, u32)> {
+    let share = random.u32(20..100);
+    let fits = |fault: Fault| if rots { fault.spares_others() } else { fault != Fault::FlipBits };
+    let all: Vec<_> = Fault::ALL.into_iter().filter(|(fault, _)| fits(*fault)).collect();
+    let mut faults = Vec::new();
+    for (fault, weight) in &all {
+        if *fault == Fault::FlipBits || random.u32(..100) < share {
+            faults.push((*fault, *weight));
+        }
+    }
+    for _ in 0..random.u32(1..3) {
+        let (fault, weight) = all[random.usize(..all.len())];
+        faults.push((fault, weight * 5));
+    }
+    faults
 }
 
 impl fmt::Display for Options {

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// How long it takes until a process that ended is started again.
 const RESTART: Duration = Duration::from_secs(1);
@@ -43,6 +44,7 @@ struct State {
     disks: Vec<Arc<SimulatedDisk>>,
     is_up: bool,
     service: Option<Arc<ChunkService>>,
+    stop: Option<oneshot::Sender<()>>,
 }
 
 impl ServerHost {
@@ -58,7 +60,7 @@ impl ServerHost {
         let disk = |_| SimulatedDisk::new(ground.clone(), DISK_BYTES);
         let disks = (0..options.disks).map(disk).collect();
         let name = road.member.clone();
-        let state = Mutex::new(State { run: 0, disks, is_up: false, service: None });
+        let state = Mutex::new(State { run: 0, disks, is_up: false, service: None, stop: None });
         Arc::new(Self { node, name, host, key, road, workload, log, state })
     }
 
@@ -93,8 +95,8 @@ impl ServerHost {
         note!(self.log, "{} starts", self.name);
         let server = Arc::clone(self);
         let run = async move {
-            let Err(error) = server.run().await;
-            note!(server.log, "{} ended: {error}", server.name);
+            let ended = server.run().await;
+            note!(server.log, "{} ended: {ended:?}", server.name);
             let again = Arc::clone(&server);
             let restart = async move {
                 again.road.ground.sleep(RESTART).await;
@@ -108,7 +110,7 @@ impl ServerHost {
         self.host.env().spawn("server", run).detach();
     }
 
-    async fn run(&self) -> Result<std::convert::Infallible> {
+    async fn run(&self) -> Result<()> {
         let env = self.host.env();
         let pool = Pool::new(MEMORY_BYTES);
         let stores = self.open(&env, &pool).await?;
@@ -134,9 +136,25 @@ impl ServerHost {
             ServerOptions { address, terms, pool, in_flight_bytes, ..ServerOptions::default() };
         let (service, hints) = (storage.handler(), Arc::clone(&self.workload.hints));
         let tap = Tap { service, hints, history: Arc::clone(&self.workload.history) };
-        let _serving = transport.serve(options, ring, Arc::new(tap)).await?;
-        self.state.lock().service = Some(storage.handler());
-        Err(storage.refused().await)
+        let serving = transport.serve(options, ring, Arc::new(tap)).await?;
+        let (stop, stopped) = oneshot::channel();
+        {
+            let mut state = self.state.lock();
+            (state.service, state.stop) = (Some(storage.handler()), Some(stop));
+        }
+        tokio::select! {
+            biased;
+            Ok(()) = stopped => storage.stop(serving).await,
+            error = storage.refused() => Err(error),
+        }
+    }
+
+    /// Lets the server end in order; its supervisor starts it again.
+    pub(crate) fn stop(&self) {
+        if let Some(stop) = self.state.lock().stop.take() {
+            // It may have ended by itself.
+            let _ = stop.send(());
+        }
     }
 
     fn link(&self, address: String, env: &Env) -> LinkOptions {

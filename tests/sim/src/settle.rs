@@ -7,8 +7,10 @@ use crate::workload::CHUNK_BYTES;
 use kiln_chunk_store::{VersionStat, Which};
 use kiln_storage_server::Target;
 use kiln_types::{
-    Chain, ChunkId, Code, Error, PublicState, Result, RoutingInfo, TargetId, TruncateEpoch,
+    Chain, ChunkId, Code, Error, InodeId, PublicState, Result, RoutingInfo, TargetId, TreeId,
+    TruncateEpoch,
 };
+use kiln_wire::{LIST_LIMIT_MAX, List};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +57,7 @@ pub(crate) async fn settle(cluster: &Arc<Cluster>) -> Result<()> {
     };
     let settled = cluster.ground.timeout(SETTLE_TIME_MAX, "settling", quiet).await;
     settled.map_err(|_| wrong("versions stay pending".into()))?;
+    scrub(cluster, &observer.routing().now()).await?;
     read_all(cluster).await?;
     let routing = observer.routing().now();
     for chain in routing.chains.values() {
@@ -110,6 +113,31 @@ async fn read_all(cluster: &Cluster) -> Result<()> {
             if !auditor.perform(chunk, whole, deadline).await {
                 return Err(wrong(format!("chunk {chunk} cannot be read in a quiet cluster")));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Lets the server whose disks rot look through them, until nothing is damaged any more.
+async fn scrub(cluster: &Cluster, routing: &RoutingInfo) -> Result<()> {
+    let Some(rotten) = cluster.options.rotten else { return Ok(()) };
+    let node = cluster.servers[rotten].node;
+    let (auditor, _watch) = cluster.auditor.connect(&cluster.ground).await?;
+    for target in routing.targets.values().filter(|target| target.node == node) {
+        let start = cluster.ground.now();
+        loop {
+            let id = |inode| ChunkId::file(TreeId::MAIN, InodeId(inode), 0);
+            let (from, to) = (id(0), id(u64::MAX));
+            let list = List { chain: target.chain, from, to, limit: LIST_LIMIT_MAX };
+            let deadline = cluster.ground.deadline_after(SETTLE_TIME_MAX);
+            let found = auditor.chunks.scrub_at(target.id, &list, deadline).await?;
+            if found.damaged.is_empty() {
+                break;
+            }
+            if cluster.ground.now().since(start) > SETTLE_TIME_MAX {
+                return Err(wrong(format!("{found:?} of target {} is not repaired", target.id)));
+            }
+            cluster.ground.sleep(LOOK).await;
         }
     }
     Ok(())

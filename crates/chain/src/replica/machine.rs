@@ -308,7 +308,8 @@ impl Replica {
                 let forward =
                     Action::Forward { chunk, version, previous, to, chain_version, attempt };
                 self.actions.push(forward);
-                if planted("commit before the successor has it") {
+                let early = view.successor_syncs && planted("a syncing target is not waited for");
+                if early || planted("commit before the successor has it") {
                     slot.phase = Phase::Committing;
                     self.actions.push(Action::Commit { chunk, version });
                 }
@@ -359,6 +360,7 @@ impl Replica {
             Err(error)
                 if syncs && (error.code() == Code::VersionMismatch || refuses(error.code())) =>
             {
+                mark("a write finds another base at the syncing target");
                 self.sync(chunk);
             }
             Err(error) if refuses(error.code()) => {

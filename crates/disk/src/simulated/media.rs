@@ -154,6 +154,11 @@ impl Media {
         }
     }
 
+    /// The blocks that are not zeros as nobody wrote them.
+    pub(super) fn blocks(&self) -> Vec<u64> {
+        self.cells.keys().copied().collect()
+    }
+
     pub(super) fn flip_bit(&mut self, offset: u64, bit: u8) {
         let cell = self.cells.entry(offset / BLOCK).or_default();
         let at = (offset % BLOCK) as usize;

@@ -19,6 +19,8 @@ use tokio::sync::oneshot;
 const READ_US: Range<u64> = 10..80;
 const WRITE_US: Range<u64> = 5..100;
 const SYNC_US: Range<u64> = 20..500;
+/// How often an operation of a disk that hangs looks whether it still does.
+const HANG_LOOK: Duration = Duration::from_millis(20);
 
 /// A kind of operation, for [`SimulatedDisk::fail_next`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,7 @@ struct State {
     media: Media,
     /// How many times longer than usual an operation takes, beyond once.
     slowness: u32,
+    hangs: bool,
     /// Why this handle does not work any more.
     dead: Option<&'static str>,
     poisoned: bool,
@@ -123,6 +126,16 @@ impl SimulatedDisk {
         self.inner.state.lock().slowness = times.saturating_sub(1);
     }
 
+    /// While set, no operation ends: those that are under way go on afterwards.
+    pub fn hang(&self, yes: bool) {
+        self.inner.state.lock().hangs = yes;
+    }
+
+    /// The blocks that hold something, by number.
+    pub fn written_blocks(&self) -> Vec<u64> {
+        self.inner.state.lock().media.blocks()
+    }
+
     /// Makes it a sparse file on a file system with room for `bytes`: beyond that, writes to blocks
     /// that take no space yet give `NoSpace`. A discard gives space back.
     pub fn set_physical_capacity(&self, bytes: u64) {
@@ -169,6 +182,9 @@ impl Inner {
         let times = 1 + u64::from(self.state.lock().slowness);
         let micros = (micros.start + self.env.random_below(span)) * times;
         self.env.sleep(Duration::from_micros(micros)).await;
+        while self.state.lock().hangs {
+            self.env.sleep(HANG_LOOK).await;
+        }
     }
 
     async fn read(&self, offset: u64, mut buffer: Buffer) -> Result<Buffer> {

@@ -1,0 +1,169 @@
+//! What goes wrong in the network.
+
+use crate::cluster::{Cluster, quiet_network};
+use crate::faults::{later, outage, some_client, some_host, some_manager, some_server};
+use crate::log::note;
+use crate::manager::STORE;
+use crate::options::Fault;
+use kiln_net::SimulatedOptions;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longer than any lease.
+fn long(cluster: &Cluster) -> Duration {
+    Duration::from_millis(6_000 + cluster.ground.random_below(9_000))
+}
+
+fn up_to(cluster: &Cluster, milliseconds: u64) -> Duration {
+    Duration::from_millis(cluster.ground.random_below(milliseconds))
+}
+
+fn is_lucky(cluster: &Cluster) -> bool {
+    cluster.ground.random_below(2) == 0
+}
+
+/// Ways that are cut together.
+#[derive(Default)]
+struct Cuts(Vec<(String, String)>);
+
+impl Cuts {
+    fn one_way(&mut self, from: &str, to: &str) {
+        if from != to {
+            self.0.push((from.to_owned(), to.to_owned()));
+        }
+    }
+
+    fn both(&mut self, a: &str, b: &str) {
+        self.one_way(a, b);
+        self.one_way(b, a);
+    }
+
+    /// Cuts them after a while, and mends them after another one.
+    fn strike(self, cluster: &Arc<Cluster>, after: Duration, lasting: Duration) {
+        let held = Arc::clone(cluster);
+        later(cluster, after, move |cluster| {
+            self.0.iter().for_each(|(from, to)| cluster.cut(from, to));
+            later(&held, lasting, move |cluster| {
+                self.0.iter().for_each(|(from, to)| cluster.mend(from, to));
+            });
+        });
+    }
+}
+
+/// All hosts, in two parts.
+fn halves(cluster: &Cluster) -> [Vec<String>; 2] {
+    let servers = cluster.servers.iter().map(|server| &server.name);
+    let clients = cluster.clients.iter().map(|client| &client.name);
+    let managers = cluster.managers.iter().map(|manager| &manager.name);
+    let store = STORE.to_owned();
+    let mut halves = [Vec::new(), Vec::new()];
+    for name in servers.chain(clients).chain(managers).chain([&store]) {
+        halves[usize::from(is_lucky(cluster))].push(name.clone());
+    }
+    halves
+}
+
+pub(crate) fn strike(cluster: &Arc<Cluster>, fault: Fault) {
+    match fault {
+        Fault::Strand => return strand(cluster),
+        Fault::Rival => return rival(cluster),
+        Fault::Deafen => return deafen(cluster),
+        Fault::BadNetwork => return worsen(cluster),
+        _ => {}
+    }
+    let (one, other) = (some_server(cluster).name.clone(), some_host(cluster).0);
+    let manager = &some_manager(cluster).name;
+    note!(cluster.log, "fault: {fault:?} of {one} (and {other}, {manager})");
+    let mut cuts = Cuts::default();
+    match fault {
+        Fault::Break => return cluster.network.break_between(&one, &other),
+        Fault::Part => cuts.both(&one, &other),
+        Fault::PartFromManager => cuts.both(&one, manager),
+        Fault::PartFromStore => cuts.both(manager, STORE),
+        Fault::Split => {
+            let halves = halves(cluster);
+            for a in &halves[0] {
+                halves[1].iter().for_each(|b| cuts.both(a, b));
+            }
+        }
+        Fault::Isolate => {
+            cluster.servers.iter().for_each(|server| cuts.both(&one, &server.name));
+            if is_lucky(cluster) {
+                cuts.both(&one, manager);
+            }
+        }
+        _ if is_lucky(cluster) => cuts.one_way(&one, &other),
+        _ => cuts.one_way(&other, &one),
+    }
+    cuts.strike(cluster, Duration::ZERO, outage(cluster));
+}
+
+fn worsen(cluster: &Arc<Cluster>) {
+    let delay_max = Duration::from_millis(1 + cluster.ground.random_below(300));
+    let losses_per_million = cluster.ground.random_below(20_000) as u32;
+    note!(cluster.log, "fault: the network takes {delay_max:?}, loses {losses_per_million} ppm");
+    let options = SimulatedOptions { delay_max, losses_per_million, ..quiet_network() };
+    cluster.network.set_options(options);
+    later(cluster, outage(cluster), |cluster| cluster.network.set_options(quiet_network()));
+}
+
+/// What a server answers that has lost its role shows in clients that have not heard of that either.
+fn strand(cluster: &Arc<Cluster>) {
+    let (server, lasting) = (&some_server(cluster).name, long(cluster));
+    let mut stranded = vec![server];
+    let clients = cluster.clients.iter().map(|client| &client.name);
+    stranded.extend(clients.filter(|_| is_lucky(cluster)));
+    // That the managers hear it and do not reach it is the hardest case: they take it for alive.
+    let hears = cluster.ground.random_below(3) == 0;
+    note!(cluster.log, "fault: stranded for {lasting:?}: {stranded:?}, heard: {hears}");
+    let mut cuts = Cuts::default();
+    for manager in &cluster.managers {
+        for host in &stranded {
+            cuts.one_way(&manager.name, host);
+            if !hears {
+                cuts.one_way(host, &manager.name);
+            }
+        }
+    }
+    cuts.strike(cluster, up_to(cluster, 3_000), lasting);
+    if cluster.ground.random_below(3) > 0 {
+        let mut cuts = Cuts::default();
+        for other in cluster.servers.iter().map(|server| &server.name) {
+            cuts.one_way(other, server);
+            if !hears {
+                cuts.one_way(server, other);
+            }
+        }
+        let lasting = Duration::from_millis(3_000) + up_to(cluster, 6_000);
+        cuts.strike(cluster, up_to(cluster, 2_000), lasting);
+    }
+}
+
+/// Another manager takes the seat, and the one before goes on to talk with some.
+fn rival(cluster: &Arc<Cluster>) {
+    let (primary, lasting) = (&cluster.primary().name, long(cluster) + Duration::from_secs(4));
+    let mut cuts = Cuts::default();
+    let mut lost = Vec::new();
+    let servers = cluster.servers.iter().map(|server| &server.name);
+    for name in servers.chain(cluster.clients.iter().map(|client| &client.name)) {
+        if is_lucky(cluster) {
+            cuts.both(primary, name);
+            lost.push(name);
+        }
+    }
+    for manager in &cluster.managers {
+        cuts.both(primary, &manager.name);
+    }
+    note!(cluster.log, "fault: {primary} loses its store and {lost:?} for {lasting:?}");
+    cuts.both(primary, STORE);
+    cuts.strike(cluster, Duration::ZERO, lasting);
+}
+
+/// What the client asks for is done, and it asks again.
+fn deafen(cluster: &Arc<Cluster>) {
+    let (client, lasting) = (&some_client(cluster).name, long(cluster));
+    note!(cluster.log, "fault: {client} hears no server for {lasting:?}");
+    let mut cuts = Cuts::default();
+    cluster.servers.iter().for_each(|server| cuts.one_way(&server.name, client));
+    cuts.strike(cluster, Duration::ZERO, lasting);
+}
