@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What drives the others names what it drives.
-const DRIVERS: &[&str] = &["bench", "cli", "sim"];
+const DRIVERS: &[&str] = &["bench", "cli", "sim", "faults"];
 const SERVERS: &[&str] = &["mgmtd", "meta-server", "storage-server"];
 
 struct Arrow {

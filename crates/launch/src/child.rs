@@ -11,7 +11,7 @@ use std::io::Write;
 pub const READY: &str = "ready ";
 
 /// Names the supervisor's process id in a server's environment.
-pub(crate) const SUPERVISOR: &str = "KILN_SUPERVISOR";
+pub const SUPERVISOR: &str = "KILN_SUPERVISOR";
 
 /// Whether this process was started by a supervisor, and its ties to it.
 #[derive(Clone, Copy, Debug)]

@@ -23,7 +23,7 @@ mod shape;
 mod state;
 mod supervise;
 
-pub use child::{READY, Supervised};
+pub use child::{READY, SUPERVISOR, Supervised};
 pub use cluster::{Cluster, clear_stale};
 pub use dir::ClusterDir;
 pub use event::Event;
