@@ -55,7 +55,15 @@ impl Drop for End<'_> {
 /// Since when the target behind does not answer.
 #[derive(Default)]
 pub(crate) struct Silence {
-    state: Mutex<Option<Silent>>,
+    state: Mutex<Hearing>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Hearing {
+    /// Since when this target is behind: what was called before says nothing of it, since it may have
+    /// been dead then.
+    behind_since: Monotonic,
+    silent: Option<Silent>,
 }
 
 #[derive(Clone, Copy)]
@@ -66,6 +74,11 @@ struct Silent {
 }
 
 impl Silence {
+    /// From now on another target is behind, or one that was away.
+    pub(crate) fn begin(&self, env: &Env) {
+        *self.state.lock() = Hearing { behind_since: env.now(), silent: None };
+    }
+
     /// Takes note of how a call to `target` ended that began at `begun`.
     pub(crate) fn note<T>(
         &self,
@@ -75,9 +88,12 @@ impl Silence {
         result: &Result<T>,
     ) {
         let mut state = self.state.lock();
-        *state = match result {
+        if begun < state.behind_since {
+            return;
+        }
+        state.silent = match result {
             Err(error) if is_silence(error) => {
-                let before = state.filter(|silent| silent.target == target);
+                let before = state.silent.filter(|silent| silent.target == target);
                 let since = before.map_or(begun, |silent| silent.since);
                 Some(Silent { target, since, last: env.now() })
             }
@@ -91,11 +107,45 @@ impl Silence {
         let long = |silent: &Silent| {
             now.since(silent.since) >= SILENCE && now.since(silent.last) < COMPLAINT_TIME
         };
-        self.state.lock().filter(long).map(|silent| silent.target)
+        self.state.lock().silent.filter(long).map(|silent| silent.target)
     }
 }
 
 /// Whether a call failed without an answer.
 pub(crate) fn is_silence(error: &Error) -> bool {
     matches!(error.code(), Code::Unreachable | Code::ConnectionLost | Code::DeadlineExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_env::Executor;
+
+    #[test]
+    fn what_was_called_before_a_target_came_back_is_no_complaint_about_it() {
+        let executor = Executor::new(1);
+        let env = executor.env();
+        executor.run(async move {
+            let (silence, target) = (Silence::default(), TargetId(7));
+            let lost: Result<()> = Err(Error::new(Code::Unreachable, "lost"));
+            let seconds = Duration::from_secs;
+            let begun = env.now();
+            env.sleep(seconds(4)).await;
+            silence.note(&env, target, begun, &lost);
+            assert_eq!(silence.target(&env), Some(target));
+            // It is dead and leaves, is back at once, and a call of before ends only now.
+            silence.begin(&env);
+            assert_eq!(silence.target(&env), None);
+            env.sleep(seconds(1)).await;
+            silence.note(&env, target, begun, &lost);
+            assert_eq!(silence.target(&env), None);
+            // Calls of now count.
+            let begun = env.now();
+            env.sleep(seconds(4)).await;
+            silence.note(&env, target, begun, &lost);
+            assert_eq!(silence.target(&env), Some(target));
+            silence.note(&env, target, env.now(), &Ok(()));
+            assert_eq!(silence.target(&env), None);
+        });
+    }
 }

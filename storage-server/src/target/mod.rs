@@ -255,6 +255,9 @@ impl Target {
             actions.extend(state.replica.apply(Event::View(view)));
             (old, actions)
         };
+        if successor(old) != successor(view) {
+            self.silence.begin(&self.env);
+        }
         self.drive(actions);
         if old.map(|view| view.chain_version) != view.map(|view| view.chain_version) {
             self.follow_successor(view);
@@ -413,6 +416,10 @@ impl Target {
         }
         result
     }
+}
+
+fn successor(view: Option<View>) -> Option<TargetId> {
+    view.and_then(|view| view.successor)
 }
 
 fn serves(view: Option<View>) -> bool {
