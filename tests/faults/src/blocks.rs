@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// A chunk and a half, and a chunk more.
 const FILE_BYTES: usize = 5 << 19;
 const SIZES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, 256 << 10];
+/// Half of all requests go to the first files, which have so few blocks.
+const HOT_FILES: usize = 12;
+const HOT_BLOCKS: usize = 8;
 /// Blocks in one request at most.
 const RUN: usize = 4;
 
@@ -23,6 +26,26 @@ struct Register {
     acknowledged: u64,
     seen: u64,
     attempted: u64,
+}
+
+impl Register {
+    /// Whether `found` may be what a read returned that began at `before` and has ended now.
+    fn judge(&mut self, before: Self, found: &Found) -> Result<(), String> {
+        let (least, most) = (before.acknowledged.max(before.seen), self.attempted);
+        match found {
+            Found::Whole { sequence, .. } if (least..=most).contains(sequence) => {
+                self.seen = self.seen.max(*sequence);
+                Ok(())
+            }
+            Found::Whole { sequence, .. } => Err(format!(
+                "holds write {sequence}; when the read began {} was acknowledged and {} seen, {most} \
+                 begun when it ended",
+                before.acknowledged, before.seen
+            )),
+            Found::Zeros => Err(format!("zeros, after write {least}")),
+            Found::Wrong(why) => Err(format!("{why}, after write {least}")),
+        }
+    }
 }
 
 /// One file.
@@ -39,7 +62,11 @@ impl BlockFile {
         let file = seat.create(parent, &format!("blocks-{number}")).await?;
         let block_bytes = SIZES[number as usize % SIZES.len()];
         let first = Register { acknowledged: 1, seen: 1, attempted: 1 };
-        let registers = Mutex::new(vec![first; FILE_BYTES / block_bytes]);
+        let blocks = match number as usize {
+            ..HOT_FILES => HOT_BLOCKS,
+            _ => FILE_BYTES / block_bytes,
+        };
+        let registers = Mutex::new(vec![first; blocks]);
         let made = Self { number, inode: file.inode(), block_bytes, registers };
         let all: Vec<_> = (0..made.blocks()).flat_map(|block| made.bytes(block, 0, 1)).collect();
         file.write_at(0, Bytes::copy_of(&all)).await?;
@@ -48,7 +75,7 @@ impl BlockFile {
     }
 
     fn blocks(&self) -> usize {
-        FILE_BYTES / self.block_bytes
+        self.registers.lock().len()
     }
 
     fn id(&self, block: usize) -> Id {
@@ -112,20 +139,10 @@ impl BlockFile {
         let blocks = bytes.chunks_exact(self.block_bytes).map(<[u8]>::to_vec);
         let mut registers = self.registers.lock();
         for ((block, bytes), before) in (first..end).zip(blocks).zip(before) {
-            let after = &mut registers[block];
-            let (least, most) = (before.acknowledged.max(before.seen), after.attempted);
-            let place = format!("file {} block {block}, inode {}", self.number, self.inode);
-            match block::look(self.id(block), &bytes) {
-                Found::Whole { sequence, .. } if (least..=most).contains(&sequence) => {
-                    after.seen = after.seen.max(sequence);
-                }
-                Found::Whole { sequence, .. } => board.violate(format!(
-                    "{place}: holds write {sequence}; when the read began {} was acknowledged and {} \
-                     seen, {most} begun when it ended",
-                    before.acknowledged, before.seen
-                )),
-                Found::Zeros => board.violate(format!("{place}: zeros, after write {least}")),
-                Found::Wrong(why) => board.violate(format!("{place}: {why}, after write {least}")),
+            let found = block::look(self.id(block), &bytes);
+            if let Err(wrong) = registers[block].judge(before, &found) {
+                let Self { number, inode, .. } = self;
+                board.violate(format!("file {number} block {block}, inode {inode}: {wrong}"));
             }
         }
         Ok(())
@@ -140,6 +157,11 @@ impl BlockFile {
         }
         file.close().await.map(drop)
     }
+}
+
+fn choose<'a>(files: &'a [BlockFile], random: &mut fastrand::Rng) -> &'a BlockFile {
+    let hot = HOT_FILES.min(files.len());
+    &files[if random.bool() { random.usize(..hot) } else { random.usize(..files.len()) }]
 }
 
 /// The open files of one worker, for as long as its client is the same.
@@ -173,7 +195,7 @@ pub(crate) async fn write(
 ) {
     let mut handles = Handles::default();
     while !seat.board.is_ending() {
-        let file = &files[random.usize(..files.len())];
+        let file = choose(&files, &mut random);
         let run = file.choose(writer, writers, &mut random);
         let client = seat.client();
         let work = async {
@@ -196,7 +218,7 @@ pub(crate) async fn write(
 pub(crate) async fn read(seat: Arc<Seat>, files: Arc<Vec<BlockFile>>, mut random: fastrand::Rng) {
     let mut handles = Handles::default();
     while !seat.board.is_ending() {
-        let file = &files[random.usize(..files.len())];
+        let file = choose(&files, &mut random);
         let run = file.choose(0, 1, &mut random);
         if random.u8(..20) == 0 {
             handles.files.remove(&file.number);
@@ -210,5 +232,26 @@ pub(crate) async fn read(seat: Arc<Seat>, files: Arc<Vec<BlockFile>>, mut random
             seat.recover(&client, &error).await;
         }
         seat.breathe(&mut random).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_is_neither_older_than_what_was_known_nor_newer_than_what_was_begun() {
+        let whole = |sequence| Found::Whole { writer: 1, sequence };
+        let before = Register { acknowledged: 3, seen: 4, attempted: 5 };
+        let mut after = Register { acknowledged: 5, seen: 4, attempted: 6 };
+        for (sequence, fine) in
+            [(2, false), (3, false), (4, true), (5, true), (6, true), (7, false)]
+        {
+            assert_eq!(after.judge(before, &whole(sequence)).is_ok(), fine, "{sequence}");
+        }
+        // What was seen once is seen by all from then on.
+        assert_eq!(after.seen, 6);
+        assert!(after.judge(after, &whole(5)).is_err());
+        assert!(after.judge(before, &Found::Zeros).is_err());
     }
 }

@@ -22,6 +22,7 @@ const BLOCK: u64 = 4096;
 
 pub(crate) struct Disks {
     pub(crate) switch: Arc<Switch>,
+    faulty: PathBuf,
     small: PathBuf,
     rotting: PathBuf,
 }
@@ -36,7 +37,7 @@ impl Disks {
         File::create(&image).and_then(|file| file.set_len(SMALL_BYTES)).context(image.display())?;
         shell::run("mkfs.ext4", &format!("-q -F -m 0 {}", image.display()))?;
         shell::run("mount", &format!("-o loop {} {}", image.display(), small.display()))?;
-        Ok(Self { switch, small, rotting: disk(ROTTING).join(STORE) })
+        Ok(Self { switch, faulty: disk(FAULTY), small, rotting: disk(ROTTING).join(STORE) })
     }
 
     fn foreign(&self) -> PathBuf {
@@ -84,6 +85,14 @@ impl Disks {
         }
         file.sync_data().context(&shown)?;
         Ok(hit)
+    }
+
+    /// Takes the mounts away, which otherwise go with this process.
+    pub(crate) fn unmount(&self) -> Result<()> {
+        for mount in [&self.faulty, &self.small] {
+            shell::run("umount", &format!("--lazy {}", mount.display()))?;
+        }
+        Ok(())
     }
 
     /// Nothing is wrong any more.

@@ -27,6 +27,8 @@ pub enum Kind {
     Mute,
     /// Two storage servers do not reach each other.
     Cut,
+    /// A storage server and a client's host reach each other, and nobody else.
+    Split,
     /// A client's host is cut off.
     ClientCut,
     /// A server loses a part of all packets.
@@ -50,7 +52,7 @@ const META: ServiceKind = ServiceKind::Meta;
 const STORAGE: ServiceKind = ServiceKind::Storage;
 
 /// All kinds by name, and how often each is drawn beside the others.
-pub const KINDS: [(&str, Kind, u32); 25] = [
+pub const KINDS: [(&str, Kind, u32); 26] = [
     ("kill-storage", Kind::Kill(STORAGE), 6),
     ("kill-meta", Kind::Kill(META), 2),
     ("kill-mgmtd", Kind::Kill(MGMTD), 2),
@@ -67,6 +69,7 @@ pub const KINDS: [(&str, Kind, u32); 25] = [
     ("deaf-storage", Kind::Deaf, 3),
     ("mute-storage", Kind::Mute, 3),
     ("cut", Kind::Cut, 3),
+    ("split", Kind::Split, 3),
     ("client-cut", Kind::ClientCut, 1),
     ("loss-storage", Kind::Loss(STORAGE), 2),
     ("loss-mgmtd", Kind::Loss(MGMTD), 1),
@@ -141,7 +144,7 @@ impl Fault {
             Kind::Kill(of) | Kind::Pause(of) | Kind::Halt(of) => vec![any(of)?],
             Kind::Partition(of) | Kind::Loss(of) => vec![any(of)?],
             Kind::KillAll => (0..servers.servers.len()).collect(),
-            Kind::Deaf | Kind::Mute | Kind::Late => vec![any(STORAGE)?],
+            Kind::Deaf | Kind::Mute | Kind::Split | Kind::Late => vec![any(STORAGE)?],
             Kind::Cut => vec![any(STORAGE)?, any(STORAGE)?],
             Kind::ClientCut => vec![],
             Kind::DiskFull => vec![servers.find(SMALL).ok()?],
@@ -166,7 +169,11 @@ impl Fault {
             Kind::ClientCut => vec![&self.client(servers).name],
             _ => self.victims.iter().map(|at| servers.name(*at)).collect(),
         };
-        format!("{} of {} for {:.1?}", self.kind.name(), names.join(" and "), self.hold)
+        let with = match self.kind {
+            Kind::Split => format!(" with {}", self.client(servers).name),
+            _ => String::new(),
+        };
+        format!("{} of {}{with} for {:.1?}", self.kind.name(), names.join(" and "), self.hold)
     }
 
     fn client<'a>(&self, servers: &'a Servers) -> &'a Host {
@@ -192,6 +199,18 @@ impl Fault {
                 let pair =
                     [format!("in ip saddr {other} drop"), format!("out ip daddr {other} drop")];
                 vec![(host(self.victims[0]), pair.to_vec())]
+            }
+            Kind::Split => {
+                let (server, client) = (host(self.victims[0]), self.client(servers).clone());
+                let except = |other: &Host| {
+                    let other = other.address;
+                    vec![
+                        format!("in ip saddr != {other} drop"),
+                        format!("out ip daddr != {other} drop"),
+                    ]
+                };
+                let (one, two) = (except(&client), except(&server));
+                vec![(server, one), (client, two)]
             }
             Kind::Loss(_) => {
                 let percent = 1 + self.how % 30;

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// All chains have to be whole so long after the last fault.
-const WHOLE_WITHIN: Duration = Duration::from_secs(120);
+/// All chains have to be whole so long after the last fault: a target that has hung again and again is
+/// kept out for five minutes.
+const WHOLE_WITHIN: Duration = Duration::from_secs(330);
 /// Removed files' chunks have to be gone, and `kiln admin check` find nothing, so long after that.
 const CLEAN_WITHIN: Duration = Duration::from_secs(150);
 const TICK: Duration = Duration::from_millis(50);

@@ -174,7 +174,7 @@ impl Servers {
     }
 
     /// Kills everything and waits for it.
-    pub(crate) fn stop(&mut self) -> Result<()> {
+    fn stop(&mut self) -> Result<()> {
         self.disks.recover()?;
         (0..self.servers.len()).for_each(|at| self.signal(at, Signal::KILL));
         for server in &mut self.servers {
@@ -182,7 +182,7 @@ impl Servers {
                 child.wait().context("a server's end")?;
             }
         }
-        Ok(())
+        self.disks.unmount()
     }
 
     /// The place of the server with this name.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-const FILES: u32 = 16;
+const FILES: u32 = 28;
 /// On each client's host.
 const WRITERS: usize = 3;
 const READERS: usize = 2;
