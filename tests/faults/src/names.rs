@@ -14,7 +14,9 @@ use std::sync::Arc;
 const FILES: usize = 60;
 /// Names that are gone and still looked at.
 const GONE: usize = 200;
+/// Of most files; a few are larger, so that disks fill and are cleaned.
 const BYTES_MAX: usize = 96 << 10;
+const LARGE: usize = 40;
 const NUMBERS: u32 = 20_000;
 
 /// A directory whose names one worker changes.
@@ -83,7 +85,8 @@ impl Names {
             state.next += 1;
             (format!("new-{}", state.next), state.next)
         };
-        let length = random.usize(1..BYTES_MAX / 8) * 8 + 56;
+        let scale = if random.u8(..8) == 0 { LARGE } else { 1 };
+        let length = random.usize(1..BYTES_MAX * scale / 8) * 8 + 56;
         self.set(&name, Name::Changing);
         let file = seat.create(self.directory, &name).await?;
         let bytes = block::make(self.id(content), 0, 1, length);

@@ -98,7 +98,7 @@ impl Run {
     /// Nothing happens for a moment.
     async fn calm(&mut self, servers: &mut Servers) -> Result<()> {
         let from = self.board.env.now();
-        let pause = Duration::from_millis(self.random.u64(1000..4000));
+        let pause = Duration::from_millis(self.random.u64(500..2500));
         self.wait(servers, pause).await?;
         let to = self.board.env.now();
         self.windows.push(Window { kind: None, from, healed: to, to });
