@@ -9,7 +9,7 @@
 use crate::manager::Manager;
 use crate::state::retire;
 use kiln_chain::membership;
-use kiln_rpc::{Heartbeat, Move, Reason, TargetOrder, TargetOrders};
+use kiln_rpc::{Heartbeat, Move, Reason, Retired, TargetOrder, TargetOrders};
 use kiln_types::{Chain, LocalState, Monotonic, NodeId, PublicState, Target, TargetId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -80,7 +80,8 @@ impl Manager {
 
     /// Notes what a heartbeat says of sizes, and forgets retired targets that are gone.
     pub(crate) fn observe(&mut self, heartbeat: &Heartbeat, now: Monotonic) {
-        for report in &heartbeat.targets {
+        let known = |target| self.state.routing.targets.contains_key(&target);
+        for report in heartbeat.targets.iter().filter(|report| known(report.target)) {
             self.observed.bytes.insert(report.target, report.used_bytes);
         }
         if self.state.retired.is_empty() {
@@ -109,9 +110,14 @@ impl Manager {
         }
     }
 
-    /// How many retired targets their disks do not have any more.
-    pub(crate) fn deleted(&self) -> usize {
-        self.state.retired.keys().filter(|target| self.observed.absent.contains_key(target)).count()
+    /// How many retired targets are being deleted: their disks are there, and have them.
+    pub(crate) fn deleting(&self) -> usize {
+        let there = |retired: &&Retired| {
+            self.disks_of(retired.node).any(|disk| disk.disk == retired.disk)
+                && self.state.routing.nodes.get(&retired.node).is_some_and(|node| node.alive)
+                && !self.observed.absent.contains_key(&retired.target)
+        };
+        self.state.retired.values().filter(there).count()
     }
 
     /// Targets that leave and are out stay out: what is alive there does not join again.
@@ -176,6 +182,9 @@ impl Manager {
             return;
         }
         self.observed.next_look = now.plus(LOOK_EVERY);
+        if !self.knows_disks() {
+            return;
+        }
         self.drop_lost_moves(now);
         self.begin_moves(now);
         self.plan_lost_anew(now);
@@ -249,7 +258,10 @@ impl Manager {
                     None => "no disk in another failure domain has room for it".into(),
                 };
                 self.observed.stuck.insert(from, why);
-                self.state.moves.remove(&from).iter().for_each(|_| self.changed = true);
+                // One that waits for its turn may wait for its disk too.
+                if onto.is_none_or(|disk| map.takes(disk)) {
+                    self.cancel_move(from, "it fits nowhere");
+                }
                 continue;
             };
             let (node, disk) = (place.node, place.disk);

@@ -50,7 +50,7 @@ impl Manager {
         match operation {
             Operation::Drain(drain) => self.drain(drain)?,
             Operation::CancelDrain(what) => self.cancel_drain(what)?,
-            Operation::Rebalance { dry_run } => return Ok(self.rebalance(dry_run)),
+            Operation::Rebalance { dry_run } => return self.rebalance(dry_run),
             Operation::CancelRebalance => {
                 self.cancel_moves("the operator", |what| what.reason == Reason::Rebalance)
             }
@@ -132,10 +132,14 @@ impl Manager {
         moves.into_iter().for_each(|from| self.cancel_move(from, why));
     }
 
-    fn rebalance(&mut self, dry_run: bool) -> Answer {
+    fn rebalance(&mut self, dry_run: bool) -> Result<Answer> {
+        if !self.knows_disks() {
+            let text = "the manager has not heard of all servers' disks since it started";
+            return Err(Error::new(Code::NotReady, text).with_hint("try again in some seconds"));
+        }
         let moves = self.plan_rebalance();
         if dry_run {
-            return Answer::Moves(moves);
+            return Ok(Answer::Moves(moves));
         }
         // An earlier plan that has not begun is replaced.
         let before = self.state.moves.clone();
@@ -145,7 +149,7 @@ impl Manager {
         }
         self.changed |= self.state.moves != before;
         tracing::info!(moves = moves.len(), "rebalanced");
-        Answer::Moves(moves)
+        Ok(Answer::Moves(moves))
     }
 
     fn recover_chain(&mut self, id: ChainId, from: TargetId) -> Result<()> {
@@ -227,7 +231,7 @@ impl Manager {
             moves: self.state.moves.values().map(progress).collect(),
             rebuilds: self.observed.gone.iter().filter_map(rebuild).collect(),
             extension: self.state.extension,
-            retired: self.state.retired.len() as u64 - self.deleted() as u64,
+            retired: self.deleting() as u64,
             disks: self.disk_states(),
         }
     }

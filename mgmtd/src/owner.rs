@@ -150,6 +150,7 @@ impl Owner {
         let routing = Arc::new(state.routing.clone());
         self.ring.set_credentials(&routing.credentials);
         show(&routing);
+        metrics::MGMTD_MOVES.set_amount(state.moves.len() as u64);
         self.publish.send_replace(routing);
         Ok(())
     }

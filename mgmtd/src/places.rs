@@ -57,6 +57,14 @@ impl Manager {
         Places { map, slots, number, chains: ids }
     }
 
+    /// Whether this manager has heard of the disks of all servers that are alive: before, any choice of a
+    /// place would be one among few.
+    pub(crate) fn knows_disks(&self) -> bool {
+        let nodes = self.state.routing.nodes.values();
+        let mut storage = nodes.filter(|node| node.alive && node.kind == ServiceKind::Storage);
+        storage.all(|node| self.disks_of(node.id).next().is_some())
+    }
+
     fn slots(&self) -> Vec<Slot> {
         let routing = &self.state.routing;
         let storage = || routing.nodes.values().filter(|node| node.kind == ServiceKind::Storage);
@@ -128,6 +136,11 @@ impl Places {
             }
         };
         Some(self.slots[slot].place)
+    }
+
+    /// Whether a disk is there and takes targets.
+    pub(crate) fn takes(&self, disk: DiskId) -> bool {
+        self.slots.iter().any(|slot| slot.place.disk == disk && slot.open)
     }
 
     /// A target goes to `place`.

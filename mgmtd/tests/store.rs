@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use async_trait::async_trait;
+use kiln_chain::lease::{LeaseTimes, Patience};
+use kiln_chain::membership;
+use kiln_config::BootstrapConfig;
 use kiln_env::{Env, Executor, Task};
 use kiln_kv::{Kv, MemoryKv, Transaction};
-use kiln_mgmtd::{Seat, State, Store};
+use kiln_mgmtd::{Manager, Options, Seat, State, Store};
+use kiln_rpc::{Move, Reason, Retired};
 use kiln_types::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -203,6 +207,95 @@ fn a_torn_change_leaves_no_half_plan_and_no_half_table() {
                 None => assert!(!done),
             }
         });
+    }
+}
+
+fn options() -> Options {
+    let state = state(1);
+    Options {
+        own: Node {
+            id: NodeId(1),
+            kind: ServiceKind::Mgmtd,
+            ..state.routing.nodes[&NodeId(100)].clone()
+        },
+        lease: LeaseTimes::SERVER,
+        patience: Patience::default(),
+        bootstrap: BootstrapConfig::default(),
+        key: KeyId(1),
+        rebuild_after: Duration::ZERO,
+    }
+}
+
+/// Every chain's first target moves: the new one is there, and then the old one gone.
+fn moved(before: &State, finished: bool) -> State {
+    let mut state = before.clone();
+    state.routing.version.0 += 1;
+    for chain in state.routing.chains.values_mut() {
+        let from = chain.members[0].target;
+        let to = state.next_target;
+        state.next_target.0 += 1;
+        let old = state.routing.targets[&from].clone();
+        let new = Target { id: to, disk: DiskId(7), local: LocalState::Offline, ..old.clone() };
+        let what = Move {
+            from,
+            chain: chain.id,
+            node: new.node,
+            disk: new.disk,
+            to: Some(to),
+            reason: Reason::Drain,
+            cancelled: false,
+        };
+        *chain = membership::add(chain, to).unwrap();
+        state.routing.targets.insert(to, new);
+        if finished {
+            chain.members.remove(0);
+            state.routing.targets.remove(&from);
+            let Target { id: target, chain, node, disk, .. } = old;
+            state.retired.insert(from, Retired { target, chain, node, disk });
+        } else {
+            state.moves.insert(from, what);
+        }
+    }
+    state
+}
+
+#[test]
+fn moves_that_are_torn_have_happened_or_not() {
+    for commits in 0..10 {
+        for (begun, finished) in [(false, false), (true, true)] {
+            simulate(move |env, kv| async move {
+                let mut first = state(4_000);
+                first.next_target = TargetId(20_000);
+                let before = if begun { moved(&first, false) } else { first.clone() };
+                let after = moved(&first, finished);
+                let dying = Arc::new(Dying { kv: kv.clone(), commits_left: AtomicU64::new(100) });
+                let (store, empty) = open(&dying, &env).await.unwrap();
+                store.commit(&empty, &before).await.unwrap();
+                dying.commits_left.store(commits, Ordering::SeqCst);
+                let done = store.commit(&before, &after).await.is_ok();
+                let (_, loaded) = open(&kv, &env).await.unwrap();
+                if done {
+                    assert_eq!(loaded, after);
+                }
+                let manager = Manager::new(options(), loaded, Monotonic(1));
+                let state = manager.state();
+                let routing = &state.routing;
+                for chain in routing.chains.values() {
+                    membership::validate(chain).unwrap();
+                    for member in &chain.members {
+                        assert_eq!(routing.targets[&member.target].chain, chain.id);
+                    }
+                    let moves = state.moves.values().filter(|what| what.chain == chain.id);
+                    assert_eq!(chain.members.len(), 3 + moves.count());
+                }
+                for target in routing.targets.values() {
+                    assert!(routing.chains[&target.chain].state_of(target.id).is_some());
+                    assert!(
+                        target.id < state.next_target && !state.retired.contains_key(&target.id)
+                    );
+                }
+            });
+        }
     }
 }
 

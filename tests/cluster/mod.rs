@@ -35,6 +35,17 @@ pub(crate) struct TestCluster {
     _temporary: tempfile::TempDir,
 }
 
+/// A server that the cluster's supervisor does not know.
+pub(crate) struct Beside(std::process::Child);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl TestCluster {
     /// Starts one with `storage` servers and `replicas` copies.
     pub(crate) fn start(storage: u32, replicas: u32) -> Self {
@@ -152,6 +163,60 @@ impl TestCluster {
     pub(crate) fn restart(&mut self, name: &str) {
         let cluster = self.cluster.as_mut().expect("it runs");
         self.runtime.block_on(cluster.start_server(name)).expect("it starts");
+    }
+
+    /// Sets a value in a server's configuration, for its next start.
+    pub(crate) fn configure(&self, server: &str, key: &str, value: &str) {
+        let file = self.path.join(server).join("config.toml");
+        set_values(&file, |found| (found == key).then(|| value.to_string()));
+    }
+
+    /// Gives a storage server a second disk, from its next start on.
+    pub(crate) fn add_disk(&self, server: &str) {
+        let file = self.path.join(server).join("config.toml");
+        let disk = "\n[[disks]]\npath = \"disk-2\"\ncapacity = \"8GiB\"\n";
+        let text = std::fs::read_to_string(&file).expect("a configuration");
+        std::fs::write(file, text + disk).expect("a configuration");
+    }
+
+    /// Starts one more storage server, number `number`, beside those of the cluster. It ends when the
+    /// result is dropped.
+    pub(crate) fn add_storage(&self, number: u64) -> Beside {
+        let (first, new) = (self.path.join("storage-1"), format!("storage-{number}"));
+        let directory = self.path.join(&new);
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::copy(first.join("config.toml"), directory.join("config.toml")).unwrap();
+        let id = (100 + number).to_string();
+        self.configure(&new, "id", &id);
+        let manager = self.cluster.as_ref().and_then(|cluster| cluster.address("mgmtd"));
+        let manager = manager.expect("a running manager").to_string();
+        let mut command = self.command(["storage", "--mgmtd", &manager, "--config"]);
+        command.arg(directory.join("config.toml"));
+        let log = std::fs::File::create(self.path.join("logs").join(format!("{new}.log"))).unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        Beside(command.spawn().expect("a storage server"))
+    }
+
+    /// Waits until the list of nodes has a word.
+    pub(crate) fn await_node(&self, word: &str) {
+        let listed = || {
+            let nodes = self.ok(&["admin", "nodes"]);
+            nodes.split_whitespace().any(|found| found == word)
+        };
+        self.until(word, listed);
+    }
+
+    /// Waits until something holds, for two minutes at most.
+    pub(crate) fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        for _ in 0..600 {
+            if holds() {
+                return;
+            }
+            self.sleep(Duration::from_millis(200));
+        }
+        let operations = self.ok(&["admin", "operations"]);
+        let chains = self.ok(&["admin", "chains"]);
+        panic!("never: {what}\n{operations}\n{chains}\n{}", self.logs());
     }
 
     /// Stops one server in place (SIGSTOP).

@@ -11,5 +11,6 @@ pub mod placement;
 pub mod relocation;
 pub mod replica;
 pub mod resync;
+pub mod spread;
 
 pub use initiator::{Initiator, Intent, Step};

@@ -6,6 +6,7 @@
 //! chains with.
 
 use crate::domains::domains;
+use crate::spread::{Draft, even_out};
 use kiln_types::{Code, DiskId, Error, NodeId, Result};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -65,6 +66,7 @@ pub fn plan_beside(servers: &[Server], shape: Shape, there: &[Places]) -> Result
     for left in (1..=planner.chains_max()).rev() {
         chains.extend(planner.next_chain(left));
     }
+    even_out(&mut chains, &planner.group, planner.shared.clone());
     let chains = balance_heads(chains, servers.len());
     Ok(table_order(chains.iter().map(|chain| planner.places(chain)).collect()))
 }
@@ -101,9 +103,6 @@ fn domains_of(servers: &[Server], replicas: usize) -> BTreeMap<NodeId, usize> {
     let with_disks = servers.iter().filter(|server| !server.disks.is_empty());
     domains(with_disks.map(|server| (server.node, &server.tags)), replicas)
 }
-
-/// A chain under way: (server index, disk index).
-type Draft = Vec<(usize, usize)>;
 
 struct Planner<'a> {
     servers: Vec<&'a Server>,
@@ -242,7 +241,8 @@ fn find_swaps(chains: &[Draft], heads: &[usize]) -> Option<Vec<(usize, usize)>> 
     for (i, chain) in chains.iter().enumerate() {
         headed[chain[0].0].push(i);
     }
-    for start in 0..heads.len() {
+    let least = heads.iter().min().copied().unwrap_or(0);
+    for start in (0..heads.len()).filter(|start| heads[*start] >= least + 2) {
         let mut came_by: BTreeMap<usize, (usize, usize, usize)> = BTreeMap::new();
         let mut queue = VecDeque::from([start]);
         while let Some(server) = queue.pop_front() {

@@ -2,7 +2,7 @@
 //! holds which acknowledged writes.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use kiln_chain::membership::{advance, changes, validate};
+use kiln_chain::membership::{add, advance, changes, may_leave, recover, remove, validate};
 use kiln_types::{Chain, ChainId, ChainVersion, LocalState, Member, PublicState, TargetId};
 
 const STATES: [PublicState; 5] = [
@@ -96,6 +96,50 @@ fn the_last_one_that_served_is_waited_for() {
     assert_eq!(chain.head(), Some(TargetId(1)));
     assert_eq!(chain.members[1].state, PublicState::Syncing);
     assert_eq!(chain.members[2].state, PublicState::Waiting);
+}
+
+#[test]
+fn members_come_and_go_without_a_chain_losing_what_it_has() {
+    for length in 1..=4 {
+        for states in sequences(&STATES, length) {
+            let old = chain(&states);
+            if validate(&old).is_err() {
+                continue;
+            }
+            let (new, first) = (TargetId(9), TargetId(0));
+            let more = add(&old, new).unwrap();
+            validate(&more).unwrap();
+            assert_eq!((more.version.0, more.state_of(new)), (2, Some(PublicState::Offline)));
+            assert_eq!((more.head(), more.tail()), (old.head(), old.tail()));
+            assert!(add(&old, first).is_err() && remove(&old, new).is_err());
+            for member in &old.members {
+                let serves = old.serving().any(|target| target != member.target);
+                assert_eq!(may_leave(&old, member.target), serves);
+                match remove(&old, member.target) {
+                    Ok(fewer) => {
+                        validate(&fewer).unwrap();
+                        assert_eq!(
+                            fewer.serving().collect::<Vec<_>>(),
+                            old.serving().collect::<Vec<_>>()
+                        );
+                        assert!(member.state > PublicState::Syncing && fewer.head().is_some());
+                    }
+                    Err(_) => assert!(member.state <= PublicState::Syncing || old.head().is_none()),
+                }
+                for locals in sequences(&LOCALS, length) {
+                    let local = |target: TargetId| locals[target.0 as usize];
+                    let Ok(next) = recover(&old, member.target, local) else { continue };
+                    validate(&next).unwrap();
+                    assert_eq!(old.head(), None, "nobody serves");
+                    assert_eq!(next.head(), Some(member.target));
+                    assert!(
+                        local(member.target).is_alive() && member.state > PublicState::LastServing
+                    );
+                    assert!(!local(old.members[0].target).is_alive(), "the last one is not there");
+                }
+            }
+        }
+    }
 }
 
 /// One replica in the model: what it holds, and what it believes.

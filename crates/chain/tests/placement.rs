@@ -1,7 +1,7 @@
 //! Plans of many shapes: disks evenly full, heads balanced, no shared hosts, pairs spread.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use kiln_chain::placement::{Place, Places, Server, Shape, plan};
+use kiln_chain::placement::{Place, Places, Server, Shape, plan, plan_beside};
 use kiln_types::{Code, DiskId, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,8 +64,23 @@ fn pairs_share_chains_evenly() {
         }));
         let ideal = (2 * targets_per_disk).div_ceil(count as usize - 1);
         let most = pairs.values().max().unwrap();
-        assert!(*most <= ideal + 1, "{count} servers: {most} shared, ideal {ideal}");
+        // For 25 only a Steiner system is ideal, which a search does not find.
+        let slack = usize::from(count == 25);
+        assert!(*most <= ideal + slack, "{count} servers: {most} shared, ideal {ideal}");
     }
+}
+
+#[test]
+fn further_chains_fill_the_disks_up() {
+    let shape = Shape { replicas: 3, targets_per_disk: 6 };
+    let there = plan(&servers(4, 2, |_| None), shape).unwrap();
+    let all = servers(7, 2, |_| None);
+    let shape = Shape { targets_per_disk: 9, ..shape };
+    let new = plan_beside(&all, shape, &there).unwrap();
+    let targets = there.iter().chain(&new).flatten();
+    let by_disk = count_by(targets.map(|place| place.disk));
+    assert_eq!((by_disk.len(), spread(&by_disk)), (14, 0), "{by_disk:?}");
+    assert!(plan_beside(&all, shape, &[there, new].concat()).unwrap().is_empty());
 }
 
 #[test]

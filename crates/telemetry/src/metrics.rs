@@ -121,6 +121,8 @@ metrics! {
             "Chains of which not every target serves.";
         Gauge MGMTD_CHAINS_READ_ONLY = "kiln_mgmtd_chains_read_only", Count, Stable,
             "Chains of which too few targets serve for writes.";
+        Gauge MGMTD_MOVES = "kiln_mgmtd_moves", Count, Stable,
+            "Targets that move to another disk, or wait to.";
 
         Gauge META_CLIENTS = "kiln_meta_clients", Count, Stable,
             "Clients that may have files open.";

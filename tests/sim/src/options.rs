@@ -98,13 +98,25 @@ impl Fault {
     /// What may also happen where a server rots: nothing that takes the replicas of others away, of
     /// which one is needed whole.
     fn spares_others(self) -> bool {
-        match self {
-            Self::FlipBits | Self::KillServer | Self::PowerLoss | Self::StopServer => true,
-            Self::KillManager | Self::KillManagers | Self::StopManager => true,
-            Self::KillClient | Self::Deafen | Self::Break | Self::BadNetwork => true,
-            Self::SlowDisk | Self::DiskError | Self::Drift | Self::JumpWall => true,
-            _ => false,
-        }
+        use Fault::*;
+        let harmless = [
+            FlipBits,
+            KillServer,
+            PowerLoss,
+            StopServer,
+            KillManager,
+            KillManagers,
+            StopManager,
+            KillClient,
+            Deafen,
+            Break,
+            BadNetwork,
+            SlowDisk,
+            DiskError,
+            Drift,
+            JumpWall,
+        ];
+        harmless.contains(&self)
     }
 }
 

@@ -3,6 +3,7 @@
 mod chains;
 mod config;
 mod operations;
+mod tables;
 
 use crate::check;
 use crate::failure::Outcome;
@@ -13,8 +14,8 @@ use clap::Subcommand;
 use kiln_manager_link::ManagerClient;
 use kiln_rpc::v1;
 use kiln_types::{
-    Chain, ChainTable, Code, Context, Credential, CredentialLimits, CredentialRecord, Error,
-    LocalState, PublicState, Result, RoutingInfo, ServiceKind,
+    Chain, ChainId, Code, Context, Credential, CredentialLimits, CredentialRecord, Error,
+    LocalState, PublicState, Result, RoutingInfo, ServiceKind, Target,
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -111,8 +112,8 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
             Some(command) => operations::change_table(remote, command).await,
             None => {
                 let routing = remote.client.routing();
-                let values = routing.tables.values().collect::<Vec<_>>();
-                show(args, &values, tables(&routing))
+                let views: Vec<_> = tables::views(&routing).collect();
+                show(args, &views, tables::table(&views))
             }
         }),
         Command::Check(check) => check::run(place, check, args.json),
@@ -174,16 +175,6 @@ fn targets(routing: &RoutingInfo) -> String {
     output::table(&header, &[0, 1, 2], rows.collect())
 }
 
-fn tables(routing: &RoutingInfo) -> String {
-    let row = |table: &ChainTable| {
-        let chains: Vec<_> = table.chains.iter().map(ToString::to_string).collect();
-        let count = chains.len().to_string();
-        vec![table.id.to_string(), table.version.to_string(), count, chains.join(" ")]
-    };
-    let rows = routing.tables.values().map(row).collect();
-    output::table(&["TABLE", "VERSION", "COUNT", "CHAINS"], &[0, 1, 2], rows)
-}
-
 /// Why files cannot be made, read or written yet.
 pub(crate) fn unusable(routing: &RoutingInfo) -> Option<String> {
     let alive = |kind| routing.nodes.values().any(|node| node.kind == kind && node.alive);
@@ -221,8 +212,10 @@ pub(crate) fn problems(routing: &RoutingInfo) -> Vec<Problem> {
     for node in routing.nodes.values().filter(|node| !node.alive) {
         problem(format!("{} {}", node.kind, node.id), format!("not heard from ({})", node.address));
     }
-    // One that is online and does not serve is told with its chain.
-    for target in routing.targets.values().filter(|t| t.local == LocalState::Offline) {
+    // One that is online and does not serve is told with its chain; one that moves is no trouble.
+    let whole = |chain: &ChainId| routing.chains.get(chain).is_some_and(|c| !c.is_degraded());
+    let out = |t: &&Target| t.local == LocalState::Offline && !whole(&t.chain);
+    for target in routing.targets.values().filter(out) {
         problem(format!("target {}", target.id), format!("says of itself: {}", target.local));
     }
     found

@@ -423,6 +423,7 @@ impl MoveView {
         match (&self.filling, self.waits_for.as_str(), self.cancelled) {
             (_, waits, true) => format!("cancelled; waits for {waits}"),
             (Some(filling), ..) => format!("filled{}", filling.show()),
+            (None, "", _) if self.to.is_none() => "planned".into(),
             (None, "", _) => "begins".into(),
             (None, waits, _) => format!("waits for {waits}"),
         }
