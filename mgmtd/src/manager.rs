@@ -320,11 +320,7 @@ impl Manager {
         contact.disks.clone_from(&heartbeat.disks);
         contact.fills = heartbeat.targets.iter().filter_map(|report| report.fill).collect();
         if heartbeat.stopping {
-            tracing::info!(node = %id, "a server stops");
-            self.end_node(id);
-            let chains = self.set_all_offline(id);
-            self.advance_chains(&chains, "its server stops");
-            self.advance_moves();
+            self.stop_node(id);
             return Ok(Answer::Alive { orders: TargetOrders::default() });
         }
         self.take_complaints(heartbeat, now);
@@ -340,6 +336,27 @@ impl Manager {
         self.publish_ready();
         self.plan();
         Ok(Answer::Alive { orders: self.orders(heartbeat) })
+    }
+
+    /// A server has ceased to serve: its targets leave at once where enough others serve. The others keep
+    /// their role until its lease has ended, as it may be back before: without them writes wait either way.
+    fn stop_node(&mut self, id: NodeId) {
+        let targets = self.by_node.get(&id).cloned().unwrap_or_default();
+        let needed = |target: &TargetId| {
+            self.state.chain_of(*target).is_some_and(|chain| {
+                chain.state_of(*target) == Some(PublicState::Serving)
+                    && !membership::may_leave(chain, *target)
+            })
+        };
+        let (kept, given): (Vec<_>, Vec<_>) = targets.into_iter().partition(needed);
+        tracing::info!(node = %id, kept = kept.len(), given = given.len(), "a server stops");
+        if kept.is_empty() {
+            self.end_node(id);
+        }
+        let offline = |target| self.set_local(target, LocalState::Offline);
+        let chains: BTreeSet<_> = given.into_iter().filter_map(offline).collect();
+        self.advance_chains(&chains, "its server stops");
+        self.advance_moves();
     }
 
     fn check_heartbeat(&self, heartbeat: &Heartbeat) -> Result<()> {

@@ -207,9 +207,16 @@ impl Manager {
         }
     }
 
+    /// After so long a target is rebuilt elsewhere; zero: never.
+    pub(crate) fn rebuild_after(&self) -> Duration {
+        let set = self.state.routing.settings.get("mgmtd.rebuild.after");
+        let set = set.and_then(|text| kiln_config::parse_duration(text).ok());
+        set.unwrap_or(self.options.rebuild_after)
+    }
+
     /// Whether a target has been gone for so long that it is rebuilt elsewhere.
     pub(crate) fn is_lost(&self, target: TargetId, now: Monotonic) -> bool {
-        let after = self.options.rebuild_after;
+        let after = self.rebuild_after();
         let since = self.observed.gone.get(&target);
         !after.is_zero() && since.is_some_and(|since| now.since(*since) >= after)
     }

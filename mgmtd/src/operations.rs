@@ -214,7 +214,7 @@ impl Manager {
             waits: self.waits_for(what),
         };
         let rebuild = |(target, since): (&TargetId, &Monotonic)| {
-            let after = self.options.rebuild_after;
+            let after = self.rebuild_after();
             let wanted = !after.is_zero()
                 && self.state.chain_of(*target).is_some()
                 && !self.state.moves.contains_key(target)

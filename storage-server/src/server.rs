@@ -170,14 +170,12 @@ impl StorageServer {
         self.link.refused().await
     }
 
-    /// Ends its lease, lets what `serving` has under way finish, and closes its disks.
+    /// Ends its lease and gives its role away where enough others serve, lets what `serving` has under way finish, and closes its disks.
     ///
     /// # Errors
     /// What the disks say.
     pub async fn stop(self, serving: Box<dyn Serving>) -> Result<()> {
-        // Not a planned stop: that would give the role of every target away, and each would have to be
-        // filled again. The lease runs out, or the server is back before.
-        self.link.stop(false).await;
+        self.link.stop(true).await;
         serving.shutdown(GRACE).await;
         drop(self.tasks);
         for store in self.service.stores() {

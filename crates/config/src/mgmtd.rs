@@ -175,7 +175,7 @@ impl LeaseConfig {
 
 impl ServiceConfig for MgmtdConfig {
     const SERVICE: ServiceKind = ServiceKind::Mgmtd;
-    const HOT: &'static [&'static str] = &["log.level", "log.slow"];
+    const HOT: &'static [&'static str] = &["log.level", "log.slow", "rebuild.after"];
 
     fn validate(&self) -> Result<()> {
         self.node.validate()?;
