@@ -17,6 +17,7 @@ use kiln_types::{
 };
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub(crate) struct Cluster {
     /// How many faults cut each way now.
     cuts: Mutex<BTreeMap<(String, String), u32>>,
     observer: OnceLock<RoutingWatch>,
+    is_calm: AtomicBool,
 }
 
 impl Cluster {
@@ -87,6 +89,7 @@ impl Cluster {
             road: observer,
             cuts: Mutex::default(),
             observer: OnceLock::new(),
+            is_calm: AtomicBool::new(false),
             options,
             ground,
             network,
@@ -132,6 +135,9 @@ impl Cluster {
 
     /// Lets nothing pass from one host to another, until it is mended as often.
     pub(crate) fn cut(&self, from: &str, to: &str) {
+        if self.is_calm() {
+            return;
+        }
         *self.cuts.lock().entry((from.to_owned(), to.to_owned())).or_default() += 1;
         self.network.cut(from, to);
     }
@@ -157,8 +163,14 @@ impl Cluster {
         self.servers.iter().find(|server| server.node == node)
     }
 
+    /// Whether there are no more faults, also none that were to come later.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.is_calm.load(Ordering::Relaxed)
+    }
+
     /// Takes all faults back: what is down starts, what is cut is mended.
     pub(crate) fn calm(&self) {
+        self.is_calm.store(true, Ordering::Relaxed);
         self.cuts.lock().clear();
         self.network.heal();
         self.network.set_options(quiet_network());

@@ -1,7 +1,7 @@
 //! What goes wrong in the network.
 
 use crate::cluster::{Cluster, quiet_network};
-use crate::faults::{later, outage, some_client, some_host, some_manager, some_server};
+use crate::faults::{fail_disk, later, outage, some_client, some_host, some_manager, some_server};
 use crate::log::note;
 use crate::manager::STORE;
 use crate::options::Fault;
@@ -109,7 +109,8 @@ fn worsen(cluster: &Arc<Cluster>) {
 
 /// What a server answers that has lost its role shows in clients that have not heard of that either.
 fn strand(cluster: &Arc<Cluster>) {
-    let (server, lasting) = (&some_server(cluster).name, long(cluster));
+    let (victim, lasting) = (some_server(cluster), long(cluster));
+    let server = &victim.name;
     let mut stranded = vec![server];
     let clients = cluster.clients.iter().map(|client| &client.name);
     stranded.extend(clients.filter(|_| is_lucky(cluster)));
@@ -125,7 +126,12 @@ fn strand(cluster: &Arc<Cluster>) {
             }
         }
     }
-    cuts.strike(cluster, up_to(cluster, 3_000), lasting);
+    cuts.strike(cluster, up_to(cluster, 4_000), lasting);
+    if hears && is_lucky(cluster) {
+        // It says so, and does not hear what follows.
+        let victim = Arc::clone(victim);
+        later(cluster, up_to(cluster, 5_000), move |cluster| fail_disk(cluster, &victim));
+    }
     if cluster.ground.random_below(3) > 0 {
         let mut cuts = Cuts::default();
         for other in cluster.servers.iter().map(|server| &server.name) {
@@ -135,7 +141,7 @@ fn strand(cluster: &Arc<Cluster>) {
             }
         }
         let lasting = Duration::from_millis(3_000) + up_to(cluster, 6_000);
-        cuts.strike(cluster, up_to(cluster, 2_000), lasting);
+        cuts.strike(cluster, up_to(cluster, 1_000), lasting);
     }
 }
 
@@ -161,7 +167,11 @@ fn rival(cluster: &Arc<Cluster>) {
 
 /// What the client asks for is done, and it asks again.
 fn deafen(cluster: &Arc<Cluster>) {
-    let (client, lasting) = (&some_client(cluster).name, long(cluster));
+    deafen_for(cluster, long(cluster));
+}
+
+pub(crate) fn deafen_for(cluster: &Arc<Cluster>, lasting: Duration) {
+    let client = &some_client(cluster).name;
     note!(cluster.log, "fault: {client} hears no server for {lasting:?}");
     let mut cuts = Cuts::default();
     cluster.servers.iter().for_each(|server| cuts.one_way(&server.name, client));

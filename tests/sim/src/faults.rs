@@ -104,6 +104,7 @@ fn strike(cluster: &Arc<Cluster>, fault: Fault) {
                 crash(cluster, server, true);
             }
         }
+        Fault::Roll => roll(cluster),
         Fault::StopServer => {
             let server = some_server(cluster);
             note!(cluster.log, "fault: {} is stopped", server.name);
@@ -126,7 +127,8 @@ fn strike(cluster: &Arc<Cluster>, fault: Fault) {
         }
         Fault::Halt => halt(cluster),
         Fault::SlowDisk | Fault::HungDisk | Fault::FullDisk => hamper_disk(cluster, fault),
-        Fault::DiskError | Fault::FlipBits => harm_disk(cluster, fault),
+        Fault::DiskError => fail_disk(cluster, some_server(cluster)),
+        Fault::FlipBits => flip_bits(cluster),
         Fault::Drift | Fault::JumpWall => harm_clock(cluster, fault),
         _ => cuts::strike(cluster, fault),
     }
@@ -137,6 +139,30 @@ fn kill_manager(cluster: &Arc<Cluster>, manager: &Arc<ManagerHost>) {
     manager.crash();
     let manager = Arc::clone(manager);
     later(cluster, outage(cluster), move |_| manager.start());
+}
+
+/// Each server was filled by the others at the end; the first one to die is the head of its chains.
+fn roll(cluster: &Arc<Cluster>) {
+    let step = Duration::from_millis(7_500 + cluster.ground.random_below(3_000));
+    note!(cluster.log, "fault: all servers die, one after the other, each {step:?}");
+    let mut servers = cluster.servers.clone();
+    for i in (1..servers.len()).rev() {
+        servers.swap(i, cluster.ground.random_below(i as u64 + 1) as usize);
+    }
+    for (server, turn) in servers.into_iter().zip(0..) {
+        let lasting = Duration::from_millis(5_200 + cluster.ground.random_below(1_500));
+        let held = Arc::clone(cluster);
+        later(cluster, step * turn, move |cluster| {
+            if server.is_up() && !cluster.is_calm() {
+                note!(cluster.log, "fault: it is the turn of {}", server.name);
+                server.crash(cluster.ground.random_below(2) == 0);
+                later(&held, lasting, move |_| server.start());
+            }
+        });
+    }
+    if cluster.ground.random_below(3) > 0 {
+        cuts::deafen_for(cluster, step * cluster.servers.len() as u32);
+    }
 }
 
 fn crash(cluster: &Arc<Cluster>, server: &Arc<ServerHost>, loses_power: bool) {
@@ -225,21 +251,26 @@ fn hamper_disk(cluster: &Arc<Cluster>, fault: Fault) {
 /// The blocks that say which disk it is: a disk without them is another one.
 const SUPERBLOCKS: u64 = 2;
 
-fn harm_disk(cluster: &Arc<Cluster>, fault: Fault) {
+fn flip_bits(cluster: &Cluster) {
     let server = some_server(cluster);
     let disks = server.disks();
     let disk = &disks[cluster.ground.random_below(disks.len() as u64) as usize];
-    if fault == Fault::FlipBits {
-        let mut blocks = disk.written_blocks();
-        blocks.retain(|block| *block >= SUPERBLOCKS);
-        for _ in 0..(1 + cluster.ground.random_below(3)).min(blocks.len() as u64) {
-            let block = blocks[cluster.ground.random_below(blocks.len() as u64) as usize];
-            let at = block * BLOCK_BYTES as u64 + cluster.ground.random_below(BLOCK_BYTES as u64);
-            note!(cluster.log, "fault: a bit at {at} of a disk of {} flips", server.name);
-            disk.flip_bit(at, cluster.ground.random_below(8) as u8);
-        }
+    let mut blocks = disk.written_blocks();
+    blocks.retain(|block| *block >= SUPERBLOCKS);
+    for _ in 0..(1 + cluster.ground.random_below(3)).min(blocks.len() as u64) {
+        let block = blocks[cluster.ground.random_below(blocks.len() as u64) as usize];
+        let at = block * BLOCK_BYTES as u64 + cluster.ground.random_below(BLOCK_BYTES as u64);
+        note!(cluster.log, "fault: a bit at {at} of a disk of {} flips", server.name);
+        disk.flip_bit(at, cluster.ground.random_below(8) as u8);
+    }
+}
+
+pub(crate) fn fail_disk(cluster: &Cluster, server: &ServerHost) {
+    if cluster.is_calm() {
         return;
     }
+    let disks = server.disks();
+    let disk = &disks[cluster.ground.random_below(disks.len() as u64) as usize];
     let kinds = [DiskFault::Read, DiskFault::Write, DiskFault::Sync];
     let kind = kinds[cluster.ground.random_below(3) as usize];
     note!(cluster.log, "fault: a {kind:?} of {} will fail", server.name);

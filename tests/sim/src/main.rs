@@ -47,6 +47,8 @@ struct Arguments {
     verbose: bool,
 }
 
+/// A tenth of the seeds that the tests run.
+const SOON: u64 = 15;
 /// The first seeds from which each planted defect is looked for.
 const STARTS: [u64; 3] = [1, 100_001, 200_001];
 
@@ -133,7 +135,7 @@ fn show_marks(summary: &Summary) {
 }
 
 fn find_plants(arguments: &Arguments) -> Result<bool> {
-    let mut all_found = true;
+    let mut late = Vec::new();
     for plant in PLANTS {
         let mut taken = Vec::new();
         for first in STARTS {
@@ -149,7 +151,11 @@ fn find_plants(arguments: &Arguments) -> Result<bool> {
         };
         let each: Vec<_> = taken.iter().map(shown).collect();
         println!("{plant}: found after {} seeds ({})", shown(&taken[1]), each.join(", "));
-        all_found &= !taken[1].0;
+        if taken[1].0 || taken[1].1 > SOON {
+            late.push(*plant);
+        }
     }
-    Ok(all_found)
+    let soon = PLANTS.len() - late.len();
+    println!("{soon} of {} are found after {SOON} seeds at most; not: {late:?}", PLANTS.len());
+    Ok(late.is_empty())
 }

@@ -39,6 +39,9 @@ pub enum Fault {
     Strand,
     /// A client hears no storage server, while they hear it.
     Deafen,
+    /// The storage servers die one after the other, each for longer than a lease, so that those that were
+    /// filled become heads; some client is deaf meanwhile.
+    Roll,
     /// A storage server and a manager cannot reach each other.
     PartFromManager,
     /// A process stands still for a while, and goes on.
@@ -65,7 +68,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them, and how often they come beside each other.
-    const ALL: [(Self, u32); 27] = [
+    const ALL: [(Self, u32); 28] = [
         (Self::KillServer, 10),
         (Self::PowerLoss, 10),
         (Self::PowerLossOfSeveral, 4),
@@ -74,13 +77,14 @@ impl Fault {
         (Self::KillManagers, 2),
         (Self::StopManager, 3),
         (Self::PartFromStore, 3),
-        (Self::Rival, 6),
+        (Self::Rival, 16),
         (Self::KillClient, 3),
         (Self::Part, 5),
         (Self::PartOneWay, 5),
         (Self::Isolate, 4),
-        (Self::Strand, 8),
+        (Self::Strand, 30),
         (Self::Deafen, 5),
+        (Self::Roll, 20),
         (Self::Split, 5),
         (Self::PartFromManager, 5),
         (Self::Halt, 5),
@@ -97,27 +101,24 @@ impl Fault {
 
     /// What may also happen where a server rots: nothing that takes the replicas of others away, of
     /// which one is needed whole.
-    fn spares_others(self) -> bool {
-        use Fault::*;
-        let harmless = [
-            FlipBits,
-            KillServer,
-            PowerLoss,
-            StopServer,
-            KillManager,
-            KillManagers,
-            StopManager,
-            KillClient,
-            Deafen,
-            Break,
-            BadNetwork,
-            SlowDisk,
-            DiskError,
-            Drift,
-            JumpWall,
-        ];
-        harmless.contains(&self)
-    }
+    const SPARING: [Self; 16] = [
+        Self::FlipBits,
+        Self::KillServer,
+        Self::PowerLoss,
+        Self::StopServer,
+        Self::KillManager,
+        Self::KillManagers,
+        Self::StopManager,
+        Self::KillClient,
+        Self::Deafen,
+        Self::Break,
+        Self::BadNetwork,
+        Self::SlowDisk,
+        Self::HungDisk,
+        Self::DiskError,
+        Self::Drift,
+        Self::JumpWall,
+    ];
 }
 
 /// The options of a run; all follow from the seed.
@@ -176,12 +177,12 @@ impl Options {
         let fault_every = (length / pick(&[8, 15, 30, 60])).max(300);
         Self {
             seed,
-            managers: pick(&[1, 2, 3]) as usize,
-            servers: pick(&[3, 3, 3, 4, 5]) as usize,
+            managers: pick(&[1, 2, 2, 3]) as usize,
+            servers: pick(&[3, 3, 3, 3, 4, 5]) as usize,
             rotten: rots.then(|| pick(&[0, 1, 2]) as usize),
-            disks: pick(&[1, 1, 2]) as usize,
+            disks: pick(&[1, 1, 1, 2]) as usize,
             targets_per_disk: 3,
-            chunks: pick(&[1, 2, 3, 4, 8, 16]) as usize,
+            chunks: pick(&[1, 2, 3, 4, 6, 12]) as usize,
             clients: clients as usize,
             width: width as usize,
             operations: operations as usize,
@@ -189,7 +190,7 @@ impl Options {
             think: Duration::from_millis(think),
             faults,
             fault_every: Duration::from_millis(fault_every),
-            long_outages: pick(&[5, 25, 60]) as u32,
+            long_outages: pick(&[20, 40, 70]) as u32,
             kv_faults: pick(&[0, 0, 1]) == 1,
             drift_ppm: pick(&[0, 100, 50_000, 100_000]) as i64,
             plants: Vec::new(),
@@ -197,10 +198,15 @@ impl Options {
     }
 }
 
+/// The weight of what comes often.
+const OFTEN: u32 = 100;
+
 /// Some of the faults; one or two of them come often, so that each is met among few others.
 fn faults(random: &mut fastrand::Rng, rots: bool) -> Vec<(Fault, u32)> {
-    let share = random.u32(20..100);
-    let fits = |fault: Fault| if rots { fault.spares_others() } else { fault != Fault::FlipBits };
+    let share = random.u32(10..80);
+    let fits = |fault: Fault| {
+        if rots { Fault::SPARING.contains(&fault) } else { fault != Fault::FlipBits }
+    };
     let all: Vec<_> = Fault::ALL.into_iter().filter(|(fault, _)| fits(*fault)).collect();
     let mut faults = Vec::new();
     for (fault, weight) in &all {
@@ -208,9 +214,15 @@ fn faults(random: &mut fastrand::Rng, rots: bool) -> Vec<(Fault, u32)> {
             faults.push((*fault, *weight));
         }
     }
+    let sum: u32 = all.iter().map(|(_, weight)| weight).sum();
     for _ in 0..random.u32(1..3) {
-        let (fault, weight) = all[random.usize(..all.len())];
-        faults.push((fault, weight * 5));
+        let mut at = random.u32(..sum);
+        let found = all.iter().find(|(_, weight)| {
+            let found = at < *weight;
+            at = at.wrapping_sub(*weight);
+            found
+        });
+        faults.extend(found.map(|(fault, _)| (*fault, OFTEN)));
     }
     faults
 }

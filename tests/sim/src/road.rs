@@ -66,6 +66,20 @@ impl Road {
         Ok(())
     }
 
+    /// Ends when a stream from the manager has lost its connection.
+    async fn silence(&self, manager: &str) -> Error {
+        let mut heard = self.ground.now();
+        loop {
+            self.ground.sleep(10 * LOOK).await;
+            let is_cut = |from, to| self.network.is_cut(from, to);
+            if !is_cut(manager, &self.member) && !is_cut(&self.member, manager) {
+                heard = self.ground.now();
+            } else if self.ground.now().since(heard) > PATIENCE {
+                return lost();
+            }
+        }
+    }
+
     fn service(&self, manager: &str) -> Option<Service> {
         let mut managers = self.managers.get()?.iter().filter_map(Weak::upgrade);
         managers.find(|host| host.name == manager)?.service()
@@ -123,8 +137,12 @@ struct Updates {
 #[async_trait]
 impl RoutingUpdates for Updates {
     async fn next(&mut self) -> Result<Option<RoutingChange>> {
-        let update = self.updates.next().await?;
         let Line { road, manager } = &self.line;
+        let update = tokio::select! {
+            biased;
+            update = self.updates.next() => update?,
+            lost = road.silence(manager) => return Err(lost),
+        };
         road.travel(manager, &road.member).await?;
         Ok(update)
     }

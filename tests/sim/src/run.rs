@@ -18,7 +18,7 @@ const STEPS_MAX: u64 = 50_000_000;
 /// After this virtual time no more operations are begun: faults may leave no room for them.
 const TIME_MAX: Duration = Duration::from_secs(120);
 /// What is under way then ends within this time.
-const END_TIME_MAX: Duration = Duration::from_secs(60);
+const END_TIME_MAX: Duration = Duration::from_secs(80);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What a run was.

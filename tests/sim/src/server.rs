@@ -13,7 +13,7 @@ use kiln_env::{Env, Host};
 use kiln_manager_link::LinkOptions;
 use kiln_memory::Pool;
 use kiln_net::{KeyRing, ServerOptions, Terms, Transport};
-use kiln_storage_server::{ChunkService, Parts, StorageServer};
+use kiln_storage_server::{ChunkService, Parts, StorageServer, Target};
 use kiln_types::{DiskId, Incarnation, LocalState, NodeId, Result, ServerKey, ServiceKind};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -68,10 +68,13 @@ impl ServerHost {
         self.state.lock().is_up
     }
 
-    /// Whether it has given up a target because of its disk.
+    /// Whether it has given up a target because of its disk, or could not create any there.
     pub(crate) fn has_failed(&self) -> bool {
-        let targets = self.service().map(|service| service.targets()).unwrap_or_default();
-        targets.iter().any(|target| target.local_state() == LocalState::Offline)
+        self.service().is_some_and(|service| {
+            let is_lost = |target: &Arc<Target>| target.local_state() == LocalState::Offline;
+            let is_empty = |store: &Arc<Store>| store.targets().is_empty();
+            service.targets().iter().any(is_lost) || service.stores().iter().any(is_empty)
+        })
     }
 
     /// What answers, if the server runs.

@@ -133,7 +133,7 @@ impl Client {
             }
             let chunk = self.env.random_below(self.workload.options.chunks as u64) as usize;
             let kind = self.choose();
-            let seconds = [2, 8, 20][self.env.random_below(3) as usize];
+            let seconds = [2, 8, 20, 40][self.env.random_below(4) as usize];
             let deadline = self.env.deadline_after(Duration::from_secs(seconds));
             if !self.perform(chunk, kind, deadline).await {
                 self.env.sleep(PAUSE).await;
