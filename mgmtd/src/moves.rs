@@ -71,9 +71,8 @@ impl Manager {
         if !self.state.moves.is_empty() {
             orders.leave = self.leaving().intersection(&reported).copied().collect();
         }
-        let retired = |target: &&TargetId| {
-            self.state.retired.get(target).is_some_and(|r| r.node == heartbeat.node)
-        };
+        // Wherever its disk is now.
+        let retired = |target: &&TargetId| self.state.retired.contains_key(target);
         orders.remove = reported.iter().filter(retired).copied().collect();
         orders
     }
@@ -88,10 +87,11 @@ impl Manager {
             return;
         }
         let there = |target| heartbeat.targets.iter().any(|report| report.target == target);
-        let mine = self.state.retired.values().filter(|retired| {
-            retired.node == heartbeat.node
-                && heartbeat.disks.iter().any(|disk| disk.disk == retired.disk)
-        });
+        let mine = self
+            .state
+            .retired
+            .values()
+            .filter(|retired| heartbeat.disks.iter().any(|disk| disk.disk == retired.disk));
         let mut forgotten = Vec::new();
         for retired in mine {
             if there(retired.target) {
