@@ -234,10 +234,10 @@ impl Manager {
             contact.sequence = 0;
         }
         contact.disks = disks;
-        let was_alive = old.is_some_and(|old| old.alive);
+        let (restarted, was_alive) = (restarted.is_some(), old.is_some_and(|old| old.alive));
         tracing::info!(
-            node = %id, %kind, address, run = %incarnation, version, was_alive,
-            restarted = restarted.is_some(), "a server registered"
+            node = %id, %kind, address, run = %incarnation, version, was_alive, restarted,
+            "a server registered"
         );
         let node = Node { id, kind, address, incarnation, alive: true, tags };
         if old != Some(&node) {
@@ -245,6 +245,9 @@ impl Manager {
             self.changed = true;
         }
         self.leases.heard(id, now);
+        if restarted {
+            self.acquit(id);
+        }
         self.drop_missing_disks(id);
         self.judge_accused(id, now);
         self.plan();

@@ -73,11 +73,13 @@ impl Manager {
 
     fn accuse(&mut self, target: TargetId, why: &'static str, now: Monotonic) {
         match self.dispensable(target) {
-            Some(PublicState::Serving) if !planted("the accused leave at once") => {
-                mark("a target that serves is accused");
+            Some(_) if planted("the accused leave at once") => self.keep_out(target, why, now),
+            Some(state) => {
+                if state == PublicState::Serving {
+                    mark("a target that serves is accused");
+                }
                 self.suspects.accused.insert(target, why);
             }
-            Some(_) => self.keep_out(target, why, now),
             None => {}
         }
     }
@@ -99,6 +101,13 @@ impl Manager {
     pub(crate) fn is_accused(&self, node: NodeId) -> bool {
         let mut mine = self.by_node.get(&node).into_iter().flatten();
         mine.any(|target| self.suspects.accused.contains_key(target))
+    }
+
+    /// Another run of the node's program is another matter: the one that was accused is dead.
+    pub(crate) fn acquit(&mut self, node: NodeId) {
+        for target in self.by_node.get(&node).into_iter().flatten() {
+            self.suspects.accused.remove(target);
+        }
     }
 
     /// The node serves nothing now: what is accused there leaves its chains.

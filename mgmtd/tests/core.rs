@@ -330,21 +330,6 @@ fn a_target_that_its_neighbour_cannot_reach_is_kept_out_for_a_while() {
 }
 
 #[test]
-fn a_target_whose_disk_hangs_is_taken_out_unless_it_is_the_last() {
-    let mut world = World::serving(3);
-    for node in [101, 102, 103] {
-        let mut heartbeat = world.heartbeat(NodeId(node), false);
-        heartbeat.targets.iter_mut().for_each(|report| report.oldest_io = secs(6));
-        if world.apply(Event::Heartbeat(heartbeat)).is_err() {
-            world.apply(Event::Register(world.registration(NodeId(node)))).unwrap();
-        }
-    }
-    assert_eq!(world.states_of(101), only(PublicState::Offline));
-    assert_eq!(world.states_of(102), only(PublicState::Offline));
-    assert_eq!(world.states_of(103), only(PublicState::Serving));
-}
-
-#[test]
 fn a_restart_within_the_lease_changes_no_chain() {
     let mut world = World::serving(3);
     let chains = world.manager.routing().chains.clone();
