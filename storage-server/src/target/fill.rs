@@ -1,5 +1,6 @@
 //! Filling the syncing target behind this one: the walk of [`kiln_chain::resync`].
 
+use super::reads::is_damage;
 use super::{NEIGHBOUR_TIMEOUT, Target};
 use kiln_chain::replica::{Event, View};
 use kiln_chain::resync;
@@ -88,7 +89,14 @@ impl Target {
         }
         let (copy, payload) = match committed {
             Some(stat) => {
-                self.copy_of(chunk, stat).await.map(|(copy, bytes)| (Some(copy), bytes))?
+                let copied = match self.copy_of(chunk, stat).await {
+                    // Its repair waits for its turn, and so for this.
+                    Err(error) if is_damage(&error) => {
+                        self.copy_of_another(chunk, stat.version, stat.length).await
+                    }
+                    copied => copied,
+                };
+                copied.map(|(copy, bytes)| (Some(copy), bytes))?
             }
             None => (None, Bytes::empty()),
         };

@@ -6,7 +6,7 @@ use kiln_chunk_store::{self as chunk_store, ChunkCopy, ChunkStat, Held};
 use kiln_memory::Bytes;
 use kiln_telemetry::metrics;
 use kiln_types::rehearsal::mark;
-use kiln_types::{ChunkId, ChunkVersion, Code, Error, Result, TargetId};
+use kiln_types::{ChunkId, ChunkVersion, Code, Error, Result};
 use kiln_wire::{Copied, Name};
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,23 +70,37 @@ impl Target {
             return Err(Error::new(Code::Busy, text));
         }
         let length = stat.committed.map_or(kiln_types::CHUNK_BYTES_MAX, |stat| stat.length);
-        let chain_version = self.chain_version();
-        let name = Name { chain: self.chain, chain_version, chunk };
+        let (Copied { epoch, checksums, .. }, bytes) =
+            self.copy_of_another(chunk, committed, length).await?;
+        let content = checksums.map(|checksums| (bytes, checksums));
+        let copy = ChunkCopy { version: committed, epoch, content };
+        self.notice(match stat.committed {
+            Some(_) => self.store.repair(self.id, chunk, copy).await,
+            None => {
+                let expected = stat.held();
+                let install = chunk_store::Install { chunk, expected, copy: Some(copy) };
+                self.store.install(self.id, install).await
+            }
+        })
+    }
+
+    /// A version of a chunk, from the first other replica that has it whole and committed.
+    pub(super) async fn copy_of_another(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        length: u32,
+    ) -> Result<(Copied, Bytes)> {
+        let name = Name { chain: self.chain, chain_version: self.chain_version(), chunk };
         let mut trouble = Error::new(Code::ChunkNotFound, "no other replica serves");
         for other in self.peers.others(self.chain, self.id) {
             let deadline = self.env.deadline_after(COPY_TIMEOUT);
-            let copied = self.peers.copy(other, name, length, deadline).await;
-            match copied.and_then(|(copy, bytes)| usable(copy, bytes, committed, other)) {
-                Ok(copy) => {
-                    return self.notice(match stat.committed {
-                        Some(_) => self.store.repair(self.id, chunk, copy).await,
-                        None => {
-                            let copy = Some(copy);
-                            let install =
-                                chunk_store::Install { chunk, expected: stat.held(), copy };
-                            self.store.install(self.id, install).await
-                        }
-                    });
+            match self.peers.copy(other, name, length, deadline).await {
+                Ok((copy, bytes)) if copy.version == version => return Ok((copy, bytes)),
+                Ok((copy, _)) => {
+                    let text =
+                        format!("target {other} has version {}, not {version}", copy.version);
+                    trouble = Error::new(Code::VersionMismatch, text);
                 }
                 Err(error) => trouble = error,
             }
@@ -116,13 +130,4 @@ impl Target {
         })?;
         self.copy_of(name.chunk, committed).await
     }
-}
-
-fn usable(copy: Copied, bytes: Bytes, version: ChunkVersion, of: TargetId) -> Result<ChunkCopy> {
-    if copy.version != version {
-        let text = format!("target {of} has version {}, not {version}", copy.version);
-        return Err(Error::new(Code::VersionMismatch, text));
-    }
-    let content = copy.checksums.map(|checksums| (bytes, checksums));
-    Ok(ChunkCopy { version, epoch: copy.epoch, content })
 }
