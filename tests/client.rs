@@ -142,3 +142,36 @@ fn an_open_file_outlives_its_name_and_then_its_chunks_go() {
     }
     panic!("the chunks stay: {}", cluster.check());
 }
+
+#[test]
+fn open_files_are_read_and_written_while_the_metadata_server_restarts() {
+    let lease = std::time::Duration::from_secs(30);
+    let mut cluster = TestCluster::start_with(3, 3, Some(lease));
+    let dir = ClusterDir::open(cluster.path()).unwrap();
+    let managers = vec![dir.mgmtd_address().unwrap()];
+    let credential = kiln_config::read_credential(&dir.credential()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let env = Env::real();
+    let (client, file) = runtime.block_on(async {
+        let options = Options { io_timeout: Some(lease / 2), ..Options::default() };
+        let connect = Client::connect(&env, managers, credential, options);
+        let client = Box::pin(connect).await.unwrap();
+        let file = create(&client, "open").await;
+        file.write_at(0, Bytes::copy_of(b"before")).await.unwrap();
+        (client, file)
+    });
+    // When its capability is to be renewed, and counts for a while.
+    cluster.sleep(lease * 2 / 3 - std::time::Duration::from_secs(1));
+    cluster.kill("meta");
+    cluster.sleep(std::time::Duration::from_secs(2));
+    runtime.block_on(async {
+        file.write_at(0, Bytes::copy_of(b"during")).await.unwrap();
+        assert_eq!(read(&file, 0, 6).await, b"during");
+    });
+    cluster.restart("meta");
+    runtime.block_on(async {
+        file.close().await.unwrap();
+        Box::pin(client.close()).await;
+    });
+    assert_eq!(cluster.ok(&["cat", "kiln:/open"]), "during");
+}

@@ -14,21 +14,27 @@ use std::time::Duration;
 
 /// A session at the metadata service, and the capability that it gave last.
 pub(crate) struct Session {
+    mode: OpenMode,
+    right: Arc<Right>,
+}
+
+struct Right {
     env: Env,
     meta: Arc<Meta>,
     client: ClientId,
     caller: Caller,
-    mode: OpenMode,
     inode: InodeId,
     session: Vec<u8>,
     state: Mutex<State>,
-    renewing: tokio::sync::Mutex<()>,
+    renewing: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct State {
     attr: Attr,
     capability: Arc<[u8]>,
     renew_at: Monotonic,
+    /// Until when it surely counts.
+    good_until: Monotonic,
 }
 
 impl Session {
@@ -45,20 +51,21 @@ impl Session {
         let session = reply.session.to_vec();
         let state = State::of(reply, sent)?;
         let inode = state.attr.inode;
-        let (state, renewing) = (Mutex::new(state), tokio::sync::Mutex::default());
-        Ok(Self { env, meta, client, caller, mode, inode, session, state, renewing })
+        let (state, renewing) = (Mutex::new(state), Arc::default());
+        let right = Right { env, meta, client, caller, inode, session, state, renewing };
+        Ok(Self { mode, right: Arc::new(right) })
     }
 
     pub(crate) fn inode(&self) -> InodeId {
-        self.inode
+        self.right.inode
     }
 
     pub(crate) fn id(&self) -> &[u8] {
-        &self.session
+        &self.right.session
     }
 
     pub(crate) fn caller(&self) -> &Caller {
-        &self.caller
+        &self.right.caller
     }
 
     pub(crate) fn mode(&self) -> OpenMode {
@@ -66,53 +73,40 @@ impl Session {
     }
 
     pub(crate) fn attr(&self) -> Attr {
-        self.state.lock().attr.clone()
+        self.right.state.lock().attr.clone()
     }
 
     /// Length and epoch.
     pub(crate) fn length(&self) -> (u64, TruncateEpoch) {
-        let state = self.state.lock();
+        let state = self.right.state.lock();
         (state.attr.length, state.attr.epoch)
     }
 
     /// Takes attributes that a call answered, unless newer ones are known.
     pub(crate) fn take_attr(&self, attr: Attr) {
-        self.state.lock().take(attr);
+        self.right.state.lock().take(attr);
     }
 
     pub(crate) fn epoch(&self) -> TruncateEpoch {
-        self.state.lock().attr.epoch
+        self.right.state.lock().attr.epoch
     }
 
     /// Up to where every byte was written, as the metadata service knows it of `epoch`.
     pub(crate) fn dense_end(&self, epoch: TruncateEpoch) -> u64 {
-        let state = self.state.lock();
+        let state = self.right.state.lock();
         if state.attr.epoch == epoch { state.attr.dense_end } else { 0 }
     }
+}
 
-    fn granted(&self, index: u64) -> (Granted, Monotonic) {
+impl Right {
+    fn granted(&self, index: u64) -> (Granted, Monotonic, Monotonic) {
         let state = self.state.lock();
         let granted = Granted {
             capability: Arc::clone(&state.capability),
             epoch: state.attr.epoch,
             floor: state.attr.epoch_floor(index),
         };
-        (granted, state.renew_at)
-    }
-}
-
-#[async_trait]
-impl Grant for Session {
-    async fn current(&self, index: u64) -> Result<Granted> {
-        let (granted, renew_at) = self.granted(index);
-        if self.env.now() < renew_at {
-            return Ok(granted);
-        }
-        let _one = self.renewing.lock().await;
-        if self.env.now() >= self.granted(index).1 {
-            self.renew().await?;
-        }
-        Ok(self.granted(index).0)
+        (granted, state.renew_at, state.good_until)
     }
 
     async fn renew(&self) -> Result<()> {
@@ -125,9 +119,47 @@ impl Grant for Session {
         });
         let fresh = State::of(reply.await?, sent)?;
         let mut state = self.state.lock();
-        (state.capability, state.renew_at) = (fresh.capability, fresh.renew_at);
+        state.capability = fresh.capability;
+        (state.renew_at, state.good_until) = (fresh.renew_at, fresh.good_until);
         state.take(fresh.attr);
         Ok(())
+    }
+
+    /// Renews it beside what it is for, unless that is under way.
+    fn renew_soon(self: &Arc<Self>) {
+        let Ok(turn) = Arc::clone(&self.renewing).try_lock_owned() else { return };
+        let right = Arc::clone(self);
+        let renew = async move {
+            let _turn = turn;
+            if let Err(error) = right.renew().await {
+                tracing::debug!(%error, inode = %right.inode, "a capability is not renewed");
+            }
+        };
+        self.env.spawn("renew a capability", renew).detach();
+    }
+}
+
+#[async_trait]
+impl Grant for Session {
+    async fn current(&self, index: u64) -> Result<Granted> {
+        let right = &self.right;
+        let (granted, renew_at, good_until) = right.granted(index);
+        if right.env.now() < renew_at {
+            return Ok(granted);
+        }
+        if right.env.now() < good_until {
+            right.renew_soon();
+            return Ok(granted);
+        }
+        let _one = right.renewing.lock().await;
+        if right.env.now() >= right.granted(index).1 {
+            right.renew().await?;
+        }
+        Ok(right.granted(index).0)
+    }
+
+    async fn renew(&self) -> Result<()> {
+        self.right.renew().await
     }
 }
 
@@ -135,11 +167,12 @@ impl State {
     fn of(reply: v1::OpenReply, sent: Monotonic) -> Result<Self> {
         let attr = required(reply.attr, "attr")?;
         // Two thirds: time enough to try again before it expires.
-        let lifetime = Duration::from_millis(reply.capability_ms) * 2 / 3;
+        let lifetime = Duration::from_millis(reply.capability_ms);
         Ok(Self {
             attr,
             capability: reply.capability.to_vec().into(),
-            renew_at: sent.plus(lifetime),
+            renew_at: sent.plus(lifetime * 2 / 3),
+            good_until: sent.plus(lifetime * 9 / 10),
         })
     }
 
