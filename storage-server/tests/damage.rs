@@ -87,7 +87,7 @@ fn chain(version: u64) -> Chain {
     let last = if version == 4 { PublicState::Offline } else { PublicState::Syncing };
     let states = [(HEAD, PublicState::Serving), (MINE, PublicState::Serving), (FILLED, last)];
     let members = states.map(|(target, state)| Member { target, state }).to_vec();
-    Chain { id: CHAIN, version: ChainVersion(version), members, min_serving: 2 }
+    Chain { id: CHAIN, version: ChainVersion(version), members, min_serving: 2, replicas: 3 }
 }
 
 fn routing(address: &str) -> RoutingInfo {
