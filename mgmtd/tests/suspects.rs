@@ -35,6 +35,7 @@ impl World {
             patience: Patience::default(),
             bootstrap: BootstrapConfig { storage_servers: 3, ..BootstrapConfig::default() },
             key: KeyId(1),
+            rebuild_after: Duration::ZERO,
         };
         let manager = Manager::new(options, State::new(CLUSTER), NOW);
         let mut world = Self { manager, sequence: 0 };
@@ -44,7 +45,7 @@ impl World {
             let mine = targets.entry(node).or_default();
             let orders = world.heartbeat(node, 1, mine, |_| {}).unwrap();
             let Answer::Alive { orders } = orders else { panic!("another answer") };
-            mine.extend(orders.iter().map(|order| order.target));
+            mine.extend(orders.create.iter().map(|order| order.target));
         }
         assert_eq!(world.states_of(102), BTreeSet::from([PublicState::Serving]));
         world
