@@ -208,11 +208,11 @@ impl ManagerLeases {
 
     fn ends_at(&self, heard: Option<Monotonic>) -> Monotonic {
         let lease = match planted("a role is given away before its lease ends") {
-            true => self.patience.lease / 2,
+            true => self.patience.lease * 3 / 10,
             false => self.patience.lease,
         };
-        if planted("a new manager waits for nobody") && heard.is_none() {
-            return self.started;
+        if planted("a new manager does not wait for a lease") && heard.is_none() {
+            return self.started.plus(lease / 5);
         }
         let own = self.resumed.plus(lease);
         match heard {

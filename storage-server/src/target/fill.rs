@@ -185,7 +185,8 @@ impl Walk {
         };
         self.target.filling.lock().progress = Some(Progress { fill, since: env.now() });
         self.insist(FillStep::Start { walk }).await?;
-        let mut from = Some(ChunkId::MIN);
+        let over = planted("a filling is over before it has begun");
+        let mut from = (!over).then_some(ChunkId::MIN);
         while let Some(first) = from {
             from = self.page(first).await?;
         }

@@ -5,7 +5,7 @@ use crate::insist::insist;
 use kiln_chain::replica::{Event, View};
 use kiln_chunk_store::{self as chunk_store, ChunkCopy};
 use kiln_memory::Bytes;
-use kiln_types::rehearsal::{mark, planted};
+use kiln_types::rehearsal::mark;
 use kiln_types::{ChainVersion, Code, Deadline, Error, HeldPage, Monotonic, PublicState, Result};
 use kiln_wire::{Fill, FillStep, Install};
 use std::sync::Arc;
@@ -36,8 +36,7 @@ impl Target {
             FillStep::Start { walk } => {
                 self.notice(self.store.forget_retries(self.id).await)?;
                 check()?;
-                let done = planted("a filling is over before it has begun");
-                let filled = Filled { chain_version, walk, done };
+                let filled = Filled { chain_version, walk, done: false };
                 self.state.lock().filled = Some(filled);
             }
             FillStep::Versions { from, to, limit } => {

@@ -64,8 +64,9 @@ impl ClientHost {
         let env = self.host.env();
         let (client, _watch) = self.connect(&env).await?;
         let client = Arc::new(client);
-        let workers: Vec<_> =
-            (0..self.width).map(|_| env.spawn("worker", Arc::clone(&client).work())).collect();
+        let workers: Vec<_> = (0..self.width)
+            .map(|i| env.spawn("worker", Arc::clone(&client).work(i == 0)))
+            .collect();
         for worker in workers {
             worker.join().await?;
         }

@@ -12,8 +12,8 @@ use kiln_kv::MemoryKv;
 use kiln_manager_link::RoutingWatch;
 use kiln_net::{Peer, PeerKind, SimulatedNetwork, SimulatedOptions};
 use kiln_types::{
-    ClusterId, CredentialLimits, KeyId, Node, NodeId, Result, RoutingInfo, Secret, ServerKey,
-    TargetId,
+    ClusterId, CredentialLimits, KeyId, Monotonic, Node, NodeId, Result, RoutingInfo, Secret,
+    ServerKey, TargetId,
 };
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -41,6 +41,8 @@ pub(crate) struct Cluster {
     cuts: Mutex<BTreeMap<(String, String), u32>>,
     observer: OnceLock<RoutingWatch>,
     is_calm: AtomicBool,
+    /// Before this no great fault strikes again.
+    pub(crate) quiet_at: Mutex<Monotonic>,
 }
 
 impl Cluster {
@@ -90,6 +92,7 @@ impl Cluster {
             cuts: Mutex::default(),
             observer: OnceLock::new(),
             is_calm: AtomicBool::new(false),
+            quiet_at: Mutex::new(Monotonic(0)),
             options,
             ground,
             network,

@@ -107,15 +107,24 @@ fn worsen(cluster: &Arc<Cluster>) {
     later(cluster, outage(cluster), |cluster| cluster.network.set_options(quiet_network()));
 }
 
+/// Some clients, and not all.
+fn some_clients(cluster: &Cluster) -> Vec<&String> {
+    let count = cluster.clients.len() as u64;
+    let (first, some) =
+        (cluster.ground.random_below(count), 1 + cluster.ground.random_below(count - 1));
+    let at = |i: u64| &cluster.clients[((first + i) % count) as usize].name;
+    (0..some).map(at).collect()
+}
+
 /// What a server answers that has lost its role shows in clients that have not heard of that either.
 fn strand(cluster: &Arc<Cluster>) {
-    let (victim, lasting) = (some_server(cluster), long(cluster));
+    let victim = some_server(cluster);
     let server = &victim.name;
-    let mut stranded = vec![server];
-    let clients = cluster.clients.iter().map(|client| &client.name);
-    stranded.extend(clients.filter(|_| is_lucky(cluster)));
+    let mut stranded = some_clients(cluster);
+    stranded.push(server);
     // That the managers hear it and do not reach it is the hardest case: they take it for alive.
     let hears = cluster.ground.random_below(3) == 0;
+    let lasting = Duration::from_millis(9_000) + up_to(cluster, 6_000);
     note!(cluster.log, "fault: stranded for {lasting:?}: {stranded:?}, heard: {hears}");
     let mut cuts = Cuts::default();
     for manager in &cluster.managers {
@@ -126,41 +135,50 @@ fn strand(cluster: &Arc<Cluster>) {
             }
         }
     }
-    cuts.strike(cluster, up_to(cluster, 4_000), lasting);
-    if hears && is_lucky(cluster) {
+    let after = up_to(cluster, 2_500);
+    cuts.strike(cluster, after, lasting);
+    match (hears, cluster.ground.random_below(4)) {
         // It says so, and does not hear what follows.
-        let victim = Arc::clone(victim);
-        later(cluster, up_to(cluster, 5_000), move |cluster| fail_disk(cluster, &victim));
-    }
-    if cluster.ground.random_below(3) > 0 {
-        let mut cuts = Cuts::default();
-        for other in cluster.servers.iter().map(|server| &server.name) {
-            cuts.one_way(other, server);
-            if !hears {
-                cuts.one_way(server, other);
-            }
+        (true, 0 | 1) => {
+            let victim = Arc::clone(victim);
+            later(cluster, after + up_to(cluster, 2_000), move |cluster| {
+                fail_disk(cluster, &victim);
+            });
         }
-        let lasting = Duration::from_millis(3_000) + up_to(cluster, 6_000);
-        cuts.strike(cluster, up_to(cluster, 1_000), lasting);
+        // The next manager does not know when it was heard last.
+        (false, 0) => {
+            let primary = Arc::clone(cluster.primary());
+            later(cluster, after + up_to(cluster, 500), move |_| primary.stop());
+        }
+        (_, 2 | 3) => {
+            let mut cuts = Cuts::default();
+            for other in cluster.servers.iter().map(|server| &server.name) {
+                cuts.one_way(other, server);
+                if !hears {
+                    cuts.one_way(server, other);
+                }
+            }
+            let lasting = Duration::from_millis(5_000) + up_to(cluster, 4_500);
+            cuts.strike(cluster, up_to(cluster, 1_000), lasting);
+        }
+        _ => {}
     }
 }
 
-/// Another manager takes the seat, and the one before goes on to talk with some.
+/// Another manager takes the seat, and the one before goes on to talk with a server and some clients.
 fn rival(cluster: &Arc<Cluster>) {
-    let (primary, lasting) = (&cluster.primary().name, long(cluster) + Duration::from_secs(4));
+    let primary = &cluster.primary().name;
+    let lasting = Duration::from_millis(15_000) + up_to(cluster, 8_000);
+    let (loyal, clients) = (&some_server(cluster).name, some_clients(cluster));
+    note!(cluster.log, "fault: {primary} is left with {loyal} and not {clients:?} for {lasting:?}");
     let mut cuts = Cuts::default();
-    let mut lost = Vec::new();
     let servers = cluster.servers.iter().map(|server| &server.name);
-    for name in servers.chain(cluster.clients.iter().map(|client| &client.name)) {
-        if is_lucky(cluster) {
-            cuts.both(primary, name);
-            lost.push(name);
-        }
+    for name in servers.filter(|name| *name != loyal).chain(clients) {
+        cuts.both(primary, name);
     }
     for manager in &cluster.managers {
         cuts.both(primary, &manager.name);
     }
-    note!(cluster.log, "fault: {primary} loses its store and {lost:?} for {lasting:?}");
     cuts.both(primary, STORE);
     cuts.strike(cluster, Duration::ZERO, lasting);
 }

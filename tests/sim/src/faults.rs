@@ -26,6 +26,15 @@ pub(crate) async fn rage(cluster: Arc<Cluster>) {
         let factor = cluster.ground.random_below(2000) as f64 / 1000.0;
         cluster.ground.sleep(cluster.options.fault_every.mul_f64(factor)).await;
         let fault = pick(&cluster);
+        if fault.is_great() {
+            let mut quiet_at = cluster.quiet_at.lock();
+            let now = cluster.ground.now();
+            if now < *quiet_at {
+                continue;
+            }
+            let pause = 12_000 + cluster.ground.random_below(8_000);
+            *quiet_at = now.plus(Duration::from_millis(pause));
+        }
         cluster.workload.faults.fetch_add(1, Ordering::Relaxed);
         strike(&cluster, fault);
     }
@@ -144,6 +153,10 @@ fn kill_manager(cluster: &Arc<Cluster>, manager: &Arc<ManagerHost>) {
 /// Each server was filled by the others at the end; the first one to die is the head of its chains.
 fn roll(cluster: &Arc<Cluster>) {
     let step = Duration::from_millis(7_500 + cluster.ground.random_below(3_000));
+    let whole = step * cluster.servers.len() as u32;
+    let mut quiet_at = cluster.quiet_at.lock();
+    *quiet_at = quiet_at.plus(whole);
+    drop(quiet_at);
     note!(cluster.log, "fault: all servers die, one after the other, each {step:?}");
     let mut servers = cluster.servers.clone();
     for i in (1..servers.len()).rev() {
@@ -161,7 +174,7 @@ fn roll(cluster: &Arc<Cluster>) {
         });
     }
     if cluster.ground.random_below(3) > 0 {
-        cuts::deafen_for(cluster, step * cluster.servers.len() as u32);
+        cuts::deafen_for(cluster, whole);
     }
 }
 

@@ -82,7 +82,7 @@ impl Fault {
         (Self::Part, 5),
         (Self::PartOneWay, 5),
         (Self::Isolate, 4),
-        (Self::Strand, 30),
+        (Self::Strand, 40),
         (Self::Deafen, 5),
         (Self::Roll, 20),
         (Self::Split, 5),
@@ -98,6 +98,13 @@ impl Fault {
         (Self::Drift, 3),
         (Self::JumpWall, 3),
     ];
+
+    /// Whether it disturbs much, for long: one of these comes after the other, with a pause.
+    pub(crate) fn is_great(self) -> bool {
+        let several = [Self::PowerLossOfSeveral, Self::KillManagers, Self::Rival];
+        let long = [Self::Strand, Self::Roll, Self::HungDisk, Self::Split];
+        several.contains(&self) || long.contains(&self)
+    }
 
     /// What may also happen where a server rots: nothing that takes the replicas of others away, of
     /// which one is needed whole.
@@ -169,12 +176,12 @@ impl Options {
         let rots = random.u32(..8) == 0;
         let faults = faults(&mut random, rots);
         let mut pick = |choices: &[u64]| choices[random.usize(..choices.len())];
-        let (clients, width) = (pick(&[2, 3, 4]), pick(&[1, 2, 3]));
-        let operations = 1000 + pick(&[0, 200, 500]);
-        let think = pick(&[50, 100, 300]);
-        // About how long it takes, in milliseconds, over how many faults there shall be.
-        let length = operations * (think + 10) / (clients * width);
-        let fault_every = (length / pick(&[8, 15, 30, 60])).max(300);
+        let (clients, width) = (pick(&[2, 3, 4]), pick(&[2, 3, 4]));
+        let operations = 1000 + pick(&[0, 100, 500]);
+        // About how long it shall take, in milliseconds, and with how many faults.
+        let length = pick(&[50, 70, 100]) * 1000;
+        let think = length * clients * width / operations;
+        let fault_every = length / pick(&[10, 25, 60]);
         Self {
             seed,
             managers: pick(&[1, 2, 2, 3]) as usize,

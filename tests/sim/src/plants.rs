@@ -7,7 +7,7 @@ pub const PLANTS: &[&str] = &[
     "a filling is over before it has begun",
     "a filling overlooks what is pending",
     "a manager answers after its lease",
-    "a new manager waits for nobody",
+    "a new manager does not wait for a lease",
     "a role is given away before its lease ends",
     "a stale target serves",
     "a syncing target is not waited for",

@@ -123,8 +123,9 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// One operation after the other, until there are enough.
-    pub(crate) async fn work(self: Arc<Self>) {
+    /// One operation after the other, until there are enough. One worker only reads: the others may wait
+    /// for long until they can write.
+    pub(crate) async fn work(self: Arc<Self>, only_reads: bool) {
         let think = self.workload.options.think;
         while self.workload.goes_on() {
             self.env.sleep(think.mul_f64(self.env.random_below(2000) as f64 / 1000.0)).await;
@@ -132,8 +133,9 @@ impl Client {
                 return;
             }
             let chunk = self.env.random_below(self.workload.options.chunks as u64) as usize;
-            let kind = self.choose();
-            let seconds = [2, 8, 20, 40][self.env.random_below(4) as usize];
+            let kind = self.choose(only_reads);
+            let seconds = [1, 3, 8, 40][self.env.random_below(4) as usize];
+            let seconds = if only_reads { seconds.min(3) } else { seconds };
             let deadline = self.env.deadline_after(Duration::from_secs(seconds));
             if !self.perform(chunk, kind, deadline).await {
                 self.env.sleep(PAUSE).await;
@@ -141,7 +143,7 @@ impl Client {
         }
     }
 
-    fn choose(&self) -> Kind {
+    fn choose(&self, only_reads: bool) -> Kind {
         let below = |bound: u32| self.env.random_below(u64::from(bound)) as u32;
         let length_max = [64, 512, 4096, 4096, 12_288, CHUNK_BYTES][below(6) as usize];
         let aligned = below(4) == 0;
@@ -150,7 +152,7 @@ impl Client {
         let room = CHUNK_BYTES - length;
         let offset = [0, below(room + 1), below(room.min(16_384) + 1)][below(3) as usize];
         let offset = if aligned { offset / 4096 * 4096 } else { offset };
-        if below(100) < self.workload.options.reads {
+        if only_reads || below(100) < self.workload.options.reads {
             return match below(3) {
                 0 => Kind::Read { offset, length },
                 _ => Kind::Read { offset: 0, length: CHUNK_BYTES },
