@@ -47,7 +47,7 @@ struct Arguments {
     verbose: bool,
 }
 
-/// A tenth of the seeds that the tests run.
+/// About a tenth of the seeds that the tests run on an idle machine.
 const SOON: u64 = 15;
 /// The first seeds from which each planted defect is looked for.
 const STARTS: [u64; 3] = [1, 100_001, 200_001];
