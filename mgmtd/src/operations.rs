@@ -276,7 +276,10 @@ impl Manager {
     }
 
     fn waits_for(&self, what: &Move) -> String {
-        let Some(to) = what.to else { return "its turn".into() };
+        let Some(to) = what.to else {
+            let stuck = self.observed.stuck.get(&what.from);
+            return stuck.map_or_else(|| "its turn".into(), |stuck| format!("its turn: {stuck}"));
+        };
         let Some(chain) = self.state.routing.chains.get(&what.chain) else { return String::new() };
         let local = self.state.routing.targets.get(&to).map(|target| target.local);
         match chain.state_of(to) {
