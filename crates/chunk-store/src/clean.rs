@@ -18,7 +18,7 @@ use crate::replay::LogReader;
 use crate::space::{Dropped, SPARES};
 use crate::state::{Effect, Segment, State};
 use crate::superblock::Superblock;
-use kiln_types::{BLOCK_BYTES, Error, Result, RetryKey};
+use kiln_types::{BLOCK_BYTES, Code, Error, Result, RetryKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,8 @@ use tokio::sync::oneshot;
 
 /// Between two rounds, so that frequent wake-ups stay cheap.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Before it is tried again after it met damage, which does not go away by itself.
+const RETRY: Duration = Duration::from_secs(60);
 /// How long a zone stays empty before it is given back to the disk.
 const AGE: Duration = Duration::from_secs(1);
 /// Segments that are cleaned in one round.
@@ -79,17 +81,21 @@ impl Passes {
 /// Runs until the store ends.
 pub(crate) async fn run(core: Arc<Core>, mut cleaner: Cleaner) {
     let mut aged_at = core.env.now();
+    let mut clean_from = core.env.now();
     loop {
         if core.state.lock().failed.is_some() {
             return;
         }
         fill_spares(&core).await;
         for _ in 0..ROUND {
-            if !cleaner.is_needed(&core) {
+            if core.env.now() < clean_from || !cleaner.is_needed(&core) {
                 break;
             }
             if let Err(error) = cleaner.clean_one(&core).await {
                 tracing::warn!(disk = %core.disk.describe(), %error, "the log was not cleaned");
+                if error.code() == Code::Corrupt {
+                    clean_from = core.env.now().plus(RETRY);
+                }
                 break;
             }
         }
