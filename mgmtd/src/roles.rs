@@ -9,7 +9,7 @@ use crate::store::Store;
 use kiln_chain::lease::{LeaseTimes, Patience};
 use kiln_env::Env;
 use kiln_kv::Kv;
-use kiln_manager_link::{LinkOptions, ManagerLink};
+use kiln_manager_link::{LeaseView, LinkOptions, ManagerLink};
 use kiln_telemetry::metrics;
 use kiln_types::{Code, Context, Error, Incarnation, Node, Result, RoutingInfo, ServiceKind};
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub(crate) enum Role {
         primary: String,
         /// What it publishes, as this one heard.
         routing: watch::Receiver<Arc<RoutingInfo>>,
+        /// Whether this one still hears of it.
+        lease: Arc<LeaseView>,
     },
     /// It decides.
     Primary(Handle),
@@ -59,6 +61,14 @@ impl Role {
             Self::Primary(handle) => Ok(handle.published()),
             Self::Standby { routing, .. } => Ok(routing.clone()),
             Self::Seeking => self.primary().map(Handle::published),
+        }
+    }
+
+    /// Waits until a standby does not hear of the primary any more: what it knows may be old then.
+    pub(crate) async fn out_of_touch(self, env: &Env) {
+        let Self::Standby { lease, .. } = self else { return std::future::pending().await };
+        while lease.may_serve(env.now()) {
+            env.sleep(lease.fenced_at().since(env.now())).await;
         }
     }
 }
@@ -94,6 +104,7 @@ impl Roles {
             lease: lease_times(&site),
             config: kiln_config::to_toml(config)?.into(),
             differences: Arc::default(),
+            env: env.clone(),
         };
         Ok((Self { site, own, kv, role, env: env.clone() }, service))
     }
@@ -186,9 +197,9 @@ impl Follower<'_> {
         self.link = None;
         match self.connect(primary) {
             Ok(link) => {
-                let routing = link.routing().subscribe();
+                let (routing, lease) = (link.routing().subscribe(), Arc::clone(link.lease()));
                 self.link = Some(link);
-                let standby = Role::Standby { primary: primary.into(), routing };
+                let standby = Role::Standby { primary: primary.into(), routing, lease };
                 self.roles.role.send_replace(standby);
             }
             Err(error) => tracing::warn!(primary, %error, "the primary manager cannot be followed"),

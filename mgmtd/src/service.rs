@@ -7,6 +7,7 @@ use crate::roles::Role;
 use async_trait::async_trait;
 use kiln_chain::lease::LeaseTimes;
 use kiln_config::MgmtdConfig;
+use kiln_env::Env;
 use kiln_manager_link::follow_settings;
 use kiln_net::{Peer, PeerKind};
 use kiln_rpc::{
@@ -36,6 +37,7 @@ pub struct Service {
     /// The effective configuration, as TOML.
     pub(crate) config: Arc<str>,
     pub(crate) differences: Arc<Differences>,
+    pub(crate) env: Env,
 }
 
 /// The service as one peer may use it.
@@ -136,9 +138,10 @@ impl RoutingUpdates for Updates {
 
 impl Counter {
     /// The routing information that is newer than `known`, now and after each change. It ends when the
-    /// manager is something else than now. A standby passes on what it hears from the primary.
+    /// manager is something else than now. A standby passes on what it hears from the primary, while it does.
     pub(crate) fn news_after(&self, known: RoutingVersion) -> Result<News> {
-        let role = self.service.role.borrow().clone();
+        let mut roles = self.service.role.clone();
+        let role = roles.borrow_and_update().clone();
         let published = role.routing()?;
         let current = published.borrow().version;
         if known > current && role.primary().is_ok() {
@@ -151,9 +154,14 @@ impl Counter {
         let (for_server, differences) =
             (self.peer.is_server(), Arc::clone(&self.service.differences));
         let newer = WatchStream::new(published).filter(move |routing| routing.version > known);
-        let mut roles = self.service.role.clone();
-        roles.mark_unchanged();
-        let ended = async move { drop(roles.changed().await) };
+        let env = self.service.env.clone();
+        let ended = async move {
+            tokio::select! {
+                biased;
+                _ = roles.changed() => {}
+                () = role.out_of_touch(&env) => {}
+            }
+        };
         let mut last = Arc::<RoutingInfo>::default();
         let newer = newer.map(move |routing| {
             let change = differences.between(&last, &routing, for_server);

@@ -47,10 +47,10 @@ enum Command {
     /// of a file may be missing, and every chunk must belong to a file. The cluster may be in use meanwhile.
     /// Exits with 0 when nothing is wrong, 1 when something is, 2 when that could not be found out.
     Check(check::Args),
-    /// Settings of all servers of a kind, changed while they run
+    /// Settings of all servers of a kind, changed while they run [default: get]
     Config {
         #[command(subcommand)]
-        command: config::Command,
+        command: Option<config::Command>,
     },
     /// Credentials of clients
     Credential {
@@ -118,6 +118,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
         }),
         Command::Check(check) => check::run(place, check, args.json),
         Command::Config { command } => {
+            let command = command.as_ref().unwrap_or(&config::Command::Get { name: None });
             remote::run(place, async |remote| config::run(remote, command, args.json).await)
         }
         Command::Credential { command } => {
