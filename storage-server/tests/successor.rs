@@ -18,7 +18,8 @@ use kiln_types::{
     Error, Incarnation, InodeId, KeyId, LocalState, Member, Node, NodeId, PublicState, Result,
     RoutingInfo, Secret, ServerKey, ServiceKind, TargetId, TreeId, TruncateEpoch, crc32c,
 };
-use kiln_wire::{Body, Change, Forward, Name, Update, WriteDone};
+use kiln_wire::{Body, Change, Forward, Name, Operation, Update, WriteDone};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,12 +34,20 @@ const MIB: u64 = 1 << 20;
 struct Successor {
     full: AtomicBool,
     silent: AtomicBool,
+    /// What it says is committed.
+    decided: Mutex<Option<ChunkVersion>>,
     disk: Arc<SimulatedDisk>,
 }
 
 #[async_trait]
 impl Handler for Successor {
     async fn handle(&self, _peer: &Arc<Peer>, mut request: Request) -> Result<Response> {
+        let decided = *self.decided.lock();
+        if request.operation == Operation::CommittedVersion as u16
+            && let Some(version) = decided
+        {
+            return Ok(Response::new(WriteDone { version }.encode()));
+        }
         if self.silent.load(Ordering::Relaxed) {
             return std::future::pending().await;
         }
@@ -111,7 +120,8 @@ impl World {
             network.host(name, kiln_net::Identity::Server(key()), terms)
         };
         let (full, silent) = (AtomicBool::new(true), AtomicBool::new(false));
-        let successor = Arc::new(Successor { full, silent, disk: Arc::clone(&disk) });
+        let (decided, disk_beneath) = (Mutex::default(), Arc::clone(&disk));
+        let successor = Arc::new(Successor { full, silent, decided, disk: disk_beneath });
         let options = ServerOptions {
             address: "tail:1".into(),
             terms: Terms { node: Some(NodeId(2)), ..Terms::CURRENT },
@@ -143,15 +153,17 @@ impl World {
 
     async fn write_byte(&self, index: u64, byte: u8) -> Result<ChunkVersion> {
         let bytes = Bytes::copy_of(&[byte; 4096]);
-        let update = Update {
-            change: Change::Write { offset: 0, checksums: vec![crc32c(&bytes)] },
-            epoch: TruncateEpoch(0),
-            floor: TruncateEpoch(0),
-            chunk_bytes: MIB as u32,
-            retry: None,
-        };
+        let change = Change::Write { offset: 0, checksums: vec![crc32c(&bytes)] };
+        self.change(index, change, bytes).await
+    }
+
+    async fn change(&self, index: u64, change: Change, payload: Bytes) -> Result<ChunkVersion> {
+        // A removal under a chunk's own epoch was done before.
+        let epoch = TruncateEpoch(u64::from(change == Change::Remove));
+        let update =
+            Update { change, epoch, floor: TruncateEpoch(0), chunk_bytes: MIB as u32, retry: None };
         let name = name(index);
-        let incoming = Incoming { update, payload: bytes, trace: Trace::default() };
+        let incoming = Incoming { update, payload, trace: Trace::default() };
         let deadline = self.env.deadline_after(Duration::from_secs(5));
         self.target.write(name, incoming, deadline).await
     }
@@ -204,5 +216,32 @@ fn a_relaxed_read_does_not_wait_for_a_write_that_is_under_way() {
         // The successor, which decides, does not say what is committed.
         assert!(world.read(0, Consistency::Linearizable).await.is_err());
         drop(write);
+    });
+}
+
+#[test]
+fn a_removal_that_the_successor_has_decided_is_seen_by_reads_here() {
+    let executor = Executor::new(1);
+    let env = executor.env();
+    executor.run(async move {
+        let world = Arc::new(World::new(env.clone()).await);
+        world.successor.full.store(false, Ordering::Relaxed);
+        let written = world.write_byte(0, 1).await.unwrap();
+        world.successor.silent.store(true, Ordering::Relaxed);
+        let removing = Arc::clone(&world);
+        let remove =
+            env.spawn(
+                "remove",
+                async move { removing.change(0, Change::Remove, Bytes::empty()).await },
+            );
+        env.sleep(Duration::from_secs(1)).await;
+        let linearizable = || world.read(0, Consistency::Linearizable);
+        *world.successor.decided.lock() = Some(written);
+        assert_eq!(linearizable().await, Ok(1), "not decided yet");
+        // Its answer to the removal does not come, or late.
+        let removed = world.target.store().pending(HEAD)[0].1;
+        *world.successor.decided.lock() = Some(removed);
+        assert_eq!(linearizable().await.map_err(|e| e.code()), Err(Code::ChunkNotFound));
+        drop(remove);
     });
 }

@@ -55,6 +55,11 @@ impl Target {
                 if version_of(&stat.pending) != decided {
                     return Err(settling(chunk));
                 }
+                if stat.pending.is_some_and(|pending| pending.removed) {
+                    mark("a read finds a removal that is decided elsewhere");
+                    let text = format!("target {}: no chunk {chunk}", self.id);
+                    return Err(Error::new(Code::ChunkNotFound, text));
+                }
                 let which = Which::Version(decided);
                 match self.read_store(chunk, which, offset, length, floor).await {
                     // Committed and replaced meanwhile.

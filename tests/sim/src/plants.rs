@@ -42,6 +42,7 @@ pub const MARKS: &[&str] = &[
     "a manager waits for its store",
     "a read asks the commit point",
     "a read finds a failed target",
+    "a read finds a removal that is decided elsewhere",
     "a read outlives the lease",
     "a read waits for a chunk to be settled",
     "a recovered version is settled",
