@@ -92,6 +92,8 @@ impl Run {
                 self.two(options, servers).await?;
             }
         }
+        // Who was killed last starts again.
+        self.wait(servers, TICK * 4).await?;
         self.judge(options, servers).await
     }
 
