@@ -108,7 +108,7 @@ pub async fn run(
     watched.end_watchers();
     serving.shutdown(GRACE).await;
     drop(keeper);
-    link.stop(true).await;
+    link.stop().await;
     result
 }
 

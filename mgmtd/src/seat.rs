@@ -121,7 +121,8 @@ impl Seat {
     async fn beat(&self) -> Result<Monotonic> {
         let until = TIMES.held_until(self.env.now());
         let mut tx = self.kv.begin().await?;
-        let beat = self.check_in(tx.as_mut()).await?;
+        self.check(tx.as_mut()).await?;
+        let beat = beat_of(tx.as_mut()).await?;
         tx.set(&key(Kind::Beat).finish(), &encode_beat(beat + 1));
         tx.commit().await?;
         Ok(until)
@@ -136,11 +137,6 @@ impl Seat {
             Some((term, _)) if term == self.term => Ok(()),
             _ => Err(Error::new(Code::NotPrimary, "another manager has taken the seat")),
         }
-    }
-
-    async fn check_in(&self, tx: &mut dyn Transaction) -> Result<u64> {
-        self.check(tx).await?;
-        beat_of(tx).await
     }
 
     /// Waits until what this manager knows may be answered: not while its store is out of reach for long.

@@ -175,7 +175,7 @@ impl StorageServer {
     /// # Errors
     /// What the disks say.
     pub async fn stop(self, serving: Box<dyn Serving>) -> Result<()> {
-        self.link.stop(true).await;
+        self.link.stop().await;
         serving.shutdown(GRACE).await;
         drop(self.tasks);
         for store in self.service.stores() {

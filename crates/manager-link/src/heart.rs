@@ -19,10 +19,8 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     Live,
-    /// End; with a last heartbeat that gives the server's role away, when planned.
-    Stop {
-        planned: bool,
-    },
+    /// End, with a last heartbeat that gives the server's role away.
+    Stop,
 }
 
 /// How far the loop is.
@@ -63,9 +61,8 @@ impl Heart {
     pub(crate) async fn run(mut self) {
         let mut wish = self.wish.clone();
         let stop = async move {
-            let stop = wish.wait_for(|wish| *wish != Wish::Live).await;
-            // Without a ManagerLink nobody wants the lease any more.
-            stop.map_or(Wish::Stop { planned: false }, |wish| *wish)
+            // Without a ManagerLink nobody wants the lease any more: that is no planned stop.
+            wish.wait_for(|wish| *wish == Wish::Stop).await.is_ok()
         };
         let refused = {
             let mut stop = std::pin::pin!(stop);
@@ -90,17 +87,13 @@ impl Heart {
     }
 
     /// Whether the stop that ended it is a planned one.
-    async fn beat_until(&mut self, mut stop: impl Future<Output = Wish> + Unpin) -> Result<bool> {
+    async fn beat_until(&mut self, mut stop: impl Future<Output = bool> + Unpin) -> Result<bool> {
         loop {
-            let wish = tokio::select! {
+            tokio::select! {
                 biased;
-                wish = &mut stop => wish,
-                result = self.step() => {
-                    result?;
-                    continue;
-                }
-            };
-            return Ok(wish == Wish::Stop { planned: true });
+                planned = &mut stop => return Ok(planned),
+                result = self.step() => result?,
+            }
         }
     }
 

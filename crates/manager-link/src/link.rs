@@ -183,11 +183,11 @@ impl ManagerLink {
         }
     }
 
-    /// Ends the lease: nothing is served from here on. A planned stop tells the manager, which
-    /// gives the server's role away at once; else it does when the lease ends, unless the server is
-    /// back by then.
-    pub async fn stop(self, planned: bool) {
-        self.wish.send_replace(Wish::Stop { planned });
+    /// Ends the lease, as planned: nothing is served from here on, and the manager is told, which gives
+    /// the server's role away at once where enough others serve. Without this it does when the lease
+    /// ends, unless the server is back by then.
+    pub async fn stop(self) {
+        self.wish.send_replace(Wish::Stop);
         let mut stage = self.stage.clone();
         let ended = stage.wait_for(|stage| matches!(stage, Stage::Refused(_) | Stage::Ended));
         if let Err(late) = self.env.timeout(STOP_TIME_MAX, "good-bye to the manager", ended).await {

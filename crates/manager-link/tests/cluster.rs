@@ -247,7 +247,7 @@ async fn a_cluster_from_its_first_start_to_a_planned_stop() {
     // A planned stop gives its role away before the lease ends: enough others serve.
     let lease = Arc::clone(back.link.lease());
     let start = env.now();
-    back.link.stop(true).await;
+    back.link.stop().await;
     until(&env, &mut routing, "the stop", |r| serving_of(r, 103) == 0).await;
     assert!(env.now().since(start) < Duration::from_millis(1000));
     assert!(!lease.may_serve(env.now()));
@@ -259,7 +259,7 @@ async fn a_cluster_from_its_first_start_to_a_planned_stop() {
 
     // The next one is needed: it keeps its role until its lease has ended.
     let lease = Arc::clone(servers[1].link.lease());
-    servers.pop().unwrap().link.stop(true).await;
+    servers.pop().unwrap().link.stop().await;
     assert!(!lease.may_serve(env.now()));
     assert_eq!(serving_of(&routing.borrow(), 102), 6);
     until(&env, &mut routing, "its death", |r| serving_of(r, 102) == 0).await;
