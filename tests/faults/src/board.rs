@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// Quicker operations are counted only.
 const SLOW: Duration = Duration::from_millis(20);
+/// How most operations end.
+const FINE: &str = "fine";
 /// More violations are the same one again.
 const VIOLATIONS_MAX: usize = 20;
 
@@ -68,7 +70,7 @@ impl Board {
         if now.since(timed.from) >= SLOW {
             self.slow.lock().push(timed);
         }
-        let outcome = result.as_ref().map_or_else(|error| error.code().name(), |_| "fine");
+        let outcome = result.as_ref().map_or_else(|error| error.code().name(), |_| FINE);
         *self.done.lock().entry((work, outcome)).or_default() += 1;
         if let Err(error) = &result {
             let took = now.since(timed.from);
@@ -94,9 +96,17 @@ impl Board {
         self.running.lock().values().map(show).collect()
     }
 
-    /// How many operations ended how.
-    pub(crate) fn counts(&self) -> BTreeMap<(Work, &'static str), u64> {
-        self.done.lock().clone()
+    /// How many operations ended how, in lines, and how many that are.
+    pub(crate) fn report(&self) -> (String, u64) {
+        let done = self.done.lock();
+        let line =
+            |((work, how), count): (&(Work, &str), &u64)| format!("{work:?} {how}: {count}\n");
+        (done.iter().map(line).collect(), done.values().sum())
+    }
+
+    /// How many writes were acknowledged.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.done.lock().get(&(Work::Write, FINE)).copied().unwrap_or_default()
     }
 
     pub(crate) fn violate(&self, what: String) {

@@ -177,7 +177,7 @@ impl Fault {
     }
 
     fn client<'a>(&self, servers: &'a Servers) -> &'a Host {
-        &servers.clients[self.how as usize % servers.clients.len()]
+        &servers.access.hosts[self.how as usize % servers.access.hosts.len()]
     }
 
     fn filter(&self) -> String {

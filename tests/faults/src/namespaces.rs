@@ -25,7 +25,7 @@ const PROGRAMS: [&str; 8] =
 ///
 /// # Errors
 /// `Unsupported` when this machine does not allow that; otherwise it does not return, or is inside.
-pub fn enter() -> Result<()> {
+pub(crate) fn enter() -> Result<()> {
     let unsupported = |why: String| Error::new(Code::Unsupported, why);
     if std::env::var_os(INSIDE).is_none() {
         if !rustix::process::geteuid().is_root() {
@@ -80,6 +80,18 @@ pub(crate) fn make(names: &[String]) -> Result<Vec<Host>> {
         Ok(Host { name: name.clone(), address })
     };
     (1..).zip(names).map(make).collect()
+}
+
+/// The device of a virtual machine.
+pub(crate) const TAP: &str = "tap0";
+
+/// Joins a virtual machine to the hosts that [`make`] made: where its QEMU runs, with the device [`TAP`], and
+/// the address that its guest is to take.
+pub(crate) fn join() -> Result<(Host, Ipv4Addr)> {
+    shell::run("ip", &format!("-n {HUB} tuntap add {TAP} mode tap"))?;
+    shell::run("ip", &format!("-n {HUB} link set {TAP} master br0 up"))?;
+    let host = Host { name: HUB.into(), address: Ipv4Addr::LOCALHOST };
+    Ok((host, Ipv4Addr::new(10, 77, 0, 100)))
 }
 
 impl Host {

@@ -1,15 +1,16 @@
 //! The cluster's servers: processes of the `kiln` binary, each on a host of its own.
 
+use crate::access::Access;
 use crate::disks::Disks;
 use crate::namespaces::{self, Host};
-use crate::shell;
 use kiln_env::Env;
 use kiln_launch::{ClusterDir, Lock, SUPERVISOR, Service, Wishes};
-use kiln_types::{Code, Context, Credential, Error, Result, ServiceKind};
+use kiln_types::{Code, Context, Error, Result, ServiceKind};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Stdio};
+use std::sync::Arc;
 
 /// Storage servers, of which each chunk is on three.
 pub(crate) const STORAGE: u32 = 5;
@@ -33,13 +34,12 @@ pub(crate) struct Server {
     held_down: bool,
 }
 
-/// All servers, and the hosts of clients.
+/// All servers, and how clients reach them.
 pub(crate) struct Servers {
     pub(crate) servers: Vec<Server>,
-    pub(crate) clients: Vec<Host>,
+    pub(crate) access: Arc<Access>,
     pub(crate) disks: Disks,
     dir: ClusterDir,
-    program: PathBuf,
     _lock: Lock,
 }
 
@@ -61,20 +61,14 @@ impl Servers {
         let clients = hosts.split_off(services.len());
         let disks = Disks::make(path)?;
         let server = |(service, host)| Server { service, host, child: None, held_down: false };
-        let servers = services.into_iter().zip(hosts).map(server).collect();
-        let program = program.to_owned();
-        let mut servers = Self { servers, clients, disks, dir, program, _lock: lock };
+        let servers = services.into_iter().zip(hosts).map(server);
+        let servers: Vec<Server> = servers.collect();
+        let manager = format!("{}:{PORT}", servers[0].host.address);
+        let (credential, program) = (dir.credential(), program.to_owned());
+        let access = Arc::new(Access { hosts: clients, manager, credential, program });
+        let mut servers = Self { servers, access, disks, dir, _lock: lock };
         (0..servers.servers.len()).try_for_each(|at| servers.launch(at))?;
         Ok(servers)
-    }
-
-    /// Where clients find the manager.
-    pub(crate) fn manager(&self) -> String {
-        format!("{}:{PORT}", self.servers[0].host.address)
-    }
-
-    pub(crate) fn credential(&self) -> Result<Credential> {
-        kiln_config::read_credential(&self.dir.credential())
     }
 
     /// The servers of a kind, by their places.
@@ -93,17 +87,17 @@ impl Servers {
 
     /// Starts a server and does not wait for it: it may be cut off.
     pub(crate) fn launch(&mut self, at: usize) -> Result<()> {
-        let manager = self.manager();
+        let access = Arc::clone(&self.access);
         let log = self.log(at);
         let output = OpenOptions::new().create(true).append(true).open(&log);
         let output = output.context(log.display())?;
         let server = &mut self.servers[at];
         let kind = server.service.kind;
-        let mut command = server.host.command(&self.program);
+        let mut command = server.host.command(&access.program);
         command.arg(kind.to_string()).arg("--config").arg(self.dir.config(&server.service));
         command.arg("--listen").arg(format!("{}:{PORT}", server.host.address));
         if kind != ServiceKind::Mgmtd {
-            command.arg("--mgmtd").arg(manager);
+            command.arg("--mgmtd").arg(&access.manager);
         }
         if kind == ServiceKind::Storage {
             STORAGE_SETTINGS.iter().for_each(|setting| {
@@ -156,21 +150,9 @@ impl Servers {
         Ok(ended)
     }
 
-    /// Runs a `kiln` command against the cluster from a client's host.
-    pub(crate) fn kiln(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = self.clients[0].command(&self.program);
-        command.args(["--cluster", &self.manager()]).arg("--credential").arg(self.dir.credential());
-        shell::output(command.args(arguments), "")
-    }
-
-    /// What a server must never log.
-    pub(crate) fn panics(&self) -> Vec<String> {
-        let found = |at: usize| {
-            let text = std::fs::read_to_string(self.log(at)).unwrap_or_default();
-            let line = text.lines().find(|line| line.contains("panicked at"));
-            line.map(|line| format!("{}: {line}", self.name(at)))
-        };
-        (0..self.servers.len()).filter_map(found).collect()
+    /// Where all of them log.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.dir.logs()
     }
 
     /// Kills everything and waits for it.

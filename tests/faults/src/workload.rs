@@ -1,11 +1,11 @@
 //! The checked workload: writers and readers of all kinds, on the hosts of clients.
 
+use crate::access::Access;
 use crate::blocks::{self, BlockFile};
 use crate::board::Board;
 use crate::logs::{self, Log};
 use crate::names::{self, Names};
 use crate::seat::{self, Entry, Seat};
-use crate::servers::Servers;
 use kiln_client::{Client, Options};
 use kiln_types::{Code, Error, InodeId, Result, RoutingInfo};
 use std::sync::Arc;
@@ -13,10 +13,16 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-const FILES: u32 = 28;
-/// On each client's host.
-const WRITERS: usize = 3;
-const READERS: usize = 2;
+/// How much is done.
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    /// Files of blocks.
+    pub(crate) files: u32,
+    /// Their writers and readers on each client's host.
+    pub(crate) writers: usize,
+    pub(crate) readers: usize,
+}
+
 /// How long the impatient client tries: what it gives up may have happened or not.
 const IMPATIENT: Duration = Duration::from_secs(7);
 /// What runs at the end has so long to finish: as long as a patient client tries.
@@ -32,7 +38,7 @@ struct Content {
 pub(crate) struct Workload {
     board: Arc<Board>,
     entry: Entry,
-    runtimes: Vec<Runtime>,
+    runtimes: Runtimes,
     watcher: Arc<Client>,
     content: Arc<Content>,
     workers: Vec<JoinHandle<()>>,
@@ -40,26 +46,32 @@ pub(crate) struct Workload {
 
 impl Workload {
     /// Makes the files and starts to work.
-    pub(crate) async fn start(servers: &Servers, board: &Arc<Board>, seed: u64) -> Result<Self> {
-        let runtimes = servers.clients.iter().map(seat::runtime).collect::<Result<Vec<_>>>()?;
+    pub(crate) async fn start(
+        access: &Access,
+        board: &Arc<Board>,
+        seed: u64,
+        load: Load,
+    ) -> Result<Self> {
+        let runtimes = access.hosts.iter().map(seat::runtime).collect::<Result<_>>()?;
+        let runtimes = Runtimes(runtimes);
         let options = Options::default();
-        let credential = servers.credential()?;
-        let entry = Entry { manager: servers.manager(), credential, options };
-        let made = on(&runtimes[0], {
-            let (board, entry) = (Arc::clone(board), entry.clone());
-            async move { make(board, entry).await }
+        let credential = access.credential()?;
+        let entry = Entry { manager: access.manager.clone(), credential, options };
+        let made = on(&runtimes.0[0], {
+            let (board, entry, hosts) = (Arc::clone(board), entry.clone(), access.hosts.len());
+            async move { make(board, entry, load.files, hosts).await }
         });
         let (watcher, content) =
             board.env.timeout(FINISH_WITHIN, "the first files", made).await???;
         let content = Arc::new(content);
         let board = Arc::clone(board);
         let mut workload = Self { board, entry, runtimes, watcher, content, workers: Vec::new() };
-        workload.employ(seed).await?;
+        workload.employ(seed, load).await?;
         Ok(workload)
     }
 
-    async fn employ(&mut self, seed: u64) -> Result<()> {
-        let hosts = self.runtimes.len();
+    async fn employ(&mut self, seed: u64, load: Load) -> Result<()> {
+        let hosts = self.runtimes.0.len();
         for host in 0..hosts {
             let options = match host {
                 0 => Options::default(),
@@ -70,17 +82,17 @@ impl Workload {
                 },
             };
             let (board, entry) = (Arc::clone(&self.board), Entry { options, ..self.entry.clone() });
-            let runtime = &self.runtimes[host];
+            let runtime = &self.runtimes.0[host];
             let seat = on(runtime, Seat::take(board, entry)).await?;
             let mut random = fastrand::Rng::with_seed(seed ^ (host as u64 + 1) << 32);
             let content = &self.content;
-            for writer in 0..WRITERS {
-                let place = (host * WRITERS + writer, hosts * WRITERS);
+            for writer in 0..load.writers {
+                let place = (host * load.writers + writer, hosts * load.writers);
                 let files = Arc::clone(&content.files);
                 let work = blocks::write(Arc::clone(&seat), files, place, random.fork());
                 self.workers.push(runtime.spawn(work));
             }
-            for _ in 0..READERS {
+            for _ in 0..load.readers {
                 let files = Arc::clone(&content.files);
                 let work = blocks::read(Arc::clone(&seat), files, random.fork());
                 self.workers.push(runtime.spawn(work));
@@ -124,7 +136,7 @@ impl Workload {
     pub(crate) async fn verify(&self) -> Result<()> {
         let (board, entry) = (Arc::clone(&self.board), self.entry.clone());
         let content = Arc::clone(&self.content);
-        let verified = on(&self.runtimes[0], async move {
+        let verified = on(&self.runtimes.0[0], async move {
             let seat = Seat::take(board, entry).await;
             for file in content.files.iter() {
                 file.verify(&seat).await?;
@@ -141,10 +153,13 @@ impl Workload {
     }
 }
 
-impl Drop for Workload {
+/// The event loops of the clients' hosts.
+struct Runtimes(Vec<Runtime>);
+
+impl Drop for Runtimes {
     /// What still runs is dropped; nobody waits for it.
     fn drop(&mut self) {
-        self.runtimes.drain(..).for_each(Runtime::shutdown_background);
+        self.0.drain(..).for_each(Runtime::shutdown_background);
     }
 }
 
@@ -157,17 +172,21 @@ async fn on<T: Send + 'static>(
     ended.map_err(|error| Error::new(Code::Internal, format!("a client's task: {error}")))
 }
 
-async fn make(board: Arc<Board>, entry: Entry) -> Result<(Arc<Client>, Content)> {
-    let hosts = crate::servers::CLIENTS;
+async fn make(
+    board: Arc<Board>,
+    entry: Entry,
+    files: u32,
+    hosts: usize,
+) -> Result<(Arc<Client>, Content)> {
     let seat = Seat::take(board, entry).await;
-    let mut files = Vec::new();
-    for number in 0..FILES {
-        files.push(BlockFile::make(&seat, InodeId::ROOT, number).await?);
+    let mut made = Vec::new();
+    for number in 0..files {
+        made.push(BlockFile::make(&seat, InodeId::ROOT, number).await?);
     }
     let (mut logs, mut names) = (Vec::new(), Vec::new());
     for host in 0..hosts {
         logs.push(Arc::new(Log::make(&seat, InodeId::ROOT, host).await?));
         names.push(Arc::new(Names::make(&seat, InodeId::ROOT, host).await?));
     }
-    Ok((seat.client(), Content { files: Arc::new(files), logs, names }))
+    Ok((seat.client(), Content { files: Arc::new(made), logs, names }))
 }

@@ -1,18 +1,16 @@
-//! A minute of random faults on a real cluster; `kiln-faults` runs for longer.
+//! Random faults on a real cluster for a minute, and a few power cuts; `kiln-faults` and `kiln-power` run
+//! for longer.
 
 use std::path::Path;
 use std::process::Command;
 
-const SECONDS: &str = "60";
-/// What it ends with where this machine cannot do it.
+/// What they end with where this machine cannot do it.
 const SKIPPED: i32 = 77;
 
-#[test]
-fn nothing_acknowledged_is_lost_in_a_minute_of_faults() {
-    let faults = Path::new(env!("CARGO_BIN_EXE_kiln-faults"));
-    let kiln = faults.with_file_name("kiln");
+fn run(program: &str, arguments: &[&str]) {
+    let kiln = Path::new(program).with_file_name("kiln");
     assert!(kiln.is_file(), "{} is not built: cargo build, or --workspace", kiln.display());
-    let output = Command::new(faults).args(["--seconds", SECONDS]).output().expect("kiln-faults");
+    let output = Command::new(program).args(arguments).output().expect(program);
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}");
     if output.status.code() == Some(SKIPPED) {
@@ -21,4 +19,11 @@ fn nothing_acknowledged_is_lost_in_a_minute_of_faults() {
     }
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {said}\n{log}", output.status);
+}
+
+/// One after the other: both are sensitive to a machine that is too busy.
+#[test]
+fn nothing_acknowledged_is_lost_in_a_minute_of_faults_and_in_power_cuts() {
+    run(env!("CARGO_BIN_EXE_kiln-faults"), &["--seconds", "60"]);
+    run(env!("CARGO_BIN_EXE_kiln-power"), &["--cuts", "3"]);
 }
