@@ -4,6 +4,7 @@
 //! its own, with a volatile write cache. To clients it is one more host of their network.
 
 use crate::access::Access;
+use crate::command::Setting;
 use crate::namespaces::{self, Host, TAP};
 use crate::shell;
 use crate::volatile::{Disk, Lost};
@@ -16,6 +17,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 const WISHES: Wishes =
     Wishes { storage: Some(3), replicas: Some(3), disks: Some(1), capacity: Some(1 << 30) };
@@ -39,8 +41,9 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Makes a cluster in the directory `path`, and its disks. Nothing runs yet.
-    pub(crate) async fn make(path: &Path, program: &Path, vm: &Path, env: &Env) -> Result<Self> {
+    /// Makes a cluster and its disks, which may ignore flushes. Nothing runs yet.
+    pub(crate) async fn make(setting: &Setting, vm: &Path, lies: bool, env: &Env) -> Result<Self> {
+        let (path, program) = (&setting.dir, &setting.program);
         let (dir, lock) = ClusterDir::take(path, &WISHES, env).await?;
         let hosts = namespaces::make(&CLIENTS.map(String::from))?;
         let (host, address) = namespaces::join()?;
@@ -59,7 +62,7 @@ impl Machine {
                 &format!("{options} -d {} {}", from.display(), image.display()),
             )?;
             let socket = image.with_extension("socket");
-            let disk = Disk::serve(&image, &socket, env)?;
+            let disk = Disk::serve(&image, &socket, lies, env)?;
             disks.push((socket, disk));
         }
         let machine =
@@ -161,10 +164,21 @@ impl Machine {
         Ok(child.try_wait().context("the virtual machine")?.is_none())
     }
 
+    /// Waits until one of its disks has something to lose, for a moment at most.
+    pub(crate) async fn await_pending(&self, random: &mut fastrand::Rng, env: &Env) {
+        let (_, disk) = &self.disks[random.usize(..self.disks.len())];
+        let end = env.deadline_after(Duration::from_secs(2));
+        while !disk.is_pending() && !end.passed(env.now()) {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Cuts its power: what each disk lost.
     pub(crate) fn cut(&mut self, random: &mut fastrand::Rng) -> Result<Vec<Lost>> {
+        // The disks first, since the machine does not end at once.
+        let lost = self.disks.iter().map(|(_, disk)| disk.cut(random)).collect();
         self.kill()?;
-        self.disks.iter().map(|(_, disk)| disk.cut(random)).collect()
+        lost
     }
 
     fn kill(&mut self) -> Result<()> {

@@ -23,13 +23,13 @@ const WRITERS: u64 = 10;
 /// From when the machine is switched on or the chains are whole, to the cut.
 const CUT_AFTER: std::ops::Range<u64> = 0..12_000;
 
-/// Cuts the power of a cluster so many times; `vm` is the directory with the virtual machine's parts. To be
-/// called on a thread that lives as long as the process.
+/// Cuts the power of a cluster so many times; `vm` is the directory with the virtual machine's parts. Its
+/// disks may lie: then they ignore flushes. To be called on a thread that lives as long as the process.
 ///
 /// # Errors
 /// What kept it from being run, `Unsupported` when that is the machine's parts; it says nothing about the
 /// cluster.
-pub async fn cut_power(setting: &Setting, cuts: u32, vm: &Path) -> Result<Outcome> {
+pub async fn cut_power(setting: &Setting, cuts: u32, vm: &Path, lies: bool) -> Result<Outcome> {
     if let Some(file) = Machine::lacking(vm) {
         let why = format!("there is no virtual machine: no {file} in {}", vm.display());
         return Err(Error::new(Code::Unsupported, why)
@@ -38,7 +38,7 @@ pub async fn cut_power(setting: &Setting, cuts: u32, vm: &Path) -> Result<Outcom
     let vm = vm.canonicalize().context(vm.display())?;
     let env = Env::real();
     let mut stop = Stop::on_any()?;
-    let mut machine = Machine::make(&setting.dir, &setting.program, &vm, &env).await?;
+    let mut machine = Machine::make(setting, &vm, lies, &env).await?;
     machine.boot()?;
     let board = Arc::new(Board::new(env));
     let random = fastrand::Rng::with_seed(setting.seed);
@@ -69,6 +69,9 @@ impl Power {
         for number in 1..=cuts {
             let time = Duration::from_millis(self.random.u64(CUT_AFTER));
             self.board.env.sleep(time).await;
+            if self.random.u8(..4) > 0 {
+                self.machine.await_pending(&mut self.random, &self.board.env).await;
+            }
             let lost = self.machine.cut(&mut self.random)?;
             tracing::info!("CUT {number} after {time:?}: {lost:?}");
             for disk in lost {

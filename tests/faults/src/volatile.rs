@@ -28,12 +28,13 @@ const REQUEST_MAX: usize = 64 << 20;
 #[derive(Clone)]
 pub(crate) struct Disk {
     cache: Arc<Mutex<Cache>>,
+    lies: bool,
 }
 
 impl Disk {
-    /// Serves the image `path` at the socket `at`.
-    pub(crate) fn serve(path: &Path, at: &Path, env: &Env) -> Result<Self> {
-        let disk = Self { cache: Arc::new(Mutex::new(Cache::open(path)?)) };
+    /// Serves the image `path` at the socket `at`; a disk that lies answers flushes and does nothing.
+    pub(crate) fn serve(path: &Path, at: &Path, lies: bool, env: &Env) -> Result<Self> {
+        let disk = Self { cache: Arc::new(Mutex::new(Cache::open(path)?)), lies };
         let listener = std::os::unix::net::UnixListener::bind(at).context(at.display())?;
         listener.set_nonblocking(true).context(at.display())?;
         let (mine, my_env) = (disk.clone(), env.clone());
@@ -56,7 +57,14 @@ impl Disk {
             if let Err(error) = self.talk(&mut stream, env).await {
                 tracing::debug!("a disk's connection: {error}");
             }
+            // A disk without power says nothing, as long as the machine does not notice that it has none.
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
         }
+    }
+
+    /// Whether a cut would take something.
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.cache.lock().pending.is_empty()
     }
 
     /// The power is cut: for everybody who is connected the disk is gone.
@@ -97,7 +105,7 @@ impl Disk {
                 FLUSH => {
                     // Whoever goes on before this is answered is found out when the power is cut in it.
                     env.sleep(Duration::from_micros(random.u64(..FLUSH_MICROS))).await;
-                    self.at(cuts)?.flush(0)?;
+                    self.at(cuts)?.flush(if self.lies { usize::MAX } else { 0 })?;
                     data.clear();
                 }
                 // The other side ends it.

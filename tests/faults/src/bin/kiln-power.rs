@@ -24,6 +24,9 @@ struct Arguments {
     /// 'vm' beside the directory of this program, as in target/vm.
     #[arg(long, value_name = "DIR")]
     vm: Option<PathBuf>,
+    /// The disks answer flushes and ignore them: the run has to find that something is lost.
+    #[arg(long)]
+    disks_lie: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -35,6 +38,6 @@ fn main() -> ExitCode {
             Some(vm) => vm,
             None => std::env::current_exe().context("this program")?.join("../../vm"),
         };
-        Ok(async move { cut_power(&setting, arguments.cuts, &vm).await })
+        Ok(async move { cut_power(&setting, arguments.cuts, &vm, arguments.disks_lie).await })
     })
 }
