@@ -44,9 +44,9 @@ pub async fn cut_power(setting: &Setting, cuts: u32, vm: &Path, lies: bool) -> R
     let random = fastrand::Rng::with_seed(setting.seed);
     let all = async {
         let workload = Workload::start(&machine.access, &board, setting.seed, LOAD).await?;
-        let mut power = Power { board, workload, machine, random, lost: Lost::default() };
+        let mut power = Power { board, workload, machine, random, cuts: 0, lost: Lost::default() };
         power.all(cuts).await?;
-        power.outcome(setting.seed, cuts)
+        power.outcome(setting.seed)
     };
     tokio::select! {
         biased;
@@ -60,6 +60,7 @@ struct Power {
     workload: Workload,
     machine: Machine,
     random: fastrand::Rng,
+    cuts: u32,
     lost: Lost,
 }
 
@@ -74,6 +75,7 @@ impl Power {
             }
             let lost = self.machine.cut(&mut self.random)?;
             tracing::info!("CUT {number} after {time:?}: {lost:?}");
+            self.cuts = number;
             for disk in lost {
                 self.lost.pending += disk.pending;
                 self.lost.lost += disk.lost;
@@ -116,13 +118,13 @@ impl Power {
         judge.whole(after, async |time| wait(machine, &board.env, time).await).await
     }
 
-    fn outcome(self, seed: u64, cuts: u32) -> Result<Outcome> {
+    fn outcome(self, seed: u64) -> Result<Outcome> {
         let (mut report, operations) = self.board.report();
         for server in ended(&self.machine.logs())? {
             report += &format!("remark: {server}\n");
         }
         let violations = self.board.violations();
-        let Lost { pending, lost } = self.lost;
+        let Self { cuts, lost: Lost { pending, lost }, .. } = self;
         let summary = format!(
             "seed {seed}: {cuts} power cuts, which took {lost} of {pending} writes of disks that were \
              not flushed; {operations} operations, {} violations",
