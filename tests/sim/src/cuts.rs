@@ -5,6 +5,8 @@ use crate::faults::{fail_disk, later, outage, some_client, some_host, some_manag
 use crate::log::note;
 use crate::manager::STORE;
 use crate::options::Fault;
+use crate::server::ServerHost;
+use kiln_disk::Fault as DiskFault;
 use kiln_net::SimulatedOptions;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +68,7 @@ fn halves(cluster: &Cluster) -> [Vec<String>; 2] {
 pub(crate) fn strike(cluster: &Arc<Cluster>, fault: Fault) {
     match fault {
         Fault::Strand => return strand(cluster),
+        Fault::Depose => return depose(cluster),
         Fault::Rival => return rival(cluster),
         Fault::Deafen => return deafen(cluster),
         Fault::BadNetwork => return worsen(cluster),
@@ -123,7 +126,7 @@ fn strand(cluster: &Arc<Cluster>) {
     let mut stranded = some_clients(cluster);
     stranded.push(server);
     // That the managers hear it and do not reach it is the hardest case: they take it for alive.
-    let hears = cluster.ground.random_below(3) == 0;
+    let hears = cluster.ground.random_below(5) < 2;
     let lasting = Duration::from_millis(9_000) + up_to(cluster, 6_000);
     note!(cluster.log, "fault: stranded for {lasting:?}: {stranded:?}, heard: {hears}");
     let mut cuts = Cuts::default();
@@ -139,10 +142,11 @@ fn strand(cluster: &Arc<Cluster>) {
     cuts.strike(cluster, after, lasting);
     match (hears, cluster.ground.random_below(4)) {
         // It says so, and does not hear what follows.
-        (true, 0 | 1) => {
+        (true, 0..=2) => {
             let victim = Arc::clone(victim);
-            later(cluster, after + up_to(cluster, 2_000), move |cluster| {
-                fail_disk(cluster, &victim);
+            later(cluster, after + up_to(cluster, 1_000), move |cluster| {
+                // What it has stays readable.
+                (0..3).for_each(|_| fail_disk(cluster, &victim, DiskFault::Read, 6));
             });
         }
         // The next manager does not know when it was heard last.
@@ -150,7 +154,7 @@ fn strand(cluster: &Arc<Cluster>) {
             let primary = Arc::clone(cluster.primary());
             later(cluster, after + up_to(cluster, 500), move |_| primary.stop());
         }
-        (_, 2 | 3) => {
+        (true, _) | (false, 2 | 3) => {
             let mut cuts = Cuts::default();
             for other in cluster.servers.iter().map(|server| &server.name) {
                 cuts.one_way(other, server);
@@ -165,22 +169,77 @@ fn strand(cluster: &Arc<Cluster>) {
     }
 }
 
-/// Another manager takes the seat, and the one before goes on to talk with a server and some clients.
+/// The servers of a chain that is used, the head first, as far as they serve.
+fn some_chain(cluster: &Cluster) -> Vec<&Arc<ServerHost>> {
+    let Ok(observer) = cluster.observe() else { return Vec::new() };
+    let routing = observer.routing().now();
+    if routing.chains.is_empty() {
+        return Vec::new();
+    }
+    let chunk = cluster.ground.random_below(cluster.options.chunks as u64) as usize;
+    let chain = &routing.chains[&cluster.workload.place(chunk, &routing).chain];
+    chain.serving().filter_map(|target| cluster.server_of(target, &routing)).collect()
+}
+
+fn depose(cluster: &Arc<Cluster>) {
+    let chain = some_chain(cluster);
+    let [head, rest @ ..] = &chain[..] else { return strand(cluster) };
+    let clients = some_clients(cluster);
+    let alone = Duration::from_millis(6_000) + up_to(cluster, 2_500);
+    note!(cluster.log, "fault: {} is alone with {clients:?} for {alone:?}", head.name);
+    let mut cuts = Cuts::default();
+    cluster.servers.iter().for_each(|server| cuts.both(&head.name, &server.name));
+    cuts.strike(cluster, Duration::ZERO, alone);
+    let mut cuts = Cuts::default();
+    for manager in &cluster.managers {
+        cuts.both(&head.name, &manager.name);
+        clients.iter().for_each(|client| cuts.one_way(&manager.name, client));
+    }
+    cuts.strike(cluster, Duration::ZERO, alone + up_to(cluster, 2_500));
+    if let [_, .., last] = rest
+        && is_lucky(cluster)
+    {
+        let after = Duration::from_millis(3_000) + up_to(cluster, 1_500);
+        let lasting = Duration::from_millis(9_000) + up_to(cluster, 1_500);
+        note!(cluster.log, "fault: meanwhile {} reaches no server", last.name);
+        let mut cuts = Cuts::default();
+        cluster.servers.iter().for_each(|server| cuts.both(&last.name, &server.name));
+        cuts.strike(cluster, after, lasting);
+    }
+}
+
+/// Another manager takes the seat, and the one before goes on to talk with a server and some clients. The
+/// others leave it step by step, as long as it does not miss them: clients follow the next one by the time
+/// that it gives roles away.
 fn rival(cluster: &Arc<Cluster>) {
     let primary = &cluster.primary().name;
-    let lasting = Duration::from_millis(15_000) + up_to(cluster, 8_000);
-    let (loyal, clients) = (&some_server(cluster).name, some_clients(cluster));
-    note!(cluster.log, "fault: {primary} is left with {loyal} and not {clients:?} for {lasting:?}");
+    let lasting = Duration::from_millis(18_000) + up_to(cluster, 5_000);
+    let (loyal, others) = (&some_server(cluster).name, some_clients(cluster));
+    note!(cluster.log, "fault: {primary} is left with {loyal} and not {others:?} for {lasting:?}");
+    let managers = || cluster.managers.iter().map(|m| &m.name).filter(|name| *name != primary);
     let mut cuts = Cuts::default();
-    let servers = cluster.servers.iter().map(|server| &server.name);
-    for name in servers.filter(|name| *name != loyal).chain(clients) {
-        cuts.both(primary, name);
+    for client in cluster.clients.iter().map(|client| &client.name) {
+        match others.contains(&client) {
+            true => cuts.both(primary, client),
+            false => managers().for_each(|manager| cuts.both(manager, client)),
+        }
     }
-    for manager in &cluster.managers {
-        cuts.both(primary, &manager.name);
-    }
-    cuts.both(primary, STORE);
     cuts.strike(cluster, Duration::ZERO, lasting);
+    let mut cuts = Cuts::default();
+    managers().for_each(|manager| cuts.both(primary, manager));
+    cuts.both(primary, STORE);
+    let after = up_to(cluster, 4_000);
+    cuts.strike(cluster, after, lasting - after);
+    let mut cuts = Cuts::default();
+    for server in cluster.servers.iter().map(|server| &server.name) {
+        match server == loyal {
+            true if is_lucky(cluster) => managers().for_each(|manager| cuts.both(manager, server)),
+            true => {}
+            false => cuts.both(primary, server),
+        }
+    }
+    let after = after + Duration::from_millis(3_500) + up_to(cluster, 2_000);
+    cuts.strike(cluster, after, lasting - after);
 }
 
 /// What the client asks for is done, and it asks again.

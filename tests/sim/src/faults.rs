@@ -9,13 +9,17 @@ use crate::options::Fault;
 use crate::server::ServerHost;
 use kiln_disk::Fault as DiskFault;
 use kiln_env::Host;
-use kiln_types::BLOCK_BYTES;
+use kiln_types::{BLOCK_BYTES, PublicState, RoutingInfo};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How often somebody looks for failed disks.
-const ROUND: Duration = Duration::from_secs(3);
+const ROUND: Duration = Duration::from_secs(6);
+/// How long a filling that is to be hindered is waited for.
+const HINDER_TIME_MAX: Duration = Duration::from_secs(10);
+/// How often the connections of a server that is filled break.
+const HINDRANCES: usize = 12;
 
 /// Lets one fault follow the other, for ever.
 pub(crate) async fn rage(cluster: Arc<Cluster>) {
@@ -114,6 +118,7 @@ fn strike(cluster: &Arc<Cluster>, fault: Fault) {
             }
         }
         Fault::Roll => roll(cluster),
+        Fault::Hinder => hinder(cluster),
         Fault::StopServer => {
             let server = some_server(cluster);
             note!(cluster.log, "fault: {} is stopped", server.name);
@@ -136,7 +141,11 @@ fn strike(cluster: &Arc<Cluster>, fault: Fault) {
         }
         Fault::Halt => halt(cluster),
         Fault::SlowDisk | Fault::HungDisk | Fault::FullDisk => hamper_disk(cluster, fault),
-        Fault::DiskError => fail_disk(cluster, some_server(cluster)),
+        Fault::DiskError => {
+            let kinds = [DiskFault::Read, DiskFault::Write, DiskFault::Sync];
+            let kind = kinds[cluster.ground.random_below(3) as usize];
+            fail_disk(cluster, some_server(cluster), kind, 20);
+        }
         Fault::FlipBits => flip_bits(cluster),
         Fault::Drift | Fault::JumpWall => harm_clock(cluster, fault),
         _ => cuts::strike(cluster, fault),
@@ -278,14 +287,60 @@ fn flip_bits(cluster: &Cluster) {
     }
 }
 
-pub(crate) fn fail_disk(cluster: &Cluster, server: &ServerHost) {
+/// Lets one of the next operations of a disk fail.
+pub(crate) fn fail_disk(cluster: &Cluster, server: &ServerHost, kind: DiskFault, within: u64) {
     if cluster.is_calm() {
         return;
     }
     let disks = server.disks();
     let disk = &disks[cluster.ground.random_below(disks.len() as u64) as usize];
-    let kinds = [DiskFault::Read, DiskFault::Write, DiskFault::Sync];
-    let kind = kinds[cluster.ground.random_below(3) as usize];
     note!(cluster.log, "fault: a {kind:?} of {} will fail", server.name);
-    disk.fail_next(kind, cluster.ground.random_below(20));
+    disk.fail_next(kind, cluster.ground.random_below(within));
+}
+
+/// Others have to fill a server that was away.
+fn hinder(cluster: &Arc<Cluster>) {
+    let server = Arc::clone(some_server(cluster));
+    note!(cluster.log, "fault: {} dies, and is hindered when it is filled", server.name);
+    server.crash(cluster.ground.random_below(2) == 0);
+    let slowness = 100 + cluster.ground.random_below(900) as u32;
+    let full = cluster.ground.random_below(3) == 0;
+    let held = Arc::clone(cluster);
+    let work = async move {
+        let ground = &held.ground;
+        ground.sleep(Duration::from_millis(5_500 + ground.random_below(2_000))).await;
+        server.start();
+        if ground.timeout(HINDER_TIME_MAX, "a filling", is_filled(&held, &server)).await.is_err() {
+            return;
+        }
+        note!(held.log, "{} is filled, and hindered; full: {full}", server.name);
+        server.disks().iter().for_each(|disk| match full {
+            true => disk.set_physical_capacity(0),
+            false => disk.set_slowness(slowness),
+        });
+        for _ in 0..HINDRANCES {
+            ground.sleep(Duration::from_millis(20 + ground.random_below(300))).await;
+            for other in held.servers.iter().filter(|other| other.name != server.name) {
+                held.network.break_between(&other.name, &server.name);
+            }
+        }
+        server.disks().iter().for_each(|disk| {
+            disk.set_slowness(1);
+            disk.set_physical_capacity(ROOM);
+        });
+    };
+    cluster.ground.spawn("hinder", work).detach();
+}
+
+/// Waits until targets of a server are filled.
+async fn is_filled(cluster: &Cluster, server: &ServerHost) {
+    let Ok(observer) = cluster.observe() else { return };
+    let syncs = |routing: &Arc<RoutingInfo>| {
+        routing.chains.values().flat_map(|chain| &chain.members).any(|member| {
+            let here = routing.node_of(member.target).is_some_and(|node| node.id == server.node);
+            here && member.state == PublicState::Syncing
+        })
+    };
+    // The sender lives as long as the cluster.
+    let _ = observer.routing().subscribe().wait_for(syncs).await;
 }

@@ -22,7 +22,8 @@ pub enum Fault {
     StopManager,
     /// A manager does not reach the store that it shares with others.
     PartFromStore,
-    /// The primary manager does not reach the store, nor half of the others, for longer than a lease.
+    /// The primary manager keeps one server and some clients, and does not reach the store nor, a little
+    /// later, the others, for longer than a lease: another one takes the seat.
     Rival,
     /// A client dies, and another one takes its place.
     KillClient,
@@ -37,11 +38,18 @@ pub enum Fault {
     /// A storage server and some clients, which reach each other, do not reach the managers, or do not
     /// hear them, for longer than a lease; meanwhile that server is cut off from the others for a while.
     Strand,
+    /// The head of a chain goes on without the managers and the other servers, until another one is the head.
+    /// Then what it could not pass on comes late; or it is back while the next head cannot pass anything on
+    /// either.
+    Depose,
     /// A client hears no storage server, while they hear it.
     Deafen,
     /// The storage servers die one after the other, each for longer than a lease, so that those that were
     /// filled become heads; some client is deaf meanwhile.
     Roll,
+    /// A storage server dies for longer than a lease. While it is filled its disk is slow or has no room, and
+    /// its connections break.
+    Hinder,
     /// A storage server and a manager cannot reach each other.
     PartFromManager,
     /// A process stands still for a while, and goes on.
@@ -68,7 +76,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them, and how often they come beside each other.
-    const ALL: [(Self, u32); 28] = [
+    const ALL: [(Self, u32); 30] = [
         (Self::KillServer, 10),
         (Self::PowerLoss, 10),
         (Self::PowerLossOfSeveral, 4),
@@ -77,14 +85,16 @@ impl Fault {
         (Self::KillManagers, 2),
         (Self::StopManager, 3),
         (Self::PartFromStore, 3),
-        (Self::Rival, 16),
+        (Self::Rival, 20),
         (Self::KillClient, 3),
         (Self::Part, 5),
         (Self::PartOneWay, 5),
         (Self::Isolate, 4),
         (Self::Strand, 40),
+        (Self::Depose, 40),
         (Self::Deafen, 5),
         (Self::Roll, 20),
+        (Self::Hinder, 8),
         (Self::Split, 5),
         (Self::PartFromManager, 5),
         (Self::Halt, 5),
@@ -102,7 +112,8 @@ impl Fault {
     /// Whether it disturbs much, for long: one of these comes after the other, with a pause.
     pub(crate) fn is_great(self) -> bool {
         let several = [Self::PowerLossOfSeveral, Self::KillManagers, Self::Rival];
-        let long = [Self::Strand, Self::Roll, Self::HungDisk, Self::Split];
+        let long =
+            [Self::Strand, Self::Depose, Self::Roll, Self::Hinder, Self::HungDisk, Self::Split];
         several.contains(&self) || long.contains(&self)
     }
 
