@@ -68,6 +68,7 @@ fn halves(cluster: &Cluster) -> [Vec<String>; 2] {
 pub(crate) fn strike(cluster: &Arc<Cluster>, fault: Fault) {
     match fault {
         Fault::Strand => return strand(cluster),
+        Fault::Disown => return disown(cluster),
         Fault::Depose => return depose(cluster),
         Fault::Rival => return rival(cluster),
         Fault::Deafen => return deafen(cluster),
@@ -119,15 +120,11 @@ fn some_clients(cluster: &Cluster) -> Vec<&String> {
     (0..some).map(at).collect()
 }
 
-/// What a server answers that has lost its role shows in clients that have not heard of that either.
-fn strand(cluster: &Arc<Cluster>) {
-    let victim = some_server(cluster);
-    let server = &victim.name;
+/// A server and some clients do not hear the managers, which may hear them.
+fn unheard(cluster: &Cluster, server: &str, hears: bool, lasting: Duration) -> Cuts {
     let mut stranded = some_clients(cluster);
-    stranded.push(server);
-    // That the managers hear it and do not reach it is the hardest case: they take it for alive.
-    let hears = cluster.ground.random_below(5) < 2;
-    let lasting = Duration::from_millis(9_000) + up_to(cluster, 6_000);
+    let server = server.to_owned();
+    stranded.push(&server);
     note!(cluster.log, "fault: stranded for {lasting:?}: {stranded:?}, heard: {hears}");
     let mut cuts = Cuts::default();
     for manager in &cluster.managers {
@@ -138,23 +135,25 @@ fn strand(cluster: &Arc<Cluster>) {
             }
         }
     }
+    cuts
+}
+
+/// What a server answers that has lost its role shows in clients that have not heard of that either.
+fn strand(cluster: &Arc<Cluster>) {
+    let server = &some_server(cluster).name;
+    // That the managers hear it and do not reach it is the hardest case: they take it for alive.
+    let hears = cluster.ground.random_below(5) == 0;
+    let lasting = Duration::from_millis(9_000) + up_to(cluster, 6_000);
     let after = up_to(cluster, 2_500);
-    cuts.strike(cluster, after, lasting);
-    match (hears, cluster.ground.random_below(4)) {
-        // It says so, and does not hear what follows.
-        (true, 0..=2) => {
-            let victim = Arc::clone(victim);
-            later(cluster, after + up_to(cluster, 1_000), move |cluster| {
-                // What it has stays readable.
-                (0..3).for_each(|_| fail_disk(cluster, &victim, DiskFault::Read, 6));
-            });
-        }
+    unheard(cluster, server, hears, lasting).strike(cluster, after, lasting);
+    match cluster.ground.random_below(4) {
         // The next manager does not know when it was heard last.
-        (false, 0) => {
+        0 => {
             let primary = Arc::clone(cluster.primary());
             later(cluster, after + up_to(cluster, 500), move |_| primary.stop());
         }
-        (true, _) | (false, 2 | 3) => {
+        1 => {}
+        _ => {
             let mut cuts = Cuts::default();
             for other in cluster.servers.iter().map(|server| &server.name) {
                 cuts.one_way(other, server);
@@ -165,8 +164,19 @@ fn strand(cluster: &Arc<Cluster>) {
             let lasting = Duration::from_millis(5_000) + up_to(cluster, 4_500);
             cuts.strike(cluster, up_to(cluster, 1_000), lasting);
         }
-        _ => {}
     }
+}
+
+/// The managers hear of its failure, and it hears of nothing that they do about it.
+fn disown(cluster: &Arc<Cluster>) {
+    let server = Arc::clone(some_server(cluster));
+    let after = Duration::from_millis(500);
+    let lasting = Duration::from_millis(5_000) + up_to(cluster, 3_000);
+    unheard(cluster, &server.name, true, lasting).strike(cluster, after, lasting);
+    later(cluster, up_to(cluster, 500), move |cluster| {
+        // What it has stays readable: one read of each target, or so.
+        (1..4).for_each(|within| fail_disk(cluster, &server, DiskFault::Read, within));
+    });
 }
 
 /// The servers of a chain that is used, the head first, as far as they serve.
@@ -208,37 +218,31 @@ fn depose(cluster: &Arc<Cluster>) {
     }
 }
 
-/// Another manager takes the seat, and the one before goes on to talk with a server and some clients. The
-/// others leave it step by step, as long as it does not miss them: clients follow the next one by the time
-/// that it gives roles away.
+/// Another manager takes the seat, and the one before goes on to talk with a server and some clients, which do
+/// not reach the next one. It steps down when it misses somebody, so the others leave it late; clients do so
+/// first, as it takes long until they ask another one.
 fn rival(cluster: &Arc<Cluster>) {
     let primary = &cluster.primary().name;
-    let lasting = Duration::from_millis(18_000) + up_to(cluster, 5_000);
+    let lasting = Duration::from_millis(17_000) + up_to(cluster, 3_000);
     let (loyal, others) = (&some_server(cluster).name, some_clients(cluster));
     note!(cluster.log, "fault: {primary} is left with {loyal} and not {others:?} for {lasting:?}");
-    let managers = || cluster.managers.iter().map(|m| &m.name).filter(|name| *name != primary);
     let mut cuts = Cuts::default();
-    for client in cluster.clients.iter().map(|client| &client.name) {
-        match others.contains(&client) {
-            true => cuts.both(primary, client),
-            false => managers().for_each(|manager| cuts.both(manager, client)),
+    let clients = cluster.clients.iter().map(|client| &client.name);
+    for host in clients.filter(|client| !others.contains(client)).chain([loyal]) {
+        for manager in cluster.managers.iter().filter(|manager| manager.name != *primary) {
+            cuts.both(&manager.name, host);
         }
     }
+    others.iter().for_each(|client| cuts.both(primary, client));
     cuts.strike(cluster, Duration::ZERO, lasting);
+    let after = Duration::from_millis(3_500) + up_to(cluster, 1_000);
     let mut cuts = Cuts::default();
-    managers().for_each(|manager| cuts.both(primary, manager));
     cuts.both(primary, STORE);
-    let after = up_to(cluster, 4_000);
     cuts.strike(cluster, after, lasting - after);
+    let after = after + Duration::from_millis(3_500) + up_to(cluster, 1_500);
     let mut cuts = Cuts::default();
-    for server in cluster.servers.iter().map(|server| &server.name) {
-        match server == loyal {
-            true if is_lucky(cluster) => managers().for_each(|manager| cuts.both(manager, server)),
-            true => {}
-            false => cuts.both(primary, server),
-        }
-    }
-    let after = after + Duration::from_millis(3_500) + up_to(cluster, 2_000);
+    let servers = cluster.servers.iter().map(|server| &server.name);
+    servers.filter(|name| *name != loyal).for_each(|name| cuts.both(primary, name));
     cuts.strike(cluster, after, lasting - after);
 }
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// How often somebody looks for failed disks.
-const ROUND: Duration = Duration::from_secs(6);
+/// How often somebody looks for failed disks; what has failed at two looks is seen to.
+const ROUND: Duration = Duration::from_secs(4);
 /// How long a filling that is to be hindered is waited for.
 const HINDER_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often the connections of a server that is filled break.
@@ -46,12 +46,18 @@ pub(crate) async fn rage(cluster: Arc<Cluster>) {
 
 /// Looks after failed disks, for ever: their servers are started again.
 pub(crate) async fn operate(cluster: Arc<Cluster>) {
+    let mut failed: Vec<&str> = Vec::new();
     loop {
         cluster.ground.sleep(ROUND).await;
+        let before = std::mem::take(&mut failed);
         for server in cluster.servers.iter().filter(|server| server.has_failed()) {
-            note!(cluster.log, "{} has a failed disk: it is started again", server.name);
-            server.crash(false);
-            server.start();
+            if before.contains(&&*server.name) {
+                note!(cluster.log, "{} has a failed disk: it is started again", server.name);
+                server.crash(false);
+                server.start();
+            } else {
+                failed.push(&server.name);
+            }
         }
     }
 }
@@ -298,36 +304,37 @@ pub(crate) fn fail_disk(cluster: &Cluster, server: &ServerHost, kind: DiskFault,
     disk.fail_next(kind, cluster.ground.random_below(within));
 }
 
-/// Others have to fill a server that was away.
+/// Others have to fill a server that was away: its disk has no room for it, or is slow, and connections break.
 fn hinder(cluster: &Arc<Cluster>) {
     let server = Arc::clone(some_server(cluster));
-    note!(cluster.log, "fault: {} dies, and is hindered when it is filled", server.name);
+    let full = cluster.ground.random_below(2) == 0;
+    note!(cluster.log, "fault: {} dies, and is filled with difficulty; full: {full}", server.name);
     server.crash(cluster.ground.random_below(2) == 0);
-    let slowness = 100 + cluster.ground.random_below(900) as u32;
-    let full = cluster.ground.random_below(3) == 0;
+    let on_disks = |server: &ServerHost, room, slowness| {
+        for disk in server.disks() {
+            disk.set_physical_capacity(room);
+            disk.set_slowness(slowness);
+        }
+    };
+    if full {
+        on_disks(&server, 0, 1);
+    }
     let held = Arc::clone(cluster);
     let work = async move {
         let ground = &held.ground;
         ground.sleep(Duration::from_millis(5_500 + ground.random_below(2_000))).await;
         server.start();
-        if ground.timeout(HINDER_TIME_MAX, "a filling", is_filled(&held, &server)).await.is_err() {
-            return;
+        let filling = is_filled(&held, &server);
+        if ground.timeout(HINDER_TIME_MAX, "a filling", filling).await.is_ok() && !full {
+            on_disks(&server, ROOM, 20 + ground.random_below(280) as u32);
         }
-        note!(held.log, "{} is filled, and hindered; full: {full}", server.name);
-        server.disks().iter().for_each(|disk| match full {
-            true => disk.set_physical_capacity(0),
-            false => disk.set_slowness(slowness),
-        });
         for _ in 0..HINDRANCES {
             ground.sleep(Duration::from_millis(20 + ground.random_below(300))).await;
             for other in held.servers.iter().filter(|other| other.name != server.name) {
                 held.network.break_between(&other.name, &server.name);
             }
         }
-        server.disks().iter().for_each(|disk| {
-            disk.set_slowness(1);
-            disk.set_physical_capacity(ROOM);
-        });
+        on_disks(&server, ROOM, 1);
     };
     cluster.ground.spawn("hinder", work).detach();
 }

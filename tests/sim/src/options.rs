@@ -22,8 +22,8 @@ pub enum Fault {
     StopManager,
     /// A manager does not reach the store that it shares with others.
     PartFromStore,
-    /// The primary manager keeps one server and some clients, and does not reach the store nor, a little
-    /// later, the others, for longer than a lease: another one takes the seat.
+    /// The primary manager does not reach the store, and another one takes the seat; one server and some
+    /// clients reach only the one before.
     Rival,
     /// A client dies, and another one takes its place.
     KillClient,
@@ -38,6 +38,9 @@ pub enum Fault {
     /// A storage server and some clients, which reach each other, do not reach the managers, or do not
     /// hear them, for longer than a lease; meanwhile that server is cut off from the others for a while.
     Strand,
+    /// A storage server's disk fails some reads, and the server and some clients do not hear what follows,
+    /// although the managers hear it.
+    Disown,
     /// The head of a chain goes on without the managers and the other servers, until another one is the head.
     /// Then what it could not pass on comes late; or it is back while the next head cannot pass anything on
     /// either.
@@ -47,8 +50,8 @@ pub enum Fault {
     /// The storage servers die one after the other, each for longer than a lease, so that those that were
     /// filled become heads; some client is deaf meanwhile.
     Roll,
-    /// A storage server dies for longer than a lease. While it is filled its disk is slow or has no room, and
-    /// its connections break.
+    /// A storage server dies for longer than a lease; while it is filled its disk has no room or is slow, and
+    /// connections break.
     Hinder,
     /// A storage server and a manager cannot reach each other.
     PartFromManager,
@@ -76,7 +79,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them, and how often they come beside each other.
-    const ALL: [(Self, u32); 30] = [
+    const ALL: [(Self, u32); 31] = [
         (Self::KillServer, 10),
         (Self::PowerLoss, 10),
         (Self::PowerLossOfSeveral, 4),
@@ -90,8 +93,9 @@ impl Fault {
         (Self::Part, 5),
         (Self::PartOneWay, 5),
         (Self::Isolate, 4),
-        (Self::Strand, 40),
-        (Self::Depose, 40),
+        (Self::Strand, 30),
+        (Self::Disown, 30),
+        (Self::Depose, 30),
         (Self::Deafen, 5),
         (Self::Roll, 20),
         (Self::Hinder, 8),
@@ -185,7 +189,8 @@ impl Options {
     pub fn of(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed ^ 0x6b69_6c6e_2d73_696d);
         let rots = random.u32(..8) == 0;
-        let faults = faults(&mut random, rots);
+        let managers = [1, 2, 2, 3][random.usize(..4)];
+        let faults = faults(&mut random, rots, managers);
         let mut pick = |choices: &[u64]| choices[random.usize(..choices.len())];
         let (clients, width) = (pick(&[2, 3, 4]), pick(&[2, 3, 4]));
         let operations = 1000 + pick(&[0, 100, 500]);
@@ -195,12 +200,12 @@ impl Options {
         let fault_every = length / pick(&[10, 25, 60]);
         Self {
             seed,
-            managers: pick(&[1, 2, 2, 3]) as usize,
+            managers,
             servers: pick(&[3, 3, 3, 3, 4, 5]) as usize,
             rotten: rots.then(|| pick(&[0, 1, 2]) as usize),
             disks: pick(&[1, 1, 1, 2]) as usize,
             targets_per_disk: 3,
-            chunks: pick(&[1, 2, 3, 4, 6, 12]) as usize,
+            chunks: pick(&[1, 2, 3, 4, 6, 12, 24]) as usize,
             clients: clients as usize,
             width: width as usize,
             operations: operations as usize,
@@ -220,10 +225,14 @@ impl Options {
 const OFTEN: u32 = 100;
 
 /// Some of the faults; one or two of them come often, so that each is met among few others.
-fn faults(random: &mut fastrand::Rng, rots: bool) -> Vec<(Fault, u32)> {
+fn faults(random: &mut fastrand::Rng, rots: bool, managers: usize) -> Vec<(Fault, u32)> {
     let share = random.u32(10..80);
-    let fits = |fault: Fault| {
-        if rots { Fault::SPARING.contains(&fault) } else { fault != Fault::FlipBits }
+    let fits = |fault: Fault| match fault {
+        _ if rots => Fault::SPARING.contains(&fault),
+        Fault::FlipBits => false,
+        // Of a store of its own a manager is a part.
+        Fault::Rival | Fault::PartFromStore => managers > 1,
+        _ => true,
     };
     let all: Vec<_> = Fault::ALL.into_iter().filter(|(fault, _)| fits(*fault)).collect();
     let mut faults = Vec::new();
