@@ -7,7 +7,6 @@ use kiln_chain::replica::{Action, Event, Ticket, Versions, refuses};
 use kiln_chunk_store::{self as chunk_store, ChunkStat, Which};
 use kiln_memory::Bytes;
 use kiln_telemetry::{Phase, Trace, phase};
-use kiln_types::rehearsal::mark;
 use kiln_types::{
     ChunkId, ChunkVersion, Code, Context, Error, Monotonic, Result, TargetId, TruncateEpoch,
 };
@@ -57,11 +56,7 @@ impl Target {
                 let result = match copy {
                     Some(copy) => {
                         let install = self.store.install(self.id, copy);
-                        let result = self.notice(self.pulse.of(&self.env, install).await);
-                        if result.as_ref().is_err_and(|e| e.code() == Code::VersionMismatch) {
-                            mark("a copy is refused: the target holds something else");
-                        }
-                        result
+                        self.notice(self.pulse.of(&self.env, install).await)
                     }
                     None => Err(Error::internal(format!("the copy of chunk {chunk} is gone"))),
                 };

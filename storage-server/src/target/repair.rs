@@ -110,7 +110,6 @@ impl Target {
 
     /// Nobody can say what was lost of a chunk here: the target leaves its chain and is filled.
     async fn leave(&self, chunk: ChunkId) -> Result<()> {
-        mark("a target leaves its chain to be filled");
         tracing::error!(target_id = %self.id, %chunk, "the disk lost a chunk's record: to be filled");
         self.store.set_target_state(self.id, INCOMPLETE.to_vec()).await?;
         *self.completeness.lock() = Completeness::Leaves;

@@ -4,7 +4,7 @@ use crate::client::ClientHost;
 use crate::log::Log;
 use crate::manager::ManagerHost;
 use crate::options::Options;
-use crate::road::{Managers, Road};
+use crate::road::{Breaks, Managers, Road};
 use crate::server::ServerHost;
 use crate::workload::Workload;
 use kiln_env::{Env, Executor};
@@ -51,17 +51,18 @@ impl Cluster {
         let ground = executor.env();
         let key = ServerKey { cluster: ClusterId(7), id: KeyId(1), secret: Secret([7; 32]) };
         let network = SimulatedNetwork::new(quiet_network(), ground.clone());
-        let known = Managers::default();
+        let (known, breaks) = (Managers::default(), Breaks::default());
         let workload = Workload::new(options.clone(), &key, ground.clone(), log.clone());
         let road = |member: String, kind, node| Road {
             peer: Arc::new(peer(&key, &member, kind, node)),
             member,
             managers: Arc::clone(&known),
+            breaks: Arc::clone(&breaks),
             network: network.clone(),
             ground: ground.clone(),
         };
         let server = |number: usize| {
-            let node = NodeId(100 + number as u64);
+            let node = ServerHost::node(number - 1);
             let road = road(format!("server{number}"), PeerKind::Server, Some(node));
             let place = (node, executor.host());
             let workload = Arc::clone(&workload);
@@ -153,6 +154,15 @@ impl Cluster {
         if *count == 0 {
             cuts.remove(&(from.to_owned(), to.to_owned()));
             self.network.mend(from, to);
+        }
+    }
+
+    /// Breaks the connections between two hosts; what is on its way is lost.
+    pub(crate) fn break_between(&self, a: &str, b: &str) {
+        self.network.break_between(a, b);
+        let mut breaks = self.road.breaks.lock();
+        for (member, manager) in [(a, b), (b, a)] {
+            *breaks.entry((member.to_owned(), manager.to_owned())).or_default() += 1;
         }
     }
 

@@ -80,7 +80,7 @@ pub(crate) fn strike(cluster: &Arc<Cluster>, fault: Fault) {
     note!(cluster.log, "fault: {fault:?} of {one} (and {other}, {manager})");
     let mut cuts = Cuts::default();
     match fault {
-        Fault::Break => return cluster.network.break_between(&one, &other),
+        Fault::Break => return cluster.break_between(&one, &other),
         Fault::Part => cuts.both(&one, &other),
         Fault::PartFromManager => cuts.both(&one, manager),
         Fault::PartFromStore => cuts.both(manager, STORE),
@@ -219,30 +219,36 @@ fn depose(cluster: &Arc<Cluster>) {
 }
 
 /// Another manager takes the seat, and the one before goes on to talk with a server and some clients, which do
-/// not reach the next one. It steps down when it misses somebody, so the others leave it late; clients do so
-/// first, as it takes long until they ask another one.
+/// not reach the next one. It steps down when it misses somebody, so the other servers leave it late, although
+/// they follow the next one already.
 fn rival(cluster: &Arc<Cluster>) {
     let primary = &cluster.primary().name;
-    let lasting = Duration::from_millis(17_000) + up_to(cluster, 3_000);
-    let (loyal, others) = (&some_server(cluster).name, some_clients(cluster));
-    note!(cluster.log, "fault: {primary} is left with {loyal} and not {others:?} for {lasting:?}");
+    let lasting = Duration::from_millis(12_000) + up_to(cluster, 3_000);
+    let (loyal, disloyal) = (&some_server(cluster).name, some_clients(cluster));
+    note!(
+        cluster.log,
+        "fault: {primary} is left with {loyal} and not {disloyal:?} for {lasting:?}"
+    );
     let mut cuts = Cuts::default();
+    cuts.both(primary, STORE);
     let clients = cluster.clients.iter().map(|client| &client.name);
-    for host in clients.filter(|client| !others.contains(client)).chain([loyal]) {
+    for host in clients.filter(|client| !disloyal.contains(client)).chain([loyal]) {
         for manager in cluster.managers.iter().filter(|manager| manager.name != *primary) {
             cuts.both(&manager.name, host);
         }
     }
-    others.iter().for_each(|client| cuts.both(primary, client));
     cuts.strike(cluster, Duration::ZERO, lasting);
-    let after = Duration::from_millis(3_500) + up_to(cluster, 1_000);
-    let mut cuts = Cuts::default();
-    cuts.both(primary, STORE);
-    cuts.strike(cluster, after, lasting - after);
-    let after = after + Duration::from_millis(3_500) + up_to(cluster, 1_500);
-    let mut cuts = Cuts::default();
     let servers = cluster.servers.iter().map(|server| &server.name);
-    servers.filter(|name| *name != loyal).for_each(|name| cuts.both(primary, name));
+    let others = servers.filter(|server| *server != loyal).chain(disloyal);
+    let mut cuts = Cuts::default();
+    for host in others {
+        cuts.both(primary, host);
+    }
+    let left: Vec<_> = cuts.0.clone();
+    later(cluster, Duration::from_millis(2_500) + up_to(cluster, 700), move |cluster| {
+        left.iter().for_each(|(from, to)| cluster.break_between(from, to));
+    });
+    let after = Duration::from_millis(3_500) + up_to(cluster, 1_500);
     cuts.strike(cluster, after, lasting - after);
 }
 

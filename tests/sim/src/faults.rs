@@ -249,7 +249,8 @@ fn harm_clock(cluster: &Arc<Cluster>, fault: Fault) {
     later(cluster, outage(cluster), move |_| host.jump_wall(-seconds * 1_000_000_000));
 }
 
-/// For a while a disk is slow, hangs, or takes nothing more.
+/// For a while a disk is slow, hangs, or takes nothing more. Of a full one a server that starts can use only
+/// what holds something.
 fn hamper_disk(cluster: &Arc<Cluster>, fault: Fault) {
     let server = Arc::clone(some_server(cluster));
     let disks = server.disks();
@@ -262,7 +263,13 @@ fn hamper_disk(cluster: &Arc<Cluster>, fault: Fault) {
             lasting += Duration::from_secs(5);
             disk.hang(true);
         }
-        _ => disk.set_physical_capacity(0),
+        _ => {
+            disk.set_physical_capacity(0);
+            if server.is_up() && cluster.ground.random_below(2) == 0 {
+                server.crash(false);
+                server.start();
+            }
+        }
     }
     note!(cluster.log, "fault: {fault:?} of {} for {lasting:?}", server.name);
     later(cluster, lasting, move |_| {
@@ -331,7 +338,7 @@ fn hinder(cluster: &Arc<Cluster>) {
         for _ in 0..HINDRANCES {
             ground.sleep(Duration::from_millis(20 + ground.random_below(300))).await;
             for other in held.servers.iter().filter(|other| other.name != server.name) {
-                held.network.break_between(&other.name, &server.name);
+                held.break_between(&other.name, &server.name);
             }
         }
         on_disks(&server, ROOM, 1);

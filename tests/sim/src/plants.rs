@@ -28,7 +28,6 @@ pub const PLANTS: &[&str] = &[
 
 /// Rare branches that a good set of seeds takes, as they are marked in the code.
 pub const MARKS: &[&str] = &[
-    "a copy is refused: the target holds something else",
     "a damaged chunk is repaired",
     "a disk does not answer for a lease",
     "a disk is too full to be filled",
@@ -57,7 +56,6 @@ pub const MARKS: &[&str] = &[
     "a target is filled",
     "a target is kept out of its chain",
     "a target is the last that served",
-    "a target leaves its chain to be filled",
     "a target that serves is accused",
     "a write finds another base at the syncing target",
     "an answer comes after the fence that it moves",

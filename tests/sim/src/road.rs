@@ -8,6 +8,8 @@ use kiln_mgmtd::{Counter, Service};
 use kiln_net::{Peer, SimulatedNetwork};
 use kiln_rpc::{Heartbeat, ManagerCalls, Registered, Registration, RoutingUpdates, TargetOrders};
 use kiln_types::{Code, Error, Result, RoutingChange, RoutingVersion};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -17,6 +19,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A call or stream whose way is cut for so long breaks.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often connections between a member and a manager broke.
+pub(crate) type Breaks = Arc<Mutex<BTreeMap<(String, String), u64>>>;
 /// The managers' machines, known once all are there.
 pub(crate) type Managers = Arc<OnceLock<Vec<Weak<ManagerHost>>>>;
 
@@ -26,6 +30,7 @@ pub(crate) struct Road {
     pub(crate) member: String,
     pub(crate) peer: Arc<Peer>,
     pub(crate) managers: Managers,
+    pub(crate) breaks: Breaks,
     pub(crate) network: SimulatedNetwork,
     /// What travels is on no machine: its own clock is right, and it does not crash.
     pub(crate) ground: Env,
@@ -66,11 +71,20 @@ impl Road {
         Ok(())
     }
 
-    /// Ends when a stream from the manager has lost its connection.
-    async fn silence(&self, manager: &str) -> Error {
+    /// How often the connections with the manager broke.
+    fn broken(&self, manager: &str) -> u64 {
+        let way = (self.member.clone(), manager.to_owned());
+        self.breaks.lock().get(&way).copied().unwrap_or(0)
+    }
+
+    /// Ends when a stream from the manager has lost its connection, of those that broke since `broken`.
+    async fn silence(&self, manager: &str, broken: u64) -> Error {
         let mut heard = self.ground.now();
         loop {
             self.ground.sleep(10 * LOOK).await;
+            if self.broken(manager) != broken {
+                return lost();
+            }
             let is_cut = |from, to| self.network.is_cut(from, to);
             if !is_cut(manager, &self.member) && !is_cut(&self.member, manager) {
                 heard = self.ground.now();
@@ -124,13 +138,16 @@ impl ManagerCalls for Line {
     }
 
     async fn watch_routing(&self, known: RoutingVersion) -> Result<Box<dyn RoutingUpdates>> {
+        let broken = self.road.broken(&self.manager);
         let updates = self.ask(move |counter| async move { counter.watch_routing(known).await });
-        Ok(Box::new(Updates { line: self.clone(), updates: updates.await? }))
+        Ok(Box::new(Updates { line: self.clone(), broken, updates: updates.await? }))
     }
 }
 
 struct Updates {
     line: Line,
+    /// How often the connection had broken when it was made.
+    broken: u64,
     updates: Box<dyn RoutingUpdates>,
 }
 
@@ -141,7 +158,7 @@ impl RoutingUpdates for Updates {
         let update = tokio::select! {
             biased;
             update = self.updates.next() => update?,
-            lost = road.silence(manager) => return Err(lost),
+            lost = road.silence(manager, self.broken) => return Err(lost),
         };
         road.travel(manager, &road.member).await?;
         Ok(update)

@@ -14,7 +14,7 @@ use kiln_manager_link::LinkOptions;
 use kiln_memory::Pool;
 use kiln_net::{KeyRing, ServerOptions, Terms, Transport};
 use kiln_storage_server::{ChunkService, Parts, StorageServer, Target};
-use kiln_types::{DiskId, Incarnation, LocalState, NodeId, Result, ServerKey, ServiceKind};
+use kiln_types::{Code, DiskId, Incarnation, LocalState, NodeId, Result, ServerKey, ServiceKind};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub(crate) struct ServerHost {
     pub(crate) node: NodeId,
     pub(crate) name: String,
     pub(crate) host: Host,
+    /// Whether bits flip on its disks.
+    rots: bool,
     key: ServerKey,
     road: Road,
     workload: Arc<Workload>,
@@ -60,8 +62,14 @@ impl ServerHost {
         let disk = |_| SimulatedDisk::new(ground.clone(), DISK_BYTES);
         let disks = (0..options.disks).map(disk).collect();
         let name = road.member.clone();
+        let rots = options.rotten.is_some_and(|rotten| node == Self::node(rotten));
         let state = Mutex::new(State { run: 0, disks, is_up: false, service: None, stop: None });
-        Arc::new(Self { node, name, host, key, road, workload, log, state })
+        Arc::new(Self { node, name, host, rots, key, road, workload, log, state })
+    }
+
+    /// The node of the server at this place.
+    pub(crate) fn node(place: usize) -> NodeId {
+        NodeId(101 + place as u64)
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -178,9 +186,10 @@ impl ServerHost {
         let mut stores = Vec::new();
         for (number, disk) in (1..).zip(self.disks()) {
             let device: Arc<dyn Disk> = disk;
+            let disk = DiskId(u128::from(self.node.0) * 10 + number);
+            let identity = Identity { disk, cluster: self.key.cluster };
             if Store::identify(&device).await?.is_none() {
-                let disk = DiskId(u128::from(self.node.0) * 10 + number);
-                Store::format(&device, Identity { disk, cluster: self.key.cluster }).await?;
+                Store::format(&device, identity).await?;
             }
             let options = StoreOptions {
                 cache_bytes: 1 << 20,
@@ -189,7 +198,19 @@ impl ServerHost {
                 skip_sync: kiln_types::rehearsal::planted("acknowledge without a sync"),
                 ..StoreOptions::default()
             };
-            stores.push(Store::open(device, env.clone(), pool.clone(), options).await?);
+            let open = || {
+                let options = options.clone();
+                Store::open(Arc::clone(&device), env.clone(), pool.clone(), options)
+            };
+            stores.push(match open().await {
+                // What cannot be opened any more an operator lets begin anew.
+                Err(error) if self.rots && error.code() == Code::Corrupt => {
+                    note!(self.log, "a disk of {} is formatted: {error}", self.name);
+                    Store::format(&device, identity).await?;
+                    open().await?
+                }
+                opened => opened?,
+            });
         }
         Ok(stores)
     }
