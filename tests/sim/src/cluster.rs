@@ -62,7 +62,7 @@ impl Cluster {
             ground: ground.clone(),
         };
         let server = |number: usize| {
-            let node = ServerHost::node(number - 1);
+            let node = NodeId(100 + number as u64);
             let road = road(format!("server{number}"), PeerKind::Server, Some(node));
             let place = (node, executor.host());
             let workload = Arc::clone(&workload);

@@ -195,7 +195,12 @@ fn depose(cluster: &Arc<Cluster>) {
     let chain = some_chain(cluster);
     let [head, rest @ ..] = &chain[..] else { return strand(cluster) };
     let clients = some_clients(cluster);
-    let alone = Duration::from_millis(6_000) + up_to(cluster, 2_500);
+    // It is back while the target that the next head cannot reach has not left the chain yet.
+    let last = rest.get(1..).and_then(<[_]>::last).filter(|_| cluster.ground.random_below(3) > 0);
+    let (alone, unheard) = match last {
+        Some(_) => (Duration::from_millis(5_500) + up_to(cluster, 1_500), up_to(cluster, 300)),
+        None => (Duration::from_millis(6_000) + up_to(cluster, 2_500), up_to(cluster, 3_000)),
+    };
     note!(cluster.log, "fault: {} is alone with {clients:?} for {alone:?}", head.name);
     let mut cuts = Cuts::default();
     cluster.servers.iter().for_each(|server| cuts.both(&head.name, &server.name));
@@ -205,16 +210,13 @@ fn depose(cluster: &Arc<Cluster>) {
         cuts.both(&head.name, &manager.name);
         clients.iter().for_each(|client| cuts.one_way(&manager.name, client));
     }
-    cuts.strike(cluster, Duration::ZERO, alone + up_to(cluster, 2_500));
-    if let [_, .., last] = rest
-        && is_lucky(cluster)
-    {
-        let after = Duration::from_millis(3_000) + up_to(cluster, 1_500);
-        let lasting = Duration::from_millis(9_000) + up_to(cluster, 1_500);
-        note!(cluster.log, "fault: meanwhile {} reaches no server", last.name);
+    cuts.strike(cluster, Duration::ZERO, alone + unheard);
+    if let Some(last) = last {
+        let after = Duration::from_millis(3_000) + up_to(cluster, 1_000);
+        note!(cluster.log, "fault: {} reaches no server from {after:?} on", last.name);
         let mut cuts = Cuts::default();
         cluster.servers.iter().for_each(|server| cuts.both(&last.name, &server.name));
-        cuts.strike(cluster, after, lasting);
+        cuts.strike(cluster, after, Duration::from_millis(8_000) + up_to(cluster, 2_000));
     }
 }
 

@@ -289,14 +289,14 @@ const SUPERBLOCKS: u64 = 2;
 fn flip_bits(cluster: &Cluster) {
     let server = some_server(cluster);
     let disks = server.disks();
-    let disk = &disks[cluster.ground.random_below(disks.len() as u64) as usize];
-    let mut blocks = disk.written_blocks();
+    let disk = cluster.ground.random_below(disks.len() as u64) as usize;
+    let mut blocks = disks[disk].written_blocks();
     blocks.retain(|block| *block >= SUPERBLOCKS);
     for _ in 0..(1 + cluster.ground.random_below(3)).min(blocks.len() as u64) {
         let block = blocks[cluster.ground.random_below(blocks.len() as u64) as usize];
         let at = block * BLOCK_BYTES as u64 + cluster.ground.random_below(BLOCK_BYTES as u64);
         note!(cluster.log, "fault: a bit at {at} of a disk of {} flips", server.name);
-        disk.flip_bit(at, cluster.ground.random_below(8) as u8);
+        server.flip(disk, at, cluster.ground.random_below(8) as u8);
     }
 }
 

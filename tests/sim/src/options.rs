@@ -95,7 +95,7 @@ impl Fault {
         (Self::Isolate, 4),
         (Self::Strand, 30),
         (Self::Disown, 30),
-        (Self::Depose, 30),
+        (Self::Depose, 50),
         (Self::Deafen, 5),
         (Self::Roll, 20),
         (Self::Hinder, 8),

@@ -31,8 +31,6 @@ pub(crate) struct ServerHost {
     pub(crate) node: NodeId,
     pub(crate) name: String,
     pub(crate) host: Host,
-    /// Whether bits flip on its disks.
-    rots: bool,
     key: ServerKey,
     road: Road,
     workload: Arc<Workload>,
@@ -44,6 +42,8 @@ struct State {
     /// Counts starts.
     run: u64,
     disks: Vec<Arc<SimulatedDisk>>,
+    /// The bits that flipped: disk, byte and bit.
+    flips: Vec<(usize, u64, u8)>,
     is_up: bool,
     service: Option<Arc<ChunkService>>,
     stop: Option<oneshot::Sender<()>>,
@@ -62,14 +62,10 @@ impl ServerHost {
         let disk = |_| SimulatedDisk::new(ground.clone(), DISK_BYTES);
         let disks = (0..options.disks).map(disk).collect();
         let name = road.member.clone();
-        let rots = options.rotten.is_some_and(|rotten| node == Self::node(rotten));
-        let state = Mutex::new(State { run: 0, disks, is_up: false, service: None, stop: None });
-        Arc::new(Self { node, name, host, rots, key, road, workload, log, state })
-    }
-
-    /// The node of the server at this place.
-    pub(crate) fn node(place: usize) -> NodeId {
-        NodeId(101 + place as u64)
+        let state =
+            State { run: 0, disks, flips: Vec::new(), is_up: false, service: None, stop: None };
+        let state = Mutex::new(state);
+        Arc::new(Self { node, name, host, key, road, workload, log, state })
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -186,10 +182,9 @@ impl ServerHost {
         let mut stores = Vec::new();
         for (number, disk) in (1..).zip(self.disks()) {
             let device: Arc<dyn Disk> = disk;
-            let disk = DiskId(u128::from(self.node.0) * 10 + number);
-            let identity = Identity { disk, cluster: self.key.cluster };
             if Store::identify(&device).await?.is_none() {
-                Store::format(&device, identity).await?;
+                let disk = DiskId(u128::from(self.node.0) * 10 + number);
+                Store::format(&device, Identity { disk, cluster: self.key.cluster }).await?;
             }
             let options = StoreOptions {
                 cache_bytes: 1 << 20,
@@ -203,16 +198,30 @@ impl ServerHost {
                 Store::open(Arc::clone(&device), env.clone(), pool.clone(), options)
             };
             stores.push(match open().await {
-                // What cannot be opened any more an operator lets begin anew.
-                Err(error) if self.rots && error.code() == Code::Corrupt => {
-                    note!(self.log, "a disk of {} is formatted: {error}", self.name);
-                    Store::format(&device, identity).await?;
+                // The only record of a target is lost: such a disk has to be replaced.
+                Err(error) if error.code() == Code::Corrupt && self.flip_back() => {
+                    note!(self.log, "bits of {} flip back: {error}", self.name);
                     open().await?
                 }
                 opened => opened?,
             });
         }
         Ok(stores)
+    }
+
+    /// A bit of one of its disks flips.
+    pub(crate) fn flip(&self, disk: usize, at: u64, bit: u8) {
+        let mut state = self.state.lock();
+        state.flips.push((disk, at, bit));
+        state.disks[disk].flip_bit(at, bit);
+    }
+
+    /// Takes back what has flipped since this was done last, if anything.
+    fn flip_back(&self) -> bool {
+        let mut state = self.state.lock();
+        let flips = std::mem::take(&mut state.flips);
+        flips.iter().for_each(|(disk, at, bit)| state.disks[*disk].flip_bit(*at, *bit));
+        !flips.is_empty()
     }
 
     /// Ends the server's process, with or without its machine.

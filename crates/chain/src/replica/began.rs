@@ -70,7 +70,8 @@ impl Replica {
         }
         let mut version = version_max.successor_in(view.chain_version);
         if planted("two heads give the same version") {
-            version.chain = version_max.chain.max(ChainVersion(1));
+            let ChunkVersion { chain, counter } = versions.committed;
+            version = ChunkVersion { chain: chain.max(ChainVersion(1)), counter: counter + 1 };
         }
         if planted("versions restart after a removal") && !versions.present {
             version = ChunkVersion::NONE.successor_in(view.chain_version);
