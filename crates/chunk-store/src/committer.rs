@@ -11,6 +11,7 @@ use crate::extent::{BLOCK, Extent, Position};
 use crate::record::{Part, Record};
 use crate::state::{Applied, Effect, Segment, Submission};
 use kiln_memory::Bytes;
+use kiln_telemetry::metrics::CHUNK_GROUP;
 use kiln_types::{BLOCK_BYTES, Code, Error, Monotonic, Result};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -309,6 +310,10 @@ fn answer(done: Option<tokio::sync::oneshot::Sender<Result<()>>>, result: Result
 /// Applies what is durable, in order, then answers.
 fn settle(core: &Core, flights: Vec<Flight>) {
     let mut waiting = Vec::new();
+    let changes: usize = flights.iter().map(|flight| flight.submissions.len()).sum();
+    if changes > 0 {
+        CHUNK_GROUP.record(changes as u64);
+    }
     {
         let mut state = core.state.lock();
         for flight in flights {

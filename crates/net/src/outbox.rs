@@ -13,6 +13,7 @@ use crate::peer::Peer;
 use crate::stream::{Ending, Writer, lost};
 use kiln_env::Env;
 use kiln_memory::Bytes;
+use kiln_telemetry::metrics::{NET_FRAMES_SENT, NET_SENT, NET_WRITES};
 use kiln_types::{Code, Error, Result};
 use kiln_wire::{FRAME_HEADER_BYTES, FrameHeader};
 use parking_lot::Mutex;
@@ -166,7 +167,8 @@ impl Outbox {
                 Poll::Pending => return Poll::Pending,
             };
             self.written.fetch_add(written as u64, Ordering::Relaxed);
-            kiln_telemetry::metrics::NET_SENT.add(written as u64);
+            NET_SENT.add(written as u64);
+            NET_WRITES.increment();
             *offset += written;
             while let Some(first) = staged.front() {
                 let bytes = first.bytes();
@@ -175,6 +177,7 @@ impl Outbox {
                 }
                 *offset -= bytes;
                 staged.pop_front();
+                NET_FRAMES_SENT.increment();
             }
         }
     }

@@ -61,6 +61,10 @@ metrics! {
             "Bytes that arrived on connections of the data plane.";
         Counter NET_SENT = "kiln_net_sent", Bytes, Stable,
             "Bytes that were sent on connections of the data plane.";
+        Counter NET_FRAMES_SENT = "kiln_net_frames_sent", Count, Stable,
+            "Frames that were sent on them.";
+        Counter NET_WRITES = "kiln_net_writes", Count, Stable,
+            "Writes to sockets that these took: several frames share one.";
 
         Counter KV_COMMITS = "kiln_kv_commits", Count, Stable,
             "Transactions that were committed.";
@@ -88,6 +92,8 @@ metrics! {
         Counter DISK_FAILED = "kiln_disk_failed", Count, Stable,
             "Disk operations that failed.";
 
+        Histogram CHUNK_GROUP = "kiln_chunk_group", Count, Experimental,
+            "Changes of chunks that shared one sync of a disk.";
         Counter CHUNK_CORRUPT = "kiln_chunk_corrupt", Count, Stable,
             "Blocks that did not match their checksum when read from a disk.";
         Counter STORAGE_READ = "kiln_storage_read", Bytes, Stable,
