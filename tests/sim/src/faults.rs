@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// How often somebody looks for failed disks; what has failed at two looks is seen to.
-const ROUND: Duration = Duration::from_secs(4);
+/// How often somebody looks for failed disks, and how many looks it takes until their server is seen to.
+const ROUND: Duration = Duration::from_secs(1);
+const LOOKS: u32 = 3;
 /// How long a filling that is to be hindered is waited for.
 const HINDER_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often the connections of a server that is filled break.
@@ -46,17 +47,16 @@ pub(crate) async fn rage(cluster: Arc<Cluster>) {
 
 /// Looks after failed disks, for ever: their servers are started again.
 pub(crate) async fn operate(cluster: Arc<Cluster>) {
-    let mut failed: Vec<&str> = Vec::new();
+    let mut looks = vec![0; cluster.servers.len()];
     loop {
         cluster.ground.sleep(ROUND).await;
-        let before = std::mem::take(&mut failed);
-        for server in cluster.servers.iter().filter(|server| server.has_failed()) {
-            if before.contains(&&*server.name) {
+        for (server, looks) in cluster.servers.iter().zip(&mut looks) {
+            *looks = if server.has_failed() { *looks + 1 } else { 0 };
+            if *looks == LOOKS {
                 note!(cluster.log, "{} has a failed disk: it is started again", server.name);
                 server.crash(false);
                 server.start();
-            } else {
-                failed.push(&server.name);
+                *looks = 0;
             }
         }
     }

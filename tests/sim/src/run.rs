@@ -16,7 +16,7 @@ use std::time::Duration;
 /// A run that takes more polls of tasks than this does not come to an end.
 const STEPS_MAX: u64 = 50_000_000;
 /// After this virtual time no more operations are begun: faults may leave no room for them.
-const TIME_MAX: Duration = Duration::from_secs(150);
+const TIME_MAX: Duration = Duration::from_secs(200);
 /// What is under way then ends within this time.
 const END_TIME_MAX: Duration = Duration::from_secs(80);
 const LOOK: Duration = Duration::from_millis(100);
