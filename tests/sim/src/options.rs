@@ -224,7 +224,7 @@ impl Options {
 /// The weight of what comes often.
 const OFTEN: u32 = 100;
 
-/// Some of the faults; one or two of them come often, so that each is met among few others.
+/// Some of the faults; two or three of them come often, so that each is met among few others.
 fn faults(random: &mut fastrand::Rng, rots: bool, managers: usize) -> Vec<(Fault, u32)> {
     let share = random.u32(10..80);
     let fits = |fault: Fault| match fault {
@@ -242,7 +242,7 @@ fn faults(random: &mut fastrand::Rng, rots: bool, managers: usize) -> Vec<(Fault
         }
     }
     let sum: u32 = all.iter().map(|(_, weight)| weight).sum();
-    for _ in 0..random.u32(1..3) {
+    for _ in 0..random.u32(2..4) {
         let mut at = random.u32(..sum);
         let found = all.iter().find(|(_, weight)| {
             let found = at < *weight;
