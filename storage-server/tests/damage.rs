@@ -220,7 +220,7 @@ fn a_target_that_lost_a_chunks_version_leaves_its_chain_to_be_filled() {
             let at = block * BLOCK as u64;
             let bytes = device.read(at, Buffer::zeroed(BLOCK)).await.unwrap();
             if !content().chunks(BLOCK).any(|data| data == &bytes[..]) {
-                disk.flip_bit(at + 64, 0);
+                (0..BLOCK as u64).step_by(16).for_each(|byte| disk.flip_bit(at + byte, 0));
             }
         }
         assert_eq!(target.local_state(), LocalState::UpToDate);
