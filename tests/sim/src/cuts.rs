@@ -142,17 +142,17 @@ fn unheard(cluster: &Cluster, server: &str, hears: bool, lasting: Duration) -> C
 fn strand(cluster: &Arc<Cluster>) {
     let server = &some_server(cluster).name;
     // That the managers hear it and do not reach it is the hardest case: they take it for alive.
-    let hears = cluster.ground.random_below(5) == 0;
+    let hears = cluster.ground.random_below(5) < 2;
     let lasting = Duration::from_millis(9_000) + up_to(cluster, 6_000);
     let after = up_to(cluster, 2_500);
     unheard(cluster, server, hears, lasting).strike(cluster, after, lasting);
     match cluster.ground.random_below(4) {
         // The next manager does not know when it was heard last.
-        0 => {
+        0 if !hears => {
             let primary = Arc::clone(cluster.primary());
             later(cluster, after + up_to(cluster, 500), move |_| primary.stop());
         }
-        1 => {}
+        1 if !hears => {}
         _ => {
             let mut cuts = Cuts::default();
             for other in cluster.servers.iter().map(|server| &server.name) {
