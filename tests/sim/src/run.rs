@@ -6,6 +6,7 @@ use crate::log::{Log, note};
 use crate::options::Options;
 use crate::{faults, settle};
 use kiln_env::Executor;
+use kiln_types::{Code, Error};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 /// A run that takes more polls of tasks than this does not come to an end.
 const STEPS_MAX: u64 = 50_000_000;
-/// After this virtual time no more operations are begun: faults may leave no room for them.
-const TIME_MAX: Duration = Duration::from_secs(200);
+/// Faults end after this virtual time: they may leave no room for operations.
+const TIME_MAX: Duration = Duration::from_secs(300);
 /// What is under way then ends within this time.
 const END_TIME_MAX: Duration = Duration::from_secs(80);
 const LOOK: Duration = Duration::from_millis(100);
@@ -89,25 +90,30 @@ async fn live(cluster: Arc<Cluster>) -> kiln_types::Result<()> {
     cluster.start();
     let _operator = cluster.ground.spawn("operator", faults::operate(Arc::clone(&cluster)));
     let rage = cluster.ground.spawn("faults", faults::rage(Arc::clone(&cluster)));
+    if !is_over(&cluster, TIME_MAX).await {
+        note!(cluster.log, "the other operations see no faults");
+    }
+    drop(rage);
+    note!(cluster.log, "no more faults");
+    cluster.calm();
+    if !is_over(&cluster, TIME_MAX).await {
+        cluster.workload.stop();
+        if !is_over(&cluster, END_TIME_MAX).await {
+            let why = format!("the last operations go on for {END_TIME_MAX:?}");
+            return Err(Error::new(Code::DeadlineExceeded, why));
+        }
+    }
+    settle::settle(&cluster).await
+}
+
+/// Whether all operations have ended, within `time`.
+async fn is_over(cluster: &Cluster, time: Duration) -> bool {
     let over = async {
         while !cluster.workload.is_over() {
             cluster.ground.sleep(LOOK).await;
         }
     };
-    if cluster.ground.timeout(TIME_MAX, "all operations", over).await.is_err() {
-        note!(cluster.log, "no more operations");
-        cluster.workload.stop();
-    }
-    drop(rage);
-    note!(cluster.log, "no more faults");
-    cluster.calm();
-    let ended = async {
-        while !cluster.workload.is_over() {
-            cluster.ground.sleep(LOOK).await;
-        }
-    };
-    cluster.ground.timeout(END_TIME_MAX, "the last operations", ended).await?;
-    settle::settle(&cluster).await
+    cluster.ground.timeout(time, "all operations", over).await.is_ok()
 }
 
 /// Judges the history of each chunk; how many are not decided.
