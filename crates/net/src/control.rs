@@ -21,7 +21,12 @@ use tonic::transport::server::{Connected, Router};
 use tonic::transport::{Channel, Endpoint, Server};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A peer that does not answer pings for so long is gone.
+/// How often a client of the control plane pings a server that it hears nothing of, and how long it
+/// waits for the answer: together less than a lease, so that who follows a manager that was cut off goes
+/// on to another one in time.
+const PING_EVERY: Duration = Duration::from_secs(1);
+const PING_TIME_MAX: Duration = Duration::from_secs(3);
+/// A server pings a client that is silent for so long, and gives it as long to answer.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Requests of one connection that may be under way.
 const STREAMS_MAX: u32 = 1024;
@@ -39,8 +44,8 @@ pub fn control_channel(address: &str, identity: Identity, env: Env) -> Result<Ch
             .with_hint("an address is HOST:PORT")
     })?;
     let endpoint = endpoint
-        .http2_keep_alive_interval(SILENCE_MAX)
-        .keep_alive_timeout(SILENCE_MAX)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIME_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     let address: Arc<str> = address.into();

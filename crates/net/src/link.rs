@@ -145,13 +145,21 @@ impl Shared {
         let request = self.next.fetch_add(1, Ordering::Relaxed);
         let (frame, receive) = frame_of(call, request, left);
         let (reply, answer) = oneshot::channel();
-        self.waiting.lock().insert(request, Waiting { reply, receive, _credit: credit });
+        let outstanding = {
+            let mut waiting = self.waiting.lock();
+            waiting.insert(request, Waiting { reply, receive, _credit: credit });
+            waiting.len()
+        };
         if self.ending.has_come() {
             // It may have ended before the entry was there: nobody else would remove it.
             drop(self.waiting.lock().remove(&request));
             return Err(self.reason());
         }
-        self.outbox.push(frame);
+        if outstanding > 1 {
+            self.outbox.push_in_company(frame);
+        } else {
+            self.outbox.push(frame);
+        }
         let _cancel = CancelOnDrop { shared: self, request };
         match self.env.until(deadline, "", answer).await {
             Ok(Ok(result)) => result,

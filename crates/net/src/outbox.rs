@@ -1,8 +1,9 @@
 //! What waits to be written to a connection.
 //!
 //! Whoever pushes a frame writes it, if nobody writes now and the socket takes it: no task switch
-//! stands between a reply and the wire. What the socket does not take at once is left to the
-//! connection's pump. The outbox owns its frames, so a caller that goes away leaves no half-written
+//! stands between a lone reply and the wire. Small frames in company are left to the connection's
+//! pump, which lets all tasks that are ready have their turn first: what they push shares one system
+//! call. The pump also waits for a socket that took no more. The outbox owns its frames, so a caller that goes away leaves no half-written
 //! frame behind.
 //!
 //! The queue is bounded by credits: a frame is a request or reply that has some, or a note about
@@ -22,7 +23,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::AsyncWrite;
@@ -30,6 +31,8 @@ use tokio::sync::Notify;
 
 /// Frames that are written with one system call at most.
 const BATCH: usize = 16;
+/// A frame with as much is worth a system call of its own.
+const LARGE: usize = 32 << 10;
 /// How often the pump looks after the connection.
 const TICK: Duration = Duration::from_secs(1);
 /// A peer that takes less than this within the stall time is dropped.
@@ -71,6 +74,10 @@ pub(crate) struct Outbox {
     pen: Mutex<Pen>,
     /// Wakes the pump when the socket took no more.
     blocked: Notify,
+    /// Wakes the pump to write what waits in the queue.
+    gather: Notify,
+    /// It was woken, and has not begun yet.
+    gathering: AtomicBool,
     written: AtomicU64,
 }
 
@@ -94,6 +101,8 @@ impl Outbox {
             queue: Mutex::new(VecDeque::new()),
             pen: Mutex::new(pen),
             blocked: Notify::new(),
+            gather: Notify::new(),
+            gathering: AtomicBool::new(false),
             written: AtomicU64::new(0),
         }
     }
@@ -105,6 +114,20 @@ impl Outbox {
         }
         self.queue.lock().push_back(frame);
         self.write_now();
+    }
+
+    /// Sends a frame which others are likely to follow at once.
+    pub(crate) fn push_in_company(&self, frame: Frame) {
+        if frame.bytes() >= LARGE {
+            return self.push(frame);
+        }
+        if self.ending.has_come() {
+            return;
+        }
+        self.queue.lock().push_back(frame);
+        if !self.gathering.swap(true, Ordering::AcqRel) {
+            self.gather.notify_one();
+        }
     }
 
     /// Bytes that were written so far.
@@ -194,6 +217,11 @@ impl Outbox {
             tokio::select! {
                 biased;
                 () = self.ending.wait() => return,
+                () = self.gather.notified() => {
+                    tokio::task::yield_now().await;
+                    self.gathering.store(false, Ordering::Release);
+                    self.write_now();
+                }
                 () = self.blocked.notified() => self.write_blocked(env, stall, &mut tick).await,
                 () = env.sleep(TICK) => tick(),
             }

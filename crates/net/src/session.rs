@@ -262,7 +262,7 @@ impl Session {
             // This runs in that very task: dropping the handle would end it.
             task.detach();
         }
-        self.owed.fetch_sub(1, Ordering::Relaxed);
+        let owed = self.owed.fetch_sub(1, Ordering::Relaxed) - 1;
         let frame = match check(header, result) {
             Ok(_) if unwanted => {
                 failure(header, &Error::new(Code::Cancelled, "the caller gave up"))
@@ -270,7 +270,12 @@ impl Session {
             Ok(response) => success(header, response),
             Err(error) => failure(header, &error),
         };
-        self.outbox.push(frame.holding(admission));
+        let frame = frame.holding(admission);
+        if owed > 0 {
+            self.outbox.push_in_company(frame)
+        } else {
+            self.outbox.push(frame)
+        }
         self.landed.notify_waiters();
     }
 }
