@@ -165,7 +165,7 @@ impl Mount {
     pub(crate) fn unmount(&mut self) {
         let mut command = Command::new(KILN);
         command.arg("umount").arg(&self.path).env("KILN_DIR", &self.cluster);
-        let output = finish(command, Duration::from_secs(60));
+        let output = finish(command, Duration::from_secs(120));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kiln umount: {said}\n{}", self.said());
         let status = self.ended();

@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// The machine starts in that time, on a busy host too, and the servers in it.
 const SERVES_WITHIN: Duration = Duration::from_secs(180);
 /// So many acknowledged writes show that chains serve.
-const WRITERS: u64 = 10;
+const WRITES: u64 = 10;
 /// From when the machine is switched on or the chains are whole, to the cut.
 const CUT_AFTER: std::ops::Range<u64> = 0..12_000;
 
@@ -107,7 +107,7 @@ impl Power {
         let access = Arc::clone(&machine.access);
         // What clients know of the chains is from before the cut until then.
         let (before, end) = (board.acknowledged(), board.env.deadline_after(SERVES_WITHIN));
-        while board.acknowledged() < before + WRITERS {
+        while board.acknowledged() < before + WRITES {
             if end.passed(board.env.now()) {
                 board.violate(format!("no writes for {SERVES_WITHIN:?} after {after}"));
                 return Ok(());
