@@ -88,7 +88,9 @@ pub(crate) const TAP: &str = "tap0";
 /// Joins a virtual machine to the hosts that [`make`] made: where its QEMU runs, with the device [`TAP`], and
 /// the address that its guest is to take.
 pub(crate) fn join() -> Result<(Host, Ipv4Addr)> {
-    shell::run("ip", &format!("-n {HUB} tuntap add {TAP} mode tap"))?;
+    shell::run("ip", &format!("-n {HUB} tuntap add {TAP} mode tap")).map_err(|error| {
+        Error::new(Code::Unsupported, format!("no network for a virtual machine: {error}"))
+    })?;
     shell::run("ip", &format!("-n {HUB} link set {TAP} master br0 up"))?;
     let host = Host { name: HUB.into(), address: Ipv4Addr::LOCALHOST };
     Ok((host, Ipv4Addr::new(10, 77, 0, 100)))

@@ -12,25 +12,25 @@ modules=(virtio_pci 9p 9pnet_virtio overlay virtio_blk virtio_net ext4)
 
 mkdir -p "$1" && cd "$1"
 [ ! -e ready ] || exit 0
+[ "$(uname -m)" = x86_64 ] || cannot "the virtual machine runs this machine's programs, and is an x86_64"
 command -v apt-get >/dev/null && command -v dpkg >/dev/null ||
     cannot "no packages of Debian here; put qemu, vmlinuz and initramfs.gz into $1, and a file 'ready'"
 rm -rf debs root && mkdir -p debs root
-installed() { dpkg -s "$1" 2>/dev/null | grep -q '^Status: .* installed'; }
-depends() { apt-cache depends "$1" | awk '/^  Depends: / { print $2 }' | grep -v '[<>]' || true; }
-
-# The newest kernel, with all its modules: the one for clouds lacks 9p.
-kernel() { depends linux-image-amd64 | grep '^linux-image'; }
-kernel >/dev/null || apt-get update -q || true
-kernel=$(kernel) || cannot "no kernel among the packages"
-packages=("$kernel" busybox-static kmod cpio)
-if ! command -v qemu-system-x86_64 >/dev/null; then
-    packages+=(qemu-system-x86)
-    for package in $(depends qemu-system-x86); do
-        installed "$package" || packages+=("$package")
-    done
-fi
-download() { (cd debs && apt-get download -q -o APT::Sandbox::User=root "${packages[@]}"); }
-download || { apt-get update -q && download; } || cannot "the packages cannot be fetched: ${packages[*]}"
+fetch() {
+    # With all its modules: the kernel for clouds lacks 9p.
+    local kernel packages
+    kernel=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
+    packages=("${kernel:-linux-image-amd64}" busybox-static kmod cpio)
+    if ! command -v qemu-system-x86_64 >/dev/null; then
+        # What an installation would add.
+        mapfile -O "${#packages[@]}" -t packages < <(
+            apt-get -s install --no-install-recommends qemu-system-x86 | awk '/^Inst / { print $2 }'
+        )
+    fi
+    (cd debs && apt-get download -q -o APT::Sandbox::User=root "${packages[@]}")
+}
+# What is known of the packages may be too old, or nothing.
+fetch || { apt-get update -q && fetch; } || cannot "the packages of a virtual machine cannot be fetched"
 for deb in debs/*.deb; do dpkg -x "$deb" root; done
 rm -r debs
 
@@ -47,8 +47,9 @@ fi
 exec qemu-system-x86_64 "$@"
 Q
 chmod +x qemu
+./qemu --version || cannot "QEMU does not run here"
 
-version=$(ls root/lib/modules)
+version=$(ls root/lib/modules) || cannot "the kernel's package has no modules"
 cp "root/boot/vmlinuz-$version" vmlinuz
 # Their own links are absolute.
 ln -s kmod root/bin/depmod && ln -s kmod root/bin/modprobe
