@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 pub use kiln_client::{SetAttr, SetTime, SetXattr, Space};
 use kiln_memory::Bytes;
-use kiln_types::{Attr, Caller, InodeId, Result};
+use kiln_types::{Attr, Caller, FileKind, InodeId, Result};
 use std::time::Duration;
 
 /// The extended attribute in which the kernel keeps a program's capabilities. It asks for it before a
@@ -173,6 +173,15 @@ pub trait FileSystem: Send + Sync + 'static {
         parent: InodeId,
         name: &[u8],
         mode: u32,
+    ) -> Result<Known>;
+
+    /// Makes a fifo, a socket or a device with a number.
+    async fn make_node(
+        &self,
+        caller: &Caller,
+        at: (InodeId, &[u8]),
+        mode: u32,
+        node: (FileKind, u32),
     ) -> Result<Known>;
 
     /// Reads; shorter than `length` at the end of the file only.

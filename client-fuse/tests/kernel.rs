@@ -12,7 +12,9 @@ use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{
+    FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink,
+};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -105,14 +107,15 @@ fn files_directories_and_links_are_as_on_any_file_system() {
     let opened = OpenOptions::new().write(true).truncate(true).open(mounted.path("h")).unwrap();
     opened.set_len(1 << 20).unwrap();
     assert_eq!(opened.metadata().unwrap().len(), 1 << 20);
-    let fifo = rustix::fs::mknodat(
-        CWD,
-        mounted.path("p"),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR,
-        0,
-    );
-    assert_eq!(fifo, Err(rustix::io::Errno::PERM));
+    let node = |name: &str, kind, device| {
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(CWD, mounted.path(name), kind, mode, device).unwrap();
+        fs::symlink_metadata(mounted.path(name)).unwrap()
+    };
+    let number = rustix::fs::makedev(7, 300);
+    assert!(node("p", rustix::fs::FileType::Fifo, 0).file_type().is_fifo());
+    let device = node("b", rustix::fs::FileType::BlockDevice, number);
+    assert!(device.file_type().is_block_device() && device.rdev() == number);
     let space = rustix::fs::statvfs(mounted.dir.path()).unwrap();
     assert_eq!((space.f_blocks, space.f_bsize, space.f_namemax), (1 << 28, 4096, 255));
 }

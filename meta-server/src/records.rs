@@ -2,12 +2,15 @@
 //! u32 of what follows, little-endian; fields follow in the order of the struct, those of later
 //! versions at the end. Records of older versions are read, and written anew in the latest.
 
-use crate::SessionId;
 use kiln_types::{
-    Attr, Code, Decoder, Encoder, Error, FileKind, InodeId, Layout, MODE_PERMISSIONS, Redundancy,
-    RequestId, Result, Timestamp, TruncateEpoch,
+    Code, Decoder, Encoder, Error, FileKind, InodeId, Layout, MODE_PERMISSIONS, Redundancy, Result,
+    Timestamp, TruncateEpoch,
 };
 use kiln_wire::CREDENTIAL_NAME_BYTES_MAX;
+
+mod reply;
+
+pub(crate) use reply::{Answer, Reply};
 
 /// The most truncations of one file whose cut-off chunks wait for removal.
 pub const FLOORS_MAX: usize = 64;
@@ -91,6 +94,16 @@ pub(crate) enum Body {
     File(File),
     Directory(Directory),
     Symlink { target: Vec<u8> },
+    Special(Special),
+}
+
+/// A fifo, a socket or a device: a name for something that is in a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Special {
+    /// See [`FileKind::is_special`].
+    pub(crate) kind: FileKind,
+    /// See [`Attr::device`].
+    pub(crate) device: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,20 +181,6 @@ pub(crate) enum Client {
     Retired { at: Timestamp, goodbye: bool },
 }
 
-/// The last change that a client asked for in one slot, and the answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Reply {
-    pub(crate) request: RequestId,
-    pub(crate) answer: Answer,
-}
-
-/// What a change answers.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub(crate) struct Answer {
-    pub(crate) attr: Option<Attr>,
-    pub(crate) session: Option<SessionId>,
-}
-
 /// Chunks to remove: those from `first` to `end` with an epoch below the key's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Garbage {
@@ -203,6 +202,7 @@ impl Inode {
             Body::File(_) => FileKind::File,
             Body::Directory(_) => FileKind::Directory,
             Body::Symlink { .. } => FileKind::Symlink,
+            Body::Special(special) => special.kind,
         }
     }
 
@@ -213,12 +213,13 @@ impl Inode {
     /// The file in it.
     ///
     /// # Errors
-    /// `IsDirectory` for a directory, `Invalid` for a symlink.
+    /// `IsDirectory` for a directory, `Invalid` for what is no file.
     pub(crate) fn file_mut(&mut self) -> Result<&mut File> {
         match &mut self.body {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Error::new(Code::IsDirectory, "it is a directory")),
             Body::Symlink { .. } => Err(Error::invalid("it is a symlink")),
+            Body::Special(_) => Err(Error::invalid("it is a fifo, a socket or a device")),
         }
     }
 
@@ -228,6 +229,7 @@ impl Inode {
             Body::File(file) => Ok(file),
             Body::Directory(_) => Err(Error::new(Code::IsDirectory, "it is a directory")),
             Body::Symlink { .. } => Err(Error::invalid("it is a symlink")),
+            Body::Special(_) => Err(Error::invalid("it is a fifo, a socket or a device")),
         }
     }
 
@@ -350,6 +352,9 @@ impl Record for Inode {
             Body::Symlink { target } => {
                 to.bytes(target);
             }
+            Body::Special(special) => {
+                to.u32(special.device);
+            }
         }
     }
 
@@ -381,6 +386,7 @@ impl Record for Inode {
                 wish: Wish { chunk_bytes: from.u32()?, stripe: from.u32()? },
             }),
             FileKind::Symlink => Body::Symlink { target: from.bytes(TARGET_BYTES_MAX)?.to_vec() },
+            kind => Body::Special(Special { kind, device: from.u32()? }),
         };
         Ok(Self { id, mode, uid, gid, parent, links, atime, mtime, ctime, btime, body })
     }
@@ -448,78 +454,6 @@ impl Record for Client {
             true => Ok(Self::Retired { at: read_time(from)?, goodbye: read_flag(from)? }),
         }
     }
-}
-
-impl Record for Reply {
-    const TYPE: u16 = 6;
-    const VERSION: u16 = 2;
-    const WHAT: &'static str = "recorded answer";
-
-    fn write(&self, to: &mut Encoder) {
-        to.u128(self.request.0).u8(u8::from(self.answer.session.is_some()));
-        if let Some(session) = self.answer.session {
-            to.u128(session.0);
-        }
-        to.u8(u8::from(self.answer.attr.is_some()));
-        if let Some(attr) = &self.answer.attr {
-            write_attr(to, attr);
-        }
-    }
-
-    fn read(from: &mut Decoder<'_>, version: u16) -> Result<Self> {
-        let request = RequestId(from.u128()?);
-        let session = match read_flag(from)? {
-            true => Some(SessionId(from.u128()?)),
-            false => None,
-        };
-        let attr = match read_flag(from)? {
-            true => Some(read_attr(from, version)?),
-            false => None,
-        };
-        Ok(Self { request, answer: Answer { attr, session } })
-    }
-}
-
-fn write_attr(to: &mut Encoder, attr: &Attr) {
-    to.u64(attr.inode.0).u8(attr.kind as u8).u32(attr.mode).u32(attr.uid).u32(attr.gid);
-    to.u32(attr.links).u64(attr.length);
-    for time in [attr.atime, attr.mtime, attr.ctime, attr.btime] {
-        write_time(to, time);
-    }
-    to.u64(attr.epoch.0);
-    write_floors(to, &attr.floors);
-    to.u8(u8::from(attr.layout.is_some()));
-    if let Some(layout) = &attr.layout {
-        write_layout(to, layout);
-    }
-    to.u64(attr.dense_end);
-}
-
-fn read_attr(from: &mut Decoder<'_>, version: u16) -> Result<Attr> {
-    let mut attr = Attr {
-        inode: InodeId(from.u64()?),
-        kind: read_kind(from)?,
-        mode: from.u32()?,
-        uid: from.u32()?,
-        gid: from.u32()?,
-        links: from.u32()?,
-        length: from.u64()?,
-        dense_end: 0,
-        atime: read_time(from)?,
-        mtime: read_time(from)?,
-        ctime: read_time(from)?,
-        btime: read_time(from)?,
-        epoch: TruncateEpoch(from.u64()?),
-        floors: read_floors(from)?,
-        layout: match read_flag(from)? {
-            true => Some(read_layout(from)?),
-            false => None,
-        },
-    };
-    if version > 1 {
-        attr.dense_end = from.u64()?;
-    }
-    Ok(attr)
 }
 
 impl Record for Garbage {

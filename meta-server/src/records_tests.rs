@@ -1,4 +1,6 @@
 use super::*;
+use crate::SessionId;
+use kiln_types::{Attr, RequestId};
 use proptest::prelude::*;
 
 fn layouts() -> impl Strategy<Value = Layout> {
@@ -44,6 +46,10 @@ fn bodies() -> impl Strategy<Value = Body> {
             Body::Directory(Directory { mtime_set: Timestamp(time), wish })
         }),
         proptest::collection::vec(any::<u8>(), 0..100).prop_map(|target| Body::Symlink { target }),
+        (4u8..=7, any::<u32>()).prop_map(|(kind, device)| {
+            let kind = FileKind::from_number(kind).unwrap_or(FileKind::Fifo);
+            Body::Special(Special { kind, device })
+        }),
     ]
 }
 
@@ -140,6 +146,7 @@ proptest! {
             links: 1,
             length: n[3],
             dense_end: n[2],
+            device: n[1] as u32,
             atime: Timestamp(1),
             mtime: Timestamp(-2),
             ctime: Timestamp(3),

@@ -9,7 +9,7 @@ use crate::store::{
 };
 use crate::watching::{Messages, messages};
 use kiln_net::{Peer, peer_of};
-use kiln_rpc::convert::{floors, id_from, required};
+use kiln_rpc::convert::{file_kind, floors, id_from, required};
 use kiln_rpc::v1::{self, meta_server::Meta};
 use kiln_rpc::{Origin, status_from_error};
 use kiln_telemetry::REQUESTS;
@@ -314,6 +314,17 @@ impl Meta for Service {
         answer(&self.store, "symlink", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let made = self.store.symlink(&change, InodeId(ask.parent), &ask.name, &ask.target);
+            Ok(entry(&made.await?))
+        })
+        .await
+    }
+
+    async fn make_node(&self, request: Request<v1::MakeNodeRequest>) -> Reply<v1::Entry> {
+        answer(&self.store, "mknod", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let kind = file_kind(ask.kind)?;
+            let place = (InodeId(ask.parent), &ask.name[..]);
+            let made = self.store.make_node(&change, place, ask.mode, kind, ask.device);
             Ok(entry(&made.await?))
         })
         .await

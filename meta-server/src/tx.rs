@@ -125,7 +125,7 @@ impl Tx<'_, '_> {
                 self.kv.clear(&keys.links(inode.id));
                 self.kv.clear(&keys.changed(inode.id));
             }
-            Body::Symlink { .. } => {}
+            Body::Symlink { .. } | Body::Special(_) => {}
         }
     }
 
@@ -160,6 +160,7 @@ impl Tx<'_, '_> {
             links: inode.links,
             length: 0,
             dense_end: 0,
+            device: 0,
             atime: inode.atime,
             mtime: inode.mtime,
             ctime: inode.ctime,
@@ -177,6 +178,7 @@ impl Tx<'_, '_> {
                 attr.layout = Some(file.layout);
             }
             Body::Symlink { target } => attr.length = target.len() as u64,
+            Body::Special(special) => attr.device = special.device,
             Body::Directory(directory) => {
                 let subdirectories = self.number(&self.keys.links(inode.id)).await?;
                 attr.links = u32::try_from(subdirectories.saturating_add(2)).unwrap_or(u32::MAX);

@@ -1,7 +1,7 @@
 //! The kernel's requests, each passed on to the file system.
 
 use super::convert::{
-    caller, file_attr, file_type, fopen_flags, inode, nothing, open_flags, set_time,
+    caller, file_attr, file_type, fopen_flags, inode, node_kind, nothing, open_flags, set_time,
 };
 use super::privileges::Privileges;
 use super::requests::{Refuse, Requests, send};
@@ -18,8 +18,8 @@ use fuser::{
 use kiln_env::Env;
 use kiln_memory::Pool;
 use kiln_telemetry::{MOUNT, metrics};
-use kiln_types::{MODE_PERMISSIONS, Result};
-use rustix::fs::{FileType, OFlags, XattrFlags};
+use kiln_types::{FileKind, MODE_PERMISSIONS, Result};
+use rustix::fs::{OFlags, XattrFlags};
 use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
@@ -223,16 +223,17 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _device: u32,
+        device: u32,
         reply: ReplyEntry,
     ) {
-        // mknod(2): a file system that does not have such nodes answers EPERM.
-        if FileType::from_raw_mode(mode) != FileType::RegularFile {
-            return reply.error(Errno::EPERM);
-        }
+        let Some(kind) = node_kind(mode) else { return reply.error(Errno::EINVAL) };
         let (caller, name) = (caller(request), bytes(name));
         let call = move |fs: Arc<dyn FileSystem>| async move {
-            fs.make_file(&caller, inode(parent), &name, mode & MODE_PERMISSIONS).await
+            let (at, mode) = ((inode(parent), &name[..]), mode & MODE_PERMISSIONS);
+            match kind {
+                FileKind::File => fs.make_file(&caller, at.0, at.1, mode).await,
+                kind => fs.make_node(&caller, at, mode, (kind, device)).await,
+            }
         };
         self.serve("mknod", reply, call, self.entry());
     }

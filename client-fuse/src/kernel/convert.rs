@@ -31,7 +31,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         nlink: attr.links,
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: attr.device,
         blksize: IO_SIZE,
         flags: 0,
     }
@@ -63,6 +63,23 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
         FileKind::File => FileType::RegularFile,
         FileKind::Directory => FileType::Directory,
         FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+/// What mknod(2) with this mode makes; `None` when the mode names nothing that it can make.
+pub(super) fn node_kind(mode: u32) -> Option<FileKind> {
+    use rustix::fs::FileType;
+    match FileType::from_raw_mode(mode) {
+        FileType::RegularFile => Some(FileKind::File),
+        FileType::Fifo => Some(FileKind::Fifo),
+        FileType::Socket => Some(FileKind::Socket),
+        FileType::CharacterDevice => Some(FileKind::CharDevice),
+        FileType::BlockDevice => Some(FileKind::BlockDevice),
+        _ => None,
     }
 }
 

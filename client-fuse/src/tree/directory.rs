@@ -95,6 +95,7 @@ fn bare(inode: InodeId, kind: FileKind) -> Known {
         links: 1,
         length: 0,
         dense_end: 0,
+        device: 0,
         atime: Timestamp(0),
         mtime: Timestamp(0),
         ctime: Timestamp(0),

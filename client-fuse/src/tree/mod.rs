@@ -222,6 +222,19 @@ impl FileSystem for Tree {
         Ok(self.looked(sent, parent, attr))
     }
 
+    async fn make_node(
+        &self,
+        caller: &Caller,
+        (parent, name): (InodeId, &[u8]),
+        mode: u32,
+        node: (FileKind, u32),
+    ) -> Result<Known> {
+        self.changes()?;
+        let (sent, parent) = (self.mark(), self.inode(parent));
+        let attr = self.client.make_node(caller, (parent, name), mode, node).await?;
+        Ok(self.looked(sent, parent, attr))
+    }
+
     async fn link(
         &self,
         caller: &Caller,

@@ -113,6 +113,7 @@ impl State {
             links: if kind == FileKind::Directory { 2 } else { 1 },
             length: 0,
             dense_end: 0,
+            device: 0,
             atime: now,
             mtime: now,
             ctime: now,
@@ -223,6 +224,19 @@ impl FileSystem for Memory {
         let mut state = self.state.lock();
         let node = state.node(known.attr.inode)?;
         (node.bytes, node.attr) = (target.to_vec(), known.attr.clone());
+        Ok(known)
+    }
+
+    async fn make_node(
+        &self,
+        caller: &Caller,
+        (parent, name): (InodeId, &[u8]),
+        mode: u32,
+        (kind, device): (FileKind, u32),
+    ) -> Result<Known> {
+        let mut known = self.make(caller, parent, name, kind, mode)?;
+        known.attr.device = device;
+        self.state.lock().node(known.attr.inode)?.attr = known.attr.clone();
         Ok(known)
     }
 

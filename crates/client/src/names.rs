@@ -115,6 +115,30 @@ impl Client {
         required(self.meta.symlink(request).await?.attr, "attr")
     }
 
+    /// Makes a fifo, a socket, or a device with a number as in [`Attr::device`].
+    ///
+    /// # Errors
+    /// `Exists`, `NotFound`, `PermissionDenied`, `NameTooLong`; `NotPermitted` for a device, unless
+    /// root makes it; `Invalid` for another kind.
+    pub async fn make_node(
+        &self,
+        caller: &Caller,
+        (parent, name): (InodeId, &[u8]),
+        mode: u32,
+        (kind, device): (FileKind, u32),
+    ) -> Result<Attr> {
+        let turn = self.meta.turn(caller);
+        let request = v1::MakeNodeRequest {
+            origin: turn.origin(),
+            parent: parent.0,
+            name: name.to_vec().into(),
+            mode,
+            kind: u32::from(kind as u8),
+            device,
+        };
+        required(self.meta.make_node(request).await?.attr, "attr")
+    }
+
     /// Where a symlink leads.
     ///
     /// # Errors

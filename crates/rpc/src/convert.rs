@@ -205,6 +205,7 @@ impl From<&Attr> for v1::Attr {
             floors: floors(&attr.floors),
             layout: attr.layout.as_ref().map(v1::Layout::from),
             dense_end: attr.dense_end,
+            device: attr.device,
         }
     }
 }
@@ -226,6 +227,7 @@ impl TryFrom<v1::Attr> for Attr {
             links: message.links,
             length: message.length,
             dense_end: message.dense_end,
+            device: message.device,
             atime: Timestamp(message.atime_ns),
             mtime: Timestamp(message.mtime_ns),
             ctime: Timestamp(message.ctime_ns),

@@ -29,6 +29,7 @@ fn attr() -> Attr {
         links: 2,
         length: 1 << 40,
         dense_end: 1 << 39,
+        device: 0x0012_3456,
         atime: Timestamp(-1),
         mtime: Timestamp(2),
         ctime: Timestamp(3),

@@ -16,12 +16,34 @@ pub enum FileKind {
     Directory = 2,
     /// A symbolic link.
     Symlink = 3,
+    /// A named pipe.
+    Fifo = 4,
+    /// A name that a socket is bound to.
+    Socket = 5,
+    /// A character device.
+    CharDevice = 6,
+    /// A block device.
+    BlockDevice = 7,
 }
 
 impl FileKind {
     /// The kind with this number in a record or message.
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::File, Self::Directory, Self::Symlink].into_iter().find(|kind| *kind as u8 == number)
+        let kinds = [
+            Self::File,
+            Self::Directory,
+            Self::Symlink,
+            Self::Fifo,
+            Self::Socket,
+            Self::CharDevice,
+            Self::BlockDevice,
+        ];
+        kinds.into_iter().find(|kind| *kind as u8 == number)
+    }
+
+    /// Whether it is only a name for something that a kernel has: a fifo, a socket, a device.
+    pub fn is_special(self) -> bool {
+        !matches!(self, Self::File | Self::Directory | Self::Symlink)
     }
 }
 
@@ -45,6 +67,8 @@ pub struct Attr {
     /// Every byte of a file below was written, none is a hole; 0 for other kinds. See
     /// [`Acknowledged`](crate::Acknowledged).
     pub dense_end: u64,
+    /// The number of a device, as Linux packs it into 32 bits; 0 for other kinds.
+    pub device: u32,
     /// Last access.
     pub atime: Timestamp,
     /// Last change of the content.

@@ -1,13 +1,13 @@
-//! Names of files and symlinks: unlink, link, symlink.
+//! Names of what is no directory: unlink, link, symlink, mknod.
 
 use crate::access::{self, SEARCH, WRITE};
 use crate::name;
-use crate::records::{Body, Inode, TARGET_BYTES_MAX};
+use crate::records::{Body, Inode, Special, TARGET_BYTES_MAX};
 use crate::store::dir::reach_free;
 use crate::store::lookup::{expect, inode_of, reach, reach_directory};
 use crate::store::{Change, Outcome, Store};
 use crate::tx::{Tx, dentry};
-use kiln_types::{Attr, Code, Error, FileKind, InodeId, Result};
+use kiln_types::{Attr, Code, Error, FileKind, InodeId, MODE_PERMISSIONS, Result};
 
 /// The most names of one inode.
 const LINKS_MAX: u32 = 1 << 30;
@@ -63,7 +63,41 @@ impl Store {
         let id = self.next_inode().await?;
         let answer = self
             .change(change, "symlink", &|tx| {
-                Box::pin(symlink(tx, change, id, parent, name, target))
+                let body = Body::Symlink { target: target.to_vec() };
+                Box::pin(make(tx, change, NewInode { id, parent, name, mode: 0o777, body }))
+            })
+            .await?;
+        answer.into_attr()
+    }
+
+    /// Makes a fifo, a socket, or a device with the number `device`.
+    ///
+    /// # Errors
+    /// `Invalid` for another kind, `NotPermitted` for a device unless root makes it; `Exists`,
+    /// `PermissionDenied`, `Invalid` and `NameTooLong` for the name, `StaleHandle`, or what kv reports.
+    pub async fn make_node(
+        &self,
+        change: &Change,
+        (parent, name): (InodeId, &[u8]),
+        mode: u32,
+        kind: FileKind,
+        device: u32,
+    ) -> Result<Attr> {
+        name::check(name)?;
+        if !kind.is_special() {
+            return Err(Error::invalid(format!("{kind:?} is not made as a node")));
+        }
+        let is_device = matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
+        if is_device && change.who.caller.uid != 0 {
+            return Err(Error::new(Code::NotPermitted, "only root makes devices"));
+        }
+        let device = if is_device { device } else { 0 };
+        let id = self.next_inode().await?;
+        let mode = mode & MODE_PERMISSIONS;
+        let answer = self
+            .change(change, "make_node", &|tx| {
+                let body = Body::Special(Special { kind, device });
+                Box::pin(make(tx, change, NewInode { id, parent, name, mode, body }))
             })
             .await?;
         answer.into_attr()
@@ -136,19 +170,22 @@ async fn link(
     Ok(Outcome::from(tx.attr(&inode).await?))
 }
 
-async fn symlink(
-    tx: &mut Tx<'_, '_>,
-    change: &Change,
+/// What a new inode is to be.
+struct NewInode<'a> {
     id: InodeId,
     parent: InodeId,
-    name: &[u8],
-    target: &[u8],
-) -> Result<Outcome> {
+    name: &'a [u8],
+    mode: u32,
+    body: Body,
+}
+
+/// Makes what has neither content nor entries.
+async fn make(tx: &mut Tx<'_, '_>, change: &Change, new: NewInode<'_>) -> Result<Outcome> {
     let caller = &change.who.caller;
-    let directory = reach_free(tx, &change.who, parent, name).await?;
-    let (gid, mode) = access::group_and_mode(&directory, caller, 0o777, false);
+    let directory = reach_free(tx, &change.who, new.parent, new.name).await?;
+    let (gid, mode) = access::group_and_mode(&directory, caller, new.mode, false);
     let inode = Inode {
-        id,
+        id: new.id,
         mode,
         uid: caller.uid,
         gid,
@@ -158,9 +195,9 @@ async fn symlink(
         mtime: tx.now,
         ctime: tx.now,
         btime: tx.now,
-        body: Body::Symlink { target: target.to_vec() },
+        body: new.body,
     };
-    tx.insert(directory.id, dentry(name, id, FileKind::Symlink)).await?;
+    tx.insert(directory.id, dentry(new.name, inode.id, inode.kind())).await?;
     tx.touch(directory.id);
     tx.make_inode(&inode)?;
     Ok(Outcome::from(tx.attr(&inode).await?))

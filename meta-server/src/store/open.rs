@@ -306,6 +306,10 @@ async fn open(
         FileKind::Symlink => {
             return Err(Error::new(Code::SymlinkLoop, "a symlink is not opened"));
         }
+        // Whoever has the name opens what is behind it in its own kernel.
+        FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => {
+            return Err(Error::invalid("a fifo, a socket or a device is not opened here"));
+        }
     };
     let want = if args.read { READ } else { 0 } | if changes { WRITE } else { 0 };
     if !is_new {

@@ -180,7 +180,7 @@ fn namespace(name: &[u8]) -> Result<Namespace> {
 }
 
 fn has_user_attributes(inode: &Inode) -> bool {
-    inode.kind() != FileKind::Symlink
+    matches!(inode.kind(), FileKind::File | FileKind::Directory)
 }
 
 fn check_get(inode: &Inode, caller: &Caller, name: &[u8]) -> Result<()> {
@@ -195,7 +195,9 @@ fn check_get(inode: &Inode, caller: &Caller, name: &[u8]) -> Result<()> {
 fn check_set(inode: &Inode, caller: &Caller, name: &[u8]) -> Result<()> {
     let refused = |text| Err(Error::new(Code::NotPermitted, text));
     match namespace(name)? {
-        Namespace::User if !has_user_attributes(inode) => refused("symlinks have no user.*"),
+        Namespace::User if !has_user_attributes(inode) => {
+            refused("only files and directories have user.*")
+        }
         Namespace::User => {
             let is_shared = inode.is_directory() && inode.mode & STICKY != 0;
             if is_shared && !access::owns(inode, caller) {

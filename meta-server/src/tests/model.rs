@@ -29,6 +29,7 @@ pub(crate) struct Node {
     pub(crate) names: BTreeMap<Vec<u8>, InodeId>,
     pub(crate) parent: InodeId,
     pub(crate) target: Vec<u8>,
+    pub(crate) device: u32,
     pub(crate) bytes: BTreeMap<u64, u8>,
     pub(crate) length: u64,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -194,6 +195,9 @@ impl Model {
         mode: u32,
         id: InodeId,
     ) -> Outcome<InodeId> {
+        if kind == FileKind::BlockDevice && by.caller.uid != 0 {
+            return Err(Code::NotPermitted);
+        }
         self.directory(by, parent, 1)?;
         if self.child(parent, name).is_ok() {
             return Err(Code::Exists);
@@ -245,6 +249,7 @@ impl Model {
     ) -> Outcome<()> {
         match self.node(id)?.kind {
             FileKind::Symlink => return Err(Code::SymlinkLoop),
+            kind if kind.is_special() => return Err(Code::Invalid),
             FileKind::Directory if write || truncate => return Err(Code::IsDirectory),
             _ => {}
         }
@@ -489,8 +494,8 @@ impl Model {
     ) -> Outcome<()> {
         match self.node(id)?.kind {
             FileKind::Directory => return Err(Code::IsDirectory),
-            FileKind::Symlink => return Err(Code::Invalid),
             FileKind::File => {}
+            _ => return Err(Code::Invalid),
         }
         match holds {
             None => self.need(by, id, 2)?,
@@ -509,7 +514,7 @@ impl Model {
         value: Option<&[u8]>,
     ) -> Outcome<()> {
         let node = self.node(id)?;
-        if node.kind == FileKind::Symlink {
+        if !matches!(node.kind, FileKind::File | FileKind::Directory) {
             return Err(Code::NotPermitted);
         }
         if node.kind == FileKind::Directory && node.mode & 0o1000 != 0 {
@@ -530,7 +535,7 @@ impl Model {
     }
 
     pub(crate) fn get_xattr(&self, by: &By<'_>, id: InodeId, name: &[u8]) -> Outcome<Vec<u8>> {
-        if self.node(id)?.kind == FileKind::Symlink {
+        if !matches!(self.node(id)?.kind, FileKind::File | FileKind::Directory) {
             return Err(Code::NoAttribute);
         }
         self.need(by, id, 4)?;
@@ -556,6 +561,7 @@ impl Node {
             names: BTreeMap::new(),
             parent: InodeId(0),
             target: Vec::new(),
+            device: 0,
             bytes: BTreeMap::new(),
             length: 0,
             xattrs: BTreeMap::new(),

@@ -207,20 +207,24 @@ impl Run {
 
     async fn make(&mut self, who: &Who) {
         let (parent, name, mode) = (self.any_parent(), self.any_name(), self.any_mode());
-        let kind = self.rng.bool();
+        let kind = [FileKind::Directory, FileKind::Symlink, FileKind::Fifo, FileKind::BlockDevice]
+            [self.rng.usize(..4)];
         let change = self.any_change(who);
-        let target = self.any_target();
+        let (target, device) = (self.any_target(), self.rng.u32(..));
         let made = insist!(self, s => async { match kind {
-                true => s.make_dir(&change, parent, &name, mode).await,
-                false => s.symlink(&change, parent, &name, &target).await,
+                FileKind::Directory => s.make_dir(&change, parent, &name, mode).await,
+                FileKind::Symlink => s.symlink(&change, parent, &name, &target).await,
+                _ => s.make_node(&change, (parent, &name), mode, kind, device).await,
             } });
         let id = made.as_ref().map_or(NO_INODE, |attr| attr.inode);
         let by = By { caller: &who.caller, now: self.span() };
-        let (kind, mode) =
-            if kind { (FileKind::Directory, mode) } else { (FileKind::Symlink, 0o777) };
+        let mode = if kind == FileKind::Symlink { 0o777 } else { mode };
         let expected = self.model.make(&by, parent, &name, kind, mode, id).map(|id| {
-            if kind == FileKind::Symlink {
-                self.model.nodes.get_mut(&id).expect("made").target = target;
+            let node = self.model.nodes.get_mut(&id).expect("made");
+            match kind {
+                FileKind::Symlink => node.target = target,
+                FileKind::BlockDevice => node.device = device,
+                _ => {}
             }
         });
         self.expect(format!("make {kind:?} {parent} {name:?} by {who:?}"), &made, expected);

@@ -14,6 +14,8 @@ use kiln_wire::{LIST_LIMIT_MAX, List};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// In this time another manager takes the seat, and hears of a disk that failed.
+const HEARD_AFTER: Duration = Duration::from_secs(6);
 /// Within this time after the last fault every chain serves again.
 const HEAL_TIME_MAX: Duration = Duration::from_secs(120);
 /// Within this time after that no version is pending any more.
@@ -37,6 +39,8 @@ pub(crate) async fn settle(cluster: &Arc<Cluster>) -> Result<()> {
     if cluster.ground.random_below(2) == 0 {
         restart_all(cluster);
     }
+    // A disk that failed at the very end has to be heard of before its chain is believed to be well.
+    cluster.ground.sleep(HEARD_AFTER).await;
     let observer = cluster.observe()?;
     let mut routing = observer.routing().subscribe();
     let all_well = |routing: &Arc<RoutingInfo>| {

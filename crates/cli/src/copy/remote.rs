@@ -26,6 +26,9 @@ fn info(attr: &Attr) -> Info {
             FileKind::File => Kind::File,
             FileKind::Directory => Kind::Directory,
             FileKind::Symlink => Kind::Symlink,
+            FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => {
+                Kind::Other
+            }
         },
         mode: attr.mode,
         uid: attr.uid,

@@ -48,6 +48,10 @@ pub(crate) fn mode(attr: &Attr) -> String {
         FileKind::File => '-',
         FileKind::Directory => 'd',
         FileKind::Symlink => 'l',
+        FileKind::Fifo => 'p',
+        FileKind::Socket => 's',
+        FileKind::CharDevice => 'c',
+        FileKind::BlockDevice => 'b',
     };
     let mut text = String::from(kind);
     for (shift, special, letters) in [(6, 0o4000, "sS"), (3, 0o2000, "sS"), (0, 0o1000, "tT")] {
@@ -108,6 +112,7 @@ mod tests {
             links: 1,
             length: 0,
             dense_end: 0,
+            device: 0,
             atime: Timestamp(0),
             mtime: Timestamp(0),
             ctime: Timestamp(0),

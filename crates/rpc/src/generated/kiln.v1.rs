@@ -1917,6 +1917,9 @@ pub struct Attr {
     /// Every byte of a file below was written; behind it there may be holes.
     #[prost(uint64, tag = "15")]
     pub dense_end: u64,
+    /// Of a device: its number, as Linux packs it into 32 bits.
+    #[prost(uint32, tag = "16")]
+    pub device: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Entry {
@@ -2181,6 +2184,22 @@ pub struct SymlinkRequest {
     pub name: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", tag = "4")]
     pub target: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MakeNodeRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    #[prost(uint64, tag = "2")]
+    pub parent: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub name: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "4")]
+    pub mode: u32,
+    #[prost(uint32, tag = "5")]
+    pub kind: u32,
+    /// Of a device: its number, as Linux packs it into 32 bits.
+    #[prost(uint32, tag = "6")]
+    pub device: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LinkTarget {
@@ -2735,6 +2754,25 @@ pub mod meta_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "Symlink"));
             self.inner.unary(req, path, codec).await
         }
+        /// A fifo, a socket or a device.
+        pub async fn make_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MakeNodeRequest>,
+        ) -> std::result::Result<tonic::Response<super::Entry>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/MakeNode");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "MakeNode"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn read_link(
             &mut self,
             request: impl tonic::IntoRequest<super::GetAttrRequest>,
@@ -3012,6 +3050,11 @@ pub mod meta_server {
         async fn symlink(
             &self,
             request: tonic::Request<super::SymlinkRequest>,
+        ) -> std::result::Result<tonic::Response<super::Entry>, tonic::Status>;
+        /// A fifo, a socket or a device.
+        async fn make_node(
+            &self,
+            request: tonic::Request<super::MakeNodeRequest>,
         ) -> std::result::Result<tonic::Response<super::Entry>, tonic::Status>;
         async fn read_link(
             &self,
@@ -3856,6 +3899,49 @@ pub mod meta_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SymlinkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/MakeNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct MakeNodeSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::MakeNodeRequest>
+                    for MakeNodeSvc<T> {
+                        type Response = super::Entry;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MakeNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::make_node(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MakeNodeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

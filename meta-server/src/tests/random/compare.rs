@@ -64,6 +64,10 @@ impl Run {
                     let read = insist!(self, s => async { s.read_link(&root(), id).await });
                     assert_eq!(read, Ok(target));
                 }
+                FileKind::Fifo | FileKind::Socket => assert_eq!((attr.length, attr.device), (0, 0)),
+                FileKind::CharDevice | FileKind::BlockDevice => {
+                    assert_eq!((attr.length, attr.device), (0, node.device));
+                }
                 FileKind::Directory => {
                     let names = self.list(&root(), id).await.expect("a listing");
                     assert_eq!(names, self.model.nodes[&id].names.clone().into_iter().collect());
