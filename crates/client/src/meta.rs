@@ -131,6 +131,7 @@ calls! {
     rename(RenameRequest) -> Empty;
     /// Makes a symlink.
     symlink(SymlinkRequest) -> Entry;
+    /// Makes a fifo, a socket or a device.
     make_node(MakeNodeRequest) -> Entry;
     /// A symlink's target.
     read_link(GetAttrRequest) -> LinkTarget;

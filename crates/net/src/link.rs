@@ -145,21 +145,17 @@ impl Shared {
         let request = self.next.fetch_add(1, Ordering::Relaxed);
         let (frame, receive) = frame_of(call, request, left);
         let (reply, answer) = oneshot::channel();
-        let outstanding = {
+        let others = {
             let mut waiting = self.waiting.lock();
             waiting.insert(request, Waiting { reply, receive, _credit: credit });
-            waiting.len()
+            waiting.len() - 1
         };
         if self.ending.has_come() {
             // It may have ended before the entry was there: nobody else would remove it.
             drop(self.waiting.lock().remove(&request));
             return Err(self.reason());
         }
-        if outstanding > 1 {
-            self.outbox.push_in_company(frame);
-        } else {
-            self.outbox.push(frame);
-        }
+        self.outbox.push_among(others, frame);
         let _cancel = CancelOnDrop { shared: self, request };
         match self.env.until(deadline, "", answer).await {
             Ok(Ok(result)) => result,

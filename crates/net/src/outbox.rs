@@ -116,9 +116,9 @@ impl Outbox {
         self.write_now();
     }
 
-    /// Sends a frame which others are likely to follow at once.
-    pub(crate) fn push_in_company(&self, frame: Frame) {
-        if frame.bytes() >= LARGE {
+    /// Sends a frame beside which so many `others` are under way: they are likely to follow at once.
+    pub(crate) fn push_among(&self, others: usize, frame: Frame) {
+        if others == 0 || frame.bytes() >= LARGE {
             return self.push(frame);
         }
         if self.ending.has_come() {

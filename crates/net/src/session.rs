@@ -270,12 +270,7 @@ impl Session {
             Ok(response) => success(header, response),
             Err(error) => failure(header, &error),
         };
-        let frame = frame.holding(admission);
-        if owed > 0 {
-            self.outbox.push_in_company(frame)
-        } else {
-            self.outbox.push(frame)
-        }
+        self.outbox.push_among(owed, frame.holding(admission));
         self.landed.notify_waiters();
     }
 }

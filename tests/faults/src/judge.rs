@@ -4,6 +4,7 @@ use crate::access::Access;
 use crate::board::Board;
 use crate::workload::Workload;
 use kiln_types::{Context, PublicState, Result, RoutingInfo};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -88,13 +89,18 @@ fn lacking(routing: &RoutingInfo) -> Option<String> {
 
 /// What no server may ever log.
 pub(crate) fn panics(logs: &Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
+    logged(logs, "panicked at")
+}
+
+/// The lines of all logs that contain this, each with its file, and once.
+pub(crate) fn logged(logs: &Path, what: &str) -> Result<Vec<String>> {
+    let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(logs).context(logs.display())? {
         let path = entry.context(logs.display())?.path();
         let text = std::fs::read(&path).context(path.display())?;
         let text = String::from_utf8_lossy(&text);
-        let line = text.lines().find(|line| line.contains("panicked at"));
-        found.extend(line.map(|line| format!("{}: {line}", path.display())));
+        let lines = text.lines().filter(|line| line.contains(what));
+        found.extend(lines.map(|line| format!("{}: {line}", path.display())));
     }
-    Ok(found)
+    Ok(found.into_iter().collect())
 }

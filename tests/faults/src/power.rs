@@ -2,7 +2,7 @@
 
 use crate::board::Board;
 use crate::command::{Outcome, Setting};
-use crate::judge::{Judge, panics};
+use crate::judge::{Judge, logged, panics};
 use crate::machine::{ENDED, Machine};
 use crate::volatile::Lost;
 use crate::workload::{Load, Workload};
@@ -120,8 +120,9 @@ impl Power {
 
     fn outcome(self, seed: u64) -> Result<Outcome> {
         let (mut report, operations) = self.board.report();
-        for server in ended(&self.machine.logs())? {
-            report += &format!("remark: {server}\n");
+        // Servers that ended while there was power.
+        for ended in logged(&self.machine.logs(), ENDED)? {
+            report += &format!("remark: {ended}\n");
         }
         let violations = self.board.violations();
         let Self { cuts, lost: Lost { pending, lost }, .. } = self;
@@ -142,18 +143,4 @@ async fn wait(machine: &mut Machine, env: &Env, time: Duration) -> Result<()> {
     }
     env.sleep(time.max(TICK)).await;
     Ok(())
-}
-
-/// Servers that ended while there was power.
-fn ended(logs: &Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(logs).context(logs.display())? {
-        let path = entry.context(logs.display())?.path();
-        let text = std::fs::read(&path).context(path.display())?;
-        let text = String::from_utf8_lossy(&text);
-        found.extend(text.lines().filter(|line| line.contains(ENDED)).map(ToString::to_string));
-    }
-    found.sort_unstable();
-    found.dedup();
-    Ok(found)
 }
