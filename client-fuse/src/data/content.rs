@@ -101,10 +101,11 @@ impl Content {
         state.length = state.length.max(length);
     }
 
-    /// Whether anything was written, or became durable, that the metadata service was not told of.
+    /// Whether anything was written, or became durable, that the metadata service was not told of, or
+    /// is not durable yet: a report tells only of what is.
     pub(crate) fn unreported(&self) -> bool {
         let state = self.state.lock();
-        state.written > state.reported
+        state.written > state.reported || state.dirty.touches(&(0..u64::MAX))
     }
 
     /// The metadata service is about to be told; what is written from now on stays unreported.

@@ -313,3 +313,20 @@ fn the_service_is_believed_as_far_as_it_knows() {
         assert_eq!(content.length(), 70);
     });
 }
+
+#[test]
+fn what_waits_in_memory_is_not_told_by_a_report() {
+    run(&[0; 100], |world| async move {
+        let content = &world.content;
+        world.write(0, 60, 1).await.unwrap();
+        let cut = async {
+            content.reported(content.report());
+            Ok::<_, Error>(())
+        };
+        content.truncate(80, cut).await.unwrap();
+        assert!(content.unreported(), "its time would come after one that is set now");
+        content.flush().await.unwrap();
+        content.reported(content.report());
+        assert!(!content.unreported());
+    });
+}
