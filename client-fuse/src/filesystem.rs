@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 pub use kiln_client::{SetAttr, SetTime, SetXattr, Space};
 use kiln_memory::Bytes;
-use kiln_types::{Attr, Caller, FileKind, InodeId, Result};
+use kiln_types::{Attr, Caller, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange, Result};
 use std::time::Duration;
 
 /// The extended attribute in which the kernel keeps a program's capabilities. It asks for it before a
@@ -87,6 +87,9 @@ pub struct DirEntry {
     /// with [`FileSystem::looked_up`].
     pub known: Known,
 }
+
+/// Told when the program that waits for an answer got a signal.
+pub type Interrupt = tokio::sync::oneshot::Receiver<()>;
 
 /// A mounted file system. Calls come in any number at a time; each is answered within the mount's I/O
 /// timeout. Errors carry the errno that a program is to see ([`kiln_types::Code::errno`]).
@@ -192,14 +195,36 @@ pub trait FileSystem: Send + Sync + 'static {
     async fn write(&self, handle: Handle, offset: u64, bytes: Bytes) -> Result<()>;
 
     /// A descriptor of the handle is closed: what was written becomes visible to others, and an error of
-    /// writing it is told here, once.
-    async fn flush(&self, handle: Handle) -> Result<()>;
+    /// writing it is told here, once. The fcntl(2) locks of `owner` on the file end.
+    async fn flush(&self, handle: Handle, owner: LockOwner) -> Result<()>;
 
     /// What was written becomes durable; an error of writing it is told here, once.
     async fn fsync(&self, handle: Handle) -> Result<()>;
 
-    /// The handle's last descriptor is gone.
-    async fn release(&self, handle: Handle);
+    /// The handle's last descriptor is gone, and with it the flock(2) lock of `owner`, if it had one.
+    async fn release(&self, handle: Handle, owner: Option<LockOwner>);
+
+    /// A lock of another owner that excludes `lock`, if there is one; its process is 0 on another host.
+    async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>>;
+
+    /// Locks a range; what `owner` held of it before is replaced. With `wait` it waits until no other
+    /// owner's lock excludes it, or `interrupt` is told; without, that is an error (`Locked`).
+    async fn set_lock(
+        &self,
+        handle: Handle,
+        owner: LockOwner,
+        lock: Lock,
+        wait: Option<Interrupt>,
+    ) -> Result<()>;
+
+    /// Unlocks what `owner` has locked of a range.
+    async fn unlock(
+        &self,
+        handle: Handle,
+        owner: LockOwner,
+        family: LockFamily,
+        range: LockRange,
+    ) -> Result<()>;
 
     /// Opens a directory for reading.
     async fn open_dir(&self, caller: &Caller, inode: InodeId) -> Result<Handle>;

@@ -11,8 +11,8 @@ pub mod mount;
 mod tree;
 
 pub use filesystem::{
-    DirEntry, FileSystem, Handle, KernelCache, Known, Looked, NewFile, OpenFlags, Opened, SetAttr,
-    SetTime, SetXattr, Space,
+    DirEntry, FileSystem, Handle, Interrupt, KernelCache, Known, Looked, NewFile, OpenFlags,
+    Opened, SetAttr, SetTime, SetXattr, Space,
 };
 pub use kernel::{KernelLink, MountOptions, Session};
 pub use tree::{FsOptions, file_system};

@@ -405,8 +405,17 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        let call = move |fs: Arc<dyn FileSystem>| async move { fs.flush(Handle(handle.0)).await };
+    fn flush(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let owner = kiln_types::LockOwner(owner.0);
+        let call =
+            move |fs: Arc<dyn FileSystem>| async move { fs.flush(Handle(handle.0), owner).await };
         self.serve("flush", reply, call, done);
     }
 
@@ -421,7 +430,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let call = move |fs: Arc<dyn FileSystem>| async move {
-            fs.release(Handle(handle.0)).await;
+            fs.release(Handle(handle.0), None).await;
             Ok(())
         };
         self.serve("release", reply, call, done);

@@ -12,8 +12,8 @@ mod open_inode;
 
 use crate::data::{DataOptions, DataPool};
 use crate::filesystem::{
-    CAPABILITY, DirEntry, FileSystem, Handle, KernelCache, Known, Looked, NewFile, OpenFlags,
-    Opened, SetAttr, SetXattr, Space,
+    CAPABILITY, DirEntry, FileSystem, Handle, Interrupt, KernelCache, Known, Looked, NewFile,
+    OpenFlags, Opened, SetAttr, SetXattr, Space,
 };
 use async_trait::async_trait;
 use fresh::{Freshness, Mark};
@@ -21,7 +21,10 @@ use handles::Handles;
 use kiln_client::Client;
 use kiln_env::{Env, Task};
 use kiln_memory::Bytes;
-use kiln_types::{Attr, Caller, Code, Context, Error, FileKind, InodeId, Result};
+use kiln_types::{
+    Attr, Caller, Code, Context, Error, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange,
+    Result,
+};
 use nodes::Nodes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -301,7 +304,7 @@ impl FileSystem for Tree {
         files::write(self, handle, offset, bytes).await
     }
 
-    async fn flush(&self, handle: Handle) -> Result<()> {
+    async fn flush(&self, handle: Handle, _: LockOwner) -> Result<()> {
         let file = self.handles.file(handle)?;
         files::push(self, &file, &file.close_told).await
     }
@@ -311,8 +314,20 @@ impl FileSystem for Tree {
         files::push(self, &file, &file.fsync_told).await
     }
 
-    async fn release(&self, handle: Handle) {
+    async fn release(&self, handle: Handle, _: Option<LockOwner>) {
         files::release(self, handle).await;
+    }
+
+    async fn get_lock(&self, _: Handle, _: LockOwner, _: Lock) -> Result<Option<Lock>> {
+        Err(Error::new(Code::Unsupported, "no locks yet"))
+    }
+
+    async fn set_lock(&self, _: Handle, _: LockOwner, _: Lock, _: Option<Interrupt>) -> Result<()> {
+        Err(Error::new(Code::Unsupported, "no locks yet"))
+    }
+
+    async fn unlock(&self, _: Handle, _: LockOwner, _: LockFamily, _: LockRange) -> Result<()> {
+        Err(Error::new(Code::Unsupported, "no locks yet"))
     }
 
     async fn open_dir(&self, caller: &Caller, inode: InodeId) -> Result<Handle> {

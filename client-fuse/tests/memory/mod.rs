@@ -3,12 +3,15 @@
 
 use async_trait::async_trait;
 use kiln_client_fuse::{
-    DirEntry, FileSystem, Handle, Known, Looked, NewFile, OpenFlags, Opened, SetAttr, SetTime,
-    SetXattr, Space,
+    DirEntry, FileSystem, Handle, Interrupt, Known, Looked, NewFile, OpenFlags, Opened, SetAttr,
+    SetTime, SetXattr, Space,
 };
 use kiln_env::Env;
 use kiln_memory::Bytes;
-use kiln_types::{Attr, Caller, Code, Error, FileKind, InodeId, Result, Timestamp, TruncateEpoch};
+use kiln_types::{
+    Attr, Caller, Code, Error, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange, Result,
+    Timestamp, TruncateEpoch,
+};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -333,7 +336,7 @@ impl FileSystem for Memory {
         Ok(())
     }
 
-    async fn flush(&self, handle: Handle) -> Result<()> {
+    async fn flush(&self, handle: Handle, _: LockOwner) -> Result<()> {
         match &self.named(handle)?.1[..] {
             b"full" => err(Code::NoSpace),
             _ => Ok(()),
@@ -344,8 +347,20 @@ impl FileSystem for Memory {
         Ok(())
     }
 
-    async fn release(&self, handle: Handle) {
+    async fn release(&self, handle: Handle, _: Option<LockOwner>) {
         self.state.lock().open.remove(&handle);
+    }
+
+    async fn get_lock(&self, _: Handle, _: LockOwner, _: Lock) -> Result<Option<Lock>> {
+        err(Code::Unsupported)
+    }
+
+    async fn set_lock(&self, _: Handle, _: LockOwner, _: Lock, _: Option<Interrupt>) -> Result<()> {
+        err(Code::Unsupported)
+    }
+
+    async fn unlock(&self, _: Handle, _: LockOwner, _: LockFamily, _: LockRange) -> Result<()> {
+        err(Code::Unsupported)
     }
 
     async fn open_dir(&self, _: &Caller, inode: InodeId) -> Result<Handle> {

@@ -128,6 +128,12 @@ codes! {
     BadHandle = 316, GiveUp, EBADF = 9;
     /// The value is larger than the file system keeps (xattrs).
     TooBig = 317, GiveUp, E2BIG = 7;
+    /// Somebody else holds a lock that excludes this one.
+    Locked = 318, GiveUp, EAGAIN = 11;
+    /// The file has as many locks as it can.
+    NoLocks = 319, GiveUp, ENOLCK = 37;
+    /// A signal ended the wait of a program.
+    Interrupted = 320, GiveUp, EINTR = 4;
 
     /// The chain changed: the version in the request is not the current one.
     StaleChainVersion = 400, Refresh, EIO = 5;

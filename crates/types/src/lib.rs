@@ -11,6 +11,7 @@ mod dense;
 mod error;
 mod ids;
 mod layout;
+mod lock;
 pub mod rehearsal;
 mod routing;
 mod routing_change;
@@ -30,6 +31,7 @@ pub use ids::{
     NodeId, RequestId, RoutingVersion, Sequence, TargetId, TreeId,
 };
 pub use layout::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Layout, Redundancy};
+pub use lock::{Lock, LockFamily, LockMode, LockOwner, LockRange};
 pub use routing::{
     Chain, ChainTable, CredentialRecord, Member, Node, RoutingInfo, ServiceKind, SettingChange,
     Target,
