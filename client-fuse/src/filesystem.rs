@@ -201,8 +201,8 @@ pub trait FileSystem: Send + Sync + 'static {
     /// What was written becomes durable; an error of writing it is told here, once.
     async fn fsync(&self, handle: Handle) -> Result<()>;
 
-    /// The handle's last descriptor is gone, and with it the flock(2) lock of `owner`, if it had one.
-    async fn release(&self, handle: Handle, owner: Option<LockOwner>);
+    /// The handle's last descriptor is gone, and with it the locks of its open file description.
+    async fn release(&self, handle: Handle);
 
     /// A lock of another owner that excludes `lock`, if there is one; its process is 0 on another host.
     async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>>;
@@ -269,6 +269,8 @@ pub trait KernelCache: Send + Sync + 'static {
     fn drop_attributes(&self, inode: InodeId);
     /// The attributes and pages of an inode; the pages are dropped soon after.
     fn drop_content(&self, inode: InodeId);
+    /// The same; the receiver is told when the pages are dropped, and gets an error when nothing is mounted.
+    fn drop_content_now(&self, inode: InodeId) -> tokio::sync::oneshot::Receiver<()>;
     /// What a name leads to; dropped soon after.
     fn drop_name(&self, parent: InodeId, name: &[u8]);
     /// What any name leads to; dropped soon after.

@@ -16,6 +16,8 @@
 //! | `C` | client | [`Client`](crate::records::Client) |
 //! | `B` | client | signs of life of a client, ADD |
 //! | `R` | client, slot | [`Reply`](crate::records::Reply): the last change in that slot |
+//! | `K` | inode | [`Locks`](crate::locks::Locks): its advisory locks |
+//! | `J` | client, inode | empty: the client holds locks there |
 //! | `G` | inode, epoch | [`Garbage`](crate::records::Garbage): chunks to remove |
 
 use crate::SessionId;
@@ -137,6 +139,18 @@ impl Keys {
         KeyRange::prefix(&self.of(b'R').u128(client.0).finish())
     }
 
+    pub(crate) fn locks(self, inode: InodeId) -> Vec<u8> {
+        self.of(b'K').u64(inode.0).finish()
+    }
+
+    pub(crate) fn lock_of(self, client: ClientId, inode: InodeId) -> Vec<u8> {
+        self.of(b'J').u128(client.0).u64(inode.0).finish()
+    }
+
+    pub(crate) fn locks_of(self, client: ClientId) -> KeyRange {
+        KeyRange::prefix(&self.of(b'J').u128(client.0).finish())
+    }
+
     pub(crate) fn garbage(self, inode: InodeId, epoch: TruncateEpoch) -> Vec<u8> {
         self.of(b'G').u64(inode.0).u64(epoch.0).finish()
     }
@@ -184,6 +198,13 @@ pub(crate) fn session_of(key: &[u8]) -> Result<SessionId> {
     Ok(SessionId(fields.u128()?))
 }
 
+/// The inode in the key of a client's mark of locks.
+pub(crate) fn inode_of_lock(key: &[u8]) -> Result<InodeId> {
+    let mut fields = fields(key)?;
+    fields.u128()?;
+    Ok(InodeId(fields.u64()?))
+}
+
 /// Inode and epoch in a garbage record's key.
 pub(crate) fn garbage_name(key: &[u8]) -> Result<(InodeId, TruncateEpoch)> {
     let mut fields = fields(key)?;
@@ -204,6 +225,7 @@ mod tests {
         assert_eq!(client_of(&KEYS.client(client)), Ok(client));
         let handle = KEYS.handle(client, session);
         assert_eq!((client_of(&handle), session_of(&handle)), (Ok(client), Ok(session)));
+        assert_eq!(inode_of_lock(&KEYS.lock_of(client, inode)), Ok(inode));
         let garbage = KEYS.garbage(inode, TruncateEpoch(2));
         assert_eq!(garbage_name(&garbage), Ok((inode, TruncateEpoch(2))));
         assert!(garbage_name(&garbage[..12]).is_err());

@@ -21,6 +21,7 @@ mod chunks;
 mod collector;
 mod keeper;
 mod keys;
+mod locks;
 mod name;
 mod placement;
 mod records;
@@ -43,8 +44,8 @@ pub use server::run;
 pub use service::Service;
 pub use storage::StorageChunks;
 pub use store::{
-    Change, CreateArgs, InodeChunks, LENGTH_MAX, Listed, OpenArgs, Opened, RenameArgs, SetAttrArgs,
-    SetTime, Settings, Store, StoreParts, Who, Written, XattrMode,
+    Change, CreateArgs, InodeChunks, LENGTH_MAX, Listed, LockArgs, OpenArgs, Opened, RenameArgs,
+    SetAttrArgs, SetTime, Settings, Store, StoreParts, Who, Written, XattrMode,
 };
 
 pub use watch::{Changes, Watcher};

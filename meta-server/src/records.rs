@@ -253,7 +253,7 @@ fn read_time(from: &mut Decoder<'_>) -> Result<Timestamp> {
     Ok(Timestamp(from.u64()? as i64))
 }
 
-fn read_flag(from: &mut Decoder<'_>) -> Result<bool> {
+pub(crate) fn read_flag(from: &mut Decoder<'_>) -> Result<bool> {
     match from.u8()? {
         0 => Ok(false),
         1 => Ok(true),

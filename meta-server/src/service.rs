@@ -4,8 +4,8 @@ use crate::SessionId;
 use crate::chunks::ChunkService;
 use crate::records::Wish;
 use crate::store::{
-    Change, CreateArgs, InodeChunks, Listed, OpenArgs, Opened, RenameArgs, SetAttrArgs, SetTime,
-    Store, Who, Written, XattrMode,
+    Change, CreateArgs, InodeChunks, Listed, LockArgs, OpenArgs, Opened, RenameArgs, SetAttrArgs,
+    SetTime, Store, Who, Written, XattrMode,
 };
 use crate::watching::{Messages, messages};
 use kiln_net::{Peer, peer_of};
@@ -13,7 +13,9 @@ use kiln_rpc::convert::{file_kind, floors, id_from, required};
 use kiln_rpc::v1::{self, meta_server::Meta};
 use kiln_rpc::{Origin, status_from_error};
 use kiln_telemetry::REQUESTS;
-use kiln_types::{Attr, ByteRange, Caller, Code, Error, InodeId, Result, Timestamp, TruncateEpoch};
+use kiln_types::{
+    Attr, ByteRange, Caller, Code, Error, InodeId, LockOwner, Result, Timestamp, TruncateEpoch,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -234,6 +236,41 @@ impl Meta for Service {
             let client = id_from(&ask.client)?;
             self.store.end_sessions(&no_user(peer), client, &sessions).await?;
             Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    async fn set_lock(&self, request: Request<v1::SetLockRequest>) -> Reply<v1::SetLockReply> {
+        answer(&self.store, "setlock", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let args = LockArgs {
+                inode: InodeId(ask.inode),
+                session: session(&ask.session)?,
+                owner: LockOwner(ask.owner),
+                lock: required(ask.lock, "lock")?,
+            };
+            if ask.unlock {
+                self.store.unlock(&change, &args).await?;
+                return Ok(v1::SetLockReply { attr: None });
+            }
+            let attr = self.store.lock(&change, &args, ask.wait).await?;
+            Ok(v1::SetLockReply { attr: attr.as_ref().map(Into::into) })
+        })
+        .await
+    }
+
+    async fn get_lock(&self, request: Request<v1::GetLockRequest>) -> Reply<v1::GetLockReply> {
+        answer(&self.store, "getlock", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let args = LockArgs {
+                inode: InodeId(ask.inode),
+                session: session(&ask.session)?,
+                owner: LockOwner(ask.owner),
+                lock: required(ask.lock, "lock")?,
+            };
+            let held = self.store.lock_holder(&who, id_from(&ask.client)?, &args).await?;
+            let own_client = held.is_some_and(|(_, own)| own);
+            Ok(v1::GetLockReply { lock: held.map(|(lock, _)| (&lock).into()), own_client })
         })
         .await
     }

@@ -38,6 +38,7 @@ pub struct Changes {
     lost: bool,
     inodes: BTreeMap<InodeId, bool>,
     names: BTreeSet<(InodeId, Bytes)>,
+    unlocked: BTreeSet<InodeId>,
 }
 
 impl Changes {
@@ -53,7 +54,7 @@ impl Changes {
 
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
-        !self.lost && self.inodes.is_empty() && self.names.is_empty()
+        !self.lost && self.count() == 0
     }
 
     /// Inodes whose attributes changed or that are gone; `true`: their content changed, too.
@@ -64,6 +65,15 @@ impl Changes {
     /// Names that were made, removed, or lead to something else.
     pub fn names(&self) -> impl Iterator<Item = (InodeId, &Bytes)> {
         self.names.iter().map(|(parent, name)| (*parent, name))
+    }
+
+    /// Inodes on which locks ended that somebody waits for.
+    pub fn unlocked_inodes(&self) -> impl Iterator<Item = InodeId> {
+        self.unlocked.iter().copied()
+    }
+
+    fn count(&self) -> usize {
+        self.inodes.len() + self.names.len() + self.unlocked.len()
     }
 
     /// Attributes of an inode change.
@@ -81,13 +91,17 @@ impl Changes {
         self.names.insert((parent, Bytes::copy_from_slice(name)));
     }
 
+    /// Locks on an inode end that somebody waits for.
+    pub(crate) fn unlocked(&mut self, inode: InodeId) {
+        self.unlocked.insert(inode);
+    }
+
     /// Adds others.
     fn extend(&mut self, others: &Self) {
         if self.lost {
             return;
         }
-        let new = others.inodes.len() + others.names.len();
-        if others.lost || self.inodes.len() + self.names.len() + new > CHANGES_MAX {
+        if others.lost || self.count() + others.count() > CHANGES_MAX {
             *self = Self::anything();
             return;
         }
@@ -95,6 +109,7 @@ impl Changes {
             *self.inodes.entry(*inode).or_insert(false) |= content;
         }
         self.names.extend(others.names.iter().cloned());
+        self.unlocked.extend(&others.unlocked);
     }
 }
 

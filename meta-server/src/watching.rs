@@ -38,5 +38,6 @@ fn message(changes: &Changes) -> v1::Changes {
         lost: changes.is_lost(),
         inodes: changes.inodes().map(inode).collect(),
         names: changes.names().map(name).collect(),
+        unlocked: changes.unlocked_inodes().map(|inode| inode.0).collect(),
     }
 }

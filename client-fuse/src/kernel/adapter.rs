@@ -430,7 +430,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let call = move |fs: Arc<dyn FileSystem>| async move {
-            fs.release(Handle(handle.0), None).await;
+            fs.release(Handle(handle.0)).await;
             Ok(())
         };
         self.serve("release", reply, call, done);

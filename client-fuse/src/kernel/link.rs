@@ -9,9 +9,10 @@ use kiln_env::Env;
 use kiln_types::{Context, InodeId, Result};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
+use tokio::sync::oneshot;
 
 /// One thread may wait behind a request that a lost server holds up; the others go on.
 const THREADS: usize = 4;
@@ -45,6 +46,8 @@ struct Queue {
     order: VecDeque<Drop>,
     known: HashSet<Drop>,
     names: usize,
+    /// Who is to be told when the pages of an inode are dropped.
+    waiters: HashMap<InodeId, Vec<oneshot::Sender<()>>>,
     ended: bool,
 }
 
@@ -66,11 +69,15 @@ impl Queue {
     }
 
     /// From here on the same may be queued again: it may have changed again.
-    fn pop(&mut self) -> Option<Drop> {
+    fn pop(&mut self) -> Option<(Drop, Vec<oneshot::Sender<()>>)> {
         let what = self.order.pop_front()?;
         self.known.remove(&what);
         self.names -= usize::from(matches!(what, Drop::Name(..)));
-        Some(what)
+        let waiters = match &what {
+            Drop::Content(inode) => self.waiters.remove(inode).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        Some((what, waiters))
     }
 }
 
@@ -95,7 +102,10 @@ impl KernelLink {
 
     /// Nothing is mounted any more.
     pub(super) fn end(&self) {
-        self.shared.queue.lock().ended = true;
+        let mut queue = self.shared.queue.lock();
+        queue.ended = true;
+        queue.waiters.clear();
+        drop(queue);
         self.shared.changed.notify_all();
     }
 
@@ -119,6 +129,21 @@ impl KernelCache for KernelLink {
         self.queue(Drop::Content(inode));
     }
 
+    fn drop_content_now(&self, inode: InodeId) -> oneshot::Receiver<()> {
+        self.drop_attributes(inode);
+        let (waiter, dropped) = oneshot::channel();
+        if self.shared.notifier.get().is_some() {
+            let mut queue = self.shared.queue.lock();
+            if !queue.ended {
+                queue.push(Drop::Content(inode));
+                queue.waiters.entry(inode).or_default().push(waiter);
+            }
+            drop(queue);
+            self.shared.changed.notify_one();
+        }
+        dropped
+    }
+
     fn drop_name(&self, parent: InodeId, name: &[u8]) {
         self.queue(Drop::Name(parent, name.to_vec()));
     }
@@ -131,24 +156,26 @@ impl KernelCache for KernelLink {
 impl Shared {
     fn work(&self) {
         let Some(notifier) = self.notifier.get() else { return };
-        while let Some(what) = self.next() {
+        while let Some((what, waiters)) = self.next() {
             report(match &what {
                 Drop::Content(inode) => notifier.drop_content(*inode),
                 Drop::Name(parent, name) => notifier.drop_name(*parent, name),
                 Drop::AllNames => notifier.drop_all_names(),
             });
+            // An error: nobody waits any more.
+            waiters.into_iter().for_each(|waiter| waiter.send(()).unwrap_or_default());
         }
     }
 
     /// Waits for something to drop; `None` when nothing is mounted any more.
-    fn next(&self) -> Option<Drop> {
+    fn next(&self) -> Option<(Drop, Vec<oneshot::Sender<()>>)> {
         let mut queue = self.queue.lock();
         loop {
             if queue.ended {
                 return None;
             }
-            if let Some(what) = queue.pop() {
-                return Some(what);
+            if let Some(next) = queue.pop() {
+                return Some(next);
             }
             self.changed.wait(&mut queue);
         }
@@ -178,11 +205,12 @@ mod tests {
         assert_eq!((queue.order.len(), queue.names), (NAMES_MAX + 1, NAMES_MAX));
         queue.push(name(NAMES_MAX));
         queue.push(name(3));
-        assert_eq!(queue.pop(), Some(Drop::Content(InodeId(7))));
-        assert_eq!(queue.pop(), Some(Drop::AllNames));
-        assert_eq!(queue.pop(), None);
+        let mut pop = || queue.pop().map(|(what, _)| what);
+        assert_eq!(pop(), Some(Drop::Content(InodeId(7))));
+        assert_eq!(pop(), Some(Drop::AllNames));
+        assert_eq!(pop(), None);
         queue.push(name(3));
-        assert_eq!(queue.pop(), Some(name(3)));
+        assert_eq!(queue.pop().map(|(what, _)| what), Some(name(3)));
         assert_eq!((queue.known.len(), queue.names), (0, 0));
     }
 }

@@ -47,6 +47,11 @@ fn apply(tree: &Tree, change: Change) {
             tree.fresh.lock().change(parent);
             tree.kernel.drop_name(tree.shown(parent), &name);
         }
+        Change::Unlocked { inode } => {
+            if let Some(open) = tree.nodes.open(inode) {
+                open.locks.wake();
+            }
+        }
         Change::Everything => {
             tree.fresh.lock().change_everything();
             everything(tree);

@@ -2,9 +2,9 @@
 
 use crate::data::{ErrorMark, Stream};
 use crate::filesystem::{Handle, Known, NewFile, OpenFlags, Opened};
-use crate::tree::Tree;
 use crate::tree::handles::OpenFile;
 use crate::tree::open_inode::{OpenInode, bad_handle};
+use crate::tree::{Tree, locks};
 use kiln_client::{File, OpenMode};
 use kiln_memory::Bytes;
 use kiln_telemetry::about;
@@ -145,6 +145,7 @@ pub(crate) async fn release(tree: &Tree, handle: Handle) {
     if let Err(error) = push(tree, &file, &file.close_told).await {
         tracing::error!(inode = %open.inode(), %error, "written data is lost");
     }
+    locks::end_handle(tree, &open, handle).await;
     let io = open.io();
     if tree.nodes.leave_open(open.inode(), &open) {
         close(&io).await;

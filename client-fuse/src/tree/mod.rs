@@ -6,6 +6,7 @@ mod directory;
 mod files;
 mod fresh;
 mod handles;
+mod locks;
 mod names;
 mod nodes;
 mod open_inode;
@@ -304,9 +305,10 @@ impl FileSystem for Tree {
         files::write(self, handle, offset, bytes).await
     }
 
-    async fn flush(&self, handle: Handle, _: LockOwner) -> Result<()> {
+    async fn flush(&self, handle: Handle, owner: LockOwner) -> Result<()> {
         let file = self.handles.file(handle)?;
-        files::push(self, &file, &file.close_told).await
+        let pushed = files::push(self, &file, &file.close_told).await;
+        pushed.and(locks::end_owner(self, &file.open, owner).await)
     }
 
     async fn fsync(&self, handle: Handle) -> Result<()> {
@@ -314,20 +316,33 @@ impl FileSystem for Tree {
         files::push(self, &file, &file.fsync_told).await
     }
 
-    async fn release(&self, handle: Handle, _: Option<LockOwner>) {
+    async fn release(&self, handle: Handle) {
         files::release(self, handle).await;
     }
 
-    async fn get_lock(&self, _: Handle, _: LockOwner, _: Lock) -> Result<Option<Lock>> {
-        Err(Error::new(Code::Unsupported, "no locks yet"))
+    async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>> {
+        locks::get(self, handle, owner, lock).await
     }
 
-    async fn set_lock(&self, _: Handle, _: LockOwner, _: Lock, _: Option<Interrupt>) -> Result<()> {
-        Err(Error::new(Code::Unsupported, "no locks yet"))
+    async fn set_lock(
+        &self,
+        handle: Handle,
+        owner: LockOwner,
+        lock: Lock,
+        wait: Option<Interrupt>,
+    ) -> Result<()> {
+        locks::set(self, handle, owner, lock, wait).await
     }
 
-    async fn unlock(&self, _: Handle, _: LockOwner, _: LockFamily, _: LockRange) -> Result<()> {
-        Err(Error::new(Code::Unsupported, "no locks yet"))
+    async fn unlock(
+        &self,
+        handle: Handle,
+        owner: LockOwner,
+        family: LockFamily,
+        range: LockRange,
+    ) -> Result<()> {
+        let file = self.handles.file(handle)?;
+        locks::unlock(self, &file.open, owner, family, range).await
     }
 
     async fn open_dir(&self, caller: &Caller, inode: InodeId) -> Result<Handle> {

@@ -2,6 +2,7 @@
 
 use crate::data::{Backing, Content, DataPool};
 use crate::tree::fresh::Mark;
+use crate::tree::locks::Owners;
 use async_trait::async_trait;
 use kiln_client::File;
 use kiln_memory::{Buffer, Bytes};
@@ -15,6 +16,7 @@ pub(crate) struct OpenInode {
     content: Arc<Content>,
     state: Mutex<State>,
     reporting: tokio::sync::Mutex<()>,
+    pub(crate) locks: Owners,
 }
 
 struct State {
@@ -49,7 +51,8 @@ impl OpenInode {
         let content = Content::new(Arc::clone(pool), chunk_bytes, attr.length, backing);
         let state = State { io: Arc::clone(file), handles: 0, wrote_at: None, no_capability: None };
         let (state, reporting) = (Mutex::new(state), tokio::sync::Mutex::default());
-        Arc::new(Self { inode: attr.inode, content, state, reporting })
+        let locks = Owners::default();
+        Arc::new(Self { inode: attr.inode, content, state, reporting, locks })
     }
 
     pub(crate) fn inode(&self) -> InodeId {

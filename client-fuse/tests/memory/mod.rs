@@ -347,7 +347,7 @@ impl FileSystem for Memory {
         Ok(())
     }
 
-    async fn release(&self, handle: Handle, _: Option<LockOwner>) {
+    async fn release(&self, handle: Handle) {
         self.state.lock().open.remove(&handle);
     }
 

@@ -25,7 +25,7 @@ use tokio::sync::{OnceCell, Semaphore};
 /// serving replica when it returns, and the file's length when [`File::sync`] or [`File::close`]
 /// does.
 pub struct File {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What the pieces of one file's requests need.
@@ -373,7 +373,7 @@ impl Shared {
         written.reported = written.reported.max(noted);
     }
 
-    fn take(&self, reply: v1::Attr) -> Result<Attr> {
+    pub(crate) fn take(&self, reply: v1::Attr) -> Result<Attr> {
         let attr: Attr = required(Some(reply), "attr")?;
         self.session.take_attr(attr.clone());
         Ok(attr)

@@ -11,6 +11,7 @@ mod chunks;
 mod client;
 mod closing;
 mod file;
+mod locks;
 mod meta;
 mod names;
 mod open;

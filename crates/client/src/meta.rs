@@ -147,6 +147,10 @@ calls! {
     list_xattrs(GetAttrRequest) -> XattrNames;
     /// Removes an extended attribute.
     remove_xattr(RemoveXattrRequest) -> Empty;
+    /// Locks or unlocks a range of an open file.
+    set_lock(SetLockRequest) -> SetLockReply;
+    /// Who excludes a lock.
+    get_lock(GetLockRequest) -> GetLockReply;
     /// A page of the inodes that have chunks.
     list_inodes(ListInodesRequest) -> ListInodesReply;
     /// A path that leads to an inode.

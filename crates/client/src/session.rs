@@ -64,6 +64,10 @@ impl Session {
         &self.right.session
     }
 
+    pub(crate) fn client(&self) -> ClientId {
+        self.right.client
+    }
+
     pub(crate) fn caller(&self) -> &Caller {
         &self.right.caller
     }

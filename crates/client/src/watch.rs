@@ -38,6 +38,11 @@ pub enum Change {
         /// The name in it.
         name: Vec<u8>,
     },
+    /// Locks on an inode ended that somebody waits for.
+    Unlocked {
+        /// The inode.
+        inode: InodeId,
+    },
     /// Anything: changes were or may have been missed.
     Everything,
 }
@@ -183,7 +188,9 @@ impl Watching {
             parent: InodeId(changed.parent),
             name: changed.name.to_vec(),
         });
-        for change in everything.into_iter().chain(inodes).chain(names) {
+        let unlocked = changes.unlocked.into_iter();
+        let unlocked = unlocked.map(|inode| Change::Unlocked { inode: InodeId(inode) });
+        for change in everything.into_iter().chain(inodes).chain(names).chain(unlocked) {
             let gone = |_| Error::new(Code::Cancelled, "nobody takes the changes");
             self.queue.send(change).await.map_err(gone)?;
         }

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use kiln_types::{
     Attr, Caller, Chain, ChainId, ChainTable, ChainTableId, ChainVersion, ClientId, ClusterId,
     Credential, CredentialLimits, CredentialRecord, DiskId, Error, FileKind, Incarnation, InodeId,
-    KeyId, Layout, LocalState, Member, Node, NodeId, PublicState, Redundancy, RequestId, Result,
-    RoutingInfo, RoutingVersion, Secret, ServiceKind, Target, TargetId, Timestamp, TruncateEpoch,
+    KeyId, Layout, LocalState, Lock, LockFamily, LockMode, LockRange, Member, Node, NodeId,
+    PublicState, Redundancy, RequestId, Result, RoutingInfo, RoutingVersion, Secret, ServiceKind,
+    Target, TargetId, Timestamp, TruncateEpoch,
 };
 
 /// The most supplementary groups that a caller may have: the kernel's limit.
@@ -110,6 +111,31 @@ impl TryFrom<v1::Origin> for Origin {
             caller: required(message.caller, "caller")?,
             client: id_from(&message.client)?,
             request: id_from(&message.request)?,
+        })
+    }
+}
+
+impl From<&Lock> for v1::Lock {
+    fn from(lock: &Lock) -> Self {
+        let Lock { family, mode, range, pid } = *lock;
+        let (family, mode) = (family as u32, mode as u32);
+        Self { family, mode, start: range.start, last: range.last, pid }
+    }
+}
+
+impl TryFrom<v1::Lock> for Lock {
+    type Error = Error;
+
+    fn try_from(message: v1::Lock) -> Result<Self> {
+        let range = LockRange { start: message.start, last: message.last };
+        if range.start > range.last {
+            return Err(Error::invalid("a lock that ends before it begins"));
+        }
+        Ok(Self {
+            family: enumerated(message.family, "lock family", LockFamily::from_number)?,
+            mode: enumerated(message.mode, "lock mode", LockMode::from_number)?,
+            range,
+            pid: message.pid,
         })
     }
 }

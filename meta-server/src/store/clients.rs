@@ -104,13 +104,13 @@ impl Store {
         .await
     }
 
-    /// Ends the open files of a retired client whose capabilities have ended, and drops what else
+    /// Ends the locks and open files of a retired client whose capabilities have ended, and drops what else
     /// is kept for it but the note that it is retired. Whether there was anything.
     ///
     /// # Errors
     /// What storage or kv report; what is left is left for the next try.
     pub(crate) async fn end_client(&self, client: ClientId) -> Result<bool> {
-        let mut any = false;
+        let mut any = self.end_locks(client).await?;
         let mut failure = Ok(());
         let mut after = None;
         loop {

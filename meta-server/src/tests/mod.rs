@@ -4,6 +4,7 @@ mod chunks;
 mod concurrent;
 mod full;
 mod invariants;
+mod locks;
 mod model;
 mod open_files;
 mod permissions;

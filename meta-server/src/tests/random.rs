@@ -41,6 +41,7 @@ macro_rules! insist {
 mod cache;
 mod compare;
 mod late;
+mod locks;
 
 struct OpenFile {
     number: u64,
@@ -69,6 +70,7 @@ struct Run {
     started: Timestamp,
     log: Vec<String>,
     cache: cache::Cache,
+    locks: locks::Locks,
 }
 
 impl Run {
@@ -95,6 +97,7 @@ impl Run {
             started: world.env.wall(),
             log: Vec::new(),
             cache: cache::Cache::default(),
+            locks: locks::Locks::default(),
             world,
         };
         run.cache.follow(&run.servers);
@@ -499,7 +502,7 @@ impl Run {
             self.cache.follow(&self.servers);
         }
         self.begin();
-        match self.rng.u8(..24) {
+        match self.rng.u8(..27) {
             0..=2 => self.make(&who).await,
             3..=6 => self.create(&who).await,
             7..=8 => self.open_one(&who).await,
@@ -511,7 +514,8 @@ impl Run {
             17 => self.xattr(&who).await,
             18..=19 => self.look(&who).await,
             20..=21 => self.write().await,
-            22 => {
+            22..=24 => self.lock().await,
+            25 => {
                 self.write_late();
                 self.write().await;
             }

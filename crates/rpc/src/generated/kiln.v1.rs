@@ -2288,6 +2288,9 @@ pub struct Changes {
     /// Made, removed, or leading to something else.
     #[prost(message, repeated, tag = "3")]
     pub names: ::prost::alloc::vec::Vec<ChangedName>,
+    /// Inodes on which locks ended that somebody waits for.
+    #[prost(uint64, repeated, tag = "4")]
+    pub unlocked: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChangedInode {
@@ -2303,6 +2306,74 @@ pub struct ChangedName {
     pub parent: u64,
     #[prost(bytes = "bytes", tag = "2")]
     pub name: ::prost::bytes::Bytes,
+}
+/// A lock on bytes of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lock {
+    /// 1 flock, 2 fcntl.
+    #[prost(uint32, tag = "1")]
+    pub family: u32,
+    /// 1 shared, 2 exclusive.
+    #[prost(uint32, tag = "2")]
+    pub mode: u32,
+    #[prost(uint64, tag = "3")]
+    pub start: u64,
+    /// The last byte, included.
+    #[prost(uint64, tag = "4")]
+    pub last: u64,
+    /// The process, on its own host.
+    #[prost(uint32, tag = "5")]
+    pub pid: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetLockRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    #[prost(uint64, tag = "2")]
+    pub inode: u64,
+    /// The open file.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub session: ::prost::bytes::Bytes,
+    /// Who holds it, among the owners of this client.
+    #[prost(uint64, tag = "4")]
+    pub owner: u64,
+    #[prost(message, optional, tag = "5")]
+    pub lock: ::core::option::Option<Lock>,
+    /// What the owner holds of the lock's family and range ends.
+    #[prost(bool, tag = "6")]
+    pub unlock: bool,
+    /// When it is excluded, watchers are to be told when that may have changed.
+    #[prost(bool, tag = "7")]
+    pub wait: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetLockReply {
+    #[prost(message, optional, tag = "1")]
+    pub attr: ::core::option::Option<Attr>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetLockRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub client: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "3")]
+    pub inode: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "5")]
+    pub owner: u64,
+    #[prost(message, optional, tag = "6")]
+    pub lock: ::core::option::Option<Lock>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetLockReply {
+    /// Absent: nothing excludes it.
+    #[prost(message, optional, tag = "1")]
+    pub lock: ::core::option::Option<Lock>,
+    /// Whether an owner of the same client holds it.
+    #[prost(bool, tag = "2")]
+    pub own_client: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListInodesRequest {
@@ -2899,6 +2970,45 @@ pub mod meta_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "RemoveXattr"));
             self.inner.unary(req, path, codec).await
         }
+        /// Locks a range of an open file, or unlocks it. The attributes come back with a lock that was taken; without
+        /// them somebody else's lock excludes it, or the request was to unlock.
+        pub async fn set_lock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetLockRequest>,
+        ) -> std::result::Result<tonic::Response<super::SetLockReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/SetLock");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "SetLock"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Somebody else's lock that excludes one.
+        pub async fn get_lock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetLockRequest>,
+        ) -> std::result::Result<tonic::Response<super::GetLockReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/GetLock");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "GetLock"));
+            self.inner.unary(req, path, codec).await
+        }
         /// What other clients change through this server, as long as the stream lasts. The first message says
         /// `lost`: what was cached before may have changed. A message comes at least every second or so.
         pub async fn watch(
@@ -3084,6 +3194,17 @@ pub mod meta_server {
             &self,
             request: tonic::Request<super::RemoveXattrRequest>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// Locks a range of an open file, or unlocks it. The attributes come back with a lock that was taken; without
+        /// them somebody else's lock excludes it, or the request was to unlock.
+        async fn set_lock(
+            &self,
+            request: tonic::Request<super::SetLockRequest>,
+        ) -> std::result::Result<tonic::Response<super::SetLockReply>, tonic::Status>;
+        /// Somebody else's lock that excludes one.
+        async fn get_lock(
+            &self,
+            request: tonic::Request<super::GetLockRequest>,
+        ) -> std::result::Result<tonic::Response<super::GetLockReply>, tonic::Status>;
         /// Server streaming response type for the Watch method.
         type WatchStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::Changes, tonic::Status>,
@@ -4243,6 +4364,92 @@ pub mod meta_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveXattrSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/SetLock" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetLockSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::SetLockRequest>
+                    for SetLockSvc<T> {
+                        type Response = super::SetLockReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetLockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::set_lock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetLockSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/GetLock" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetLockSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::GetLockRequest>
+                    for GetLockSvc<T> {
+                        type Response = super::GetLockReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetLockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::get_lock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetLockSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -55,6 +55,8 @@ impl Run {
         for watcher in &mut watchers {
             while let Ok(Some(changes)) = env.timeout(MOMENT, "changes", watcher.next()).await {
                 self.cache.apply(&changes);
+                self.locks.heard_all |= changes.is_lost();
+                self.locks.heard.extend(changes.unlocked_inodes());
             }
         }
         self.cache.watchers = watchers;
@@ -99,7 +101,7 @@ impl Run {
         }
     }
 
-    fn recent(&self) -> String {
+    pub(super) fn recent(&self) -> String {
         self.log[self.log.len().saturating_sub(12)..].join("\n")
     }
 }

@@ -1,0 +1,144 @@
+//! Advisory locks, shared with all other mounts.
+//!
+//! Who has locked sees what others did before they unlocked: unlocking brings what was written to the cluster,
+//! and locking drops what others made untrue.
+
+use crate::filesystem::{Handle, Interrupt};
+use crate::tree::Tree;
+use crate::tree::open_inode::OpenInode;
+use kiln_types::{Attr, Code, Error, Lock, LockFamily, LockOwner, LockRange, Result};
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// A waiter tries again after this time, whatever it has heard.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Who may hold locks on an inode through this mount, and through which handles.
+#[derive(Default)]
+pub(crate) struct Owners {
+    owners: Mutex<HashSet<(LockFamily, LockOwner, Handle)>>,
+    unlocked: Notify,
+}
+
+impl Owners {
+    fn note(&self, family: LockFamily, owner: LockOwner, handle: Handle) {
+        self.owners.lock().insert((family, owner, handle));
+    }
+
+    fn has(&self, family: LockFamily, owner: LockOwner) -> bool {
+        self.owners.lock().iter().any(|known| (known.0, known.1) == (family, owner))
+    }
+
+    fn forget(&self, family: LockFamily, owner: LockOwner) {
+        self.owners.lock().retain(|known| (known.0, known.1) != (family, owner));
+    }
+
+    fn through(&self, handle: Handle) -> Vec<(LockFamily, LockOwner)> {
+        let owners = self.owners.lock();
+        let through = owners.iter().filter(|known| known.2 == handle);
+        through.map(|known| (known.0, known.1)).collect()
+    }
+
+    /// Locks ended, here or elsewhere: whoever waits tries again.
+    pub(crate) fn wake(&self) {
+        self.unlocked.notify_waiters();
+    }
+}
+
+/// See [`crate::FileSystem::get_lock`].
+pub(crate) async fn get(
+    tree: &Tree,
+    handle: Handle,
+    owner: LockOwner,
+    lock: Lock,
+) -> Result<Option<Lock>> {
+    tree.handles.file(handle)?.open.io().lock_holder(owner, lock).await
+}
+
+/// See [`crate::FileSystem::set_lock`].
+pub(crate) async fn set(
+    tree: &Tree,
+    handle: Handle,
+    owner: LockOwner,
+    lock: Lock,
+    mut wait: Option<Interrupt>,
+) -> Result<()> {
+    let file = tree.handles.file(handle)?;
+    let open = &file.open;
+    open.locks.note(lock.family, owner, handle);
+    loop {
+        let unlocked = open.locks.unlocked.notified();
+        if let Some(attr) = open.io().lock(owner, lock, wait.is_some()).await? {
+            revalidate(tree, open, attr).await;
+            return Ok(());
+        }
+        let Some(interrupt) = &mut wait else {
+            return Err(Error::new(Code::Locked, "somebody else holds a lock that excludes it"));
+        };
+        tokio::select! {
+            biased;
+            Ok(()) = interrupt => {
+                return Err(Error::new(Code::Interrupted, "a signal ended the wait for a lock"));
+            }
+            () = unlocked => {}
+            () = tree.env.sleep(tree.env.jittered(RETRY)) => {}
+        }
+    }
+}
+
+/// See [`crate::FileSystem::unlock`].
+pub(crate) async fn unlock(
+    tree: &Tree,
+    open: &OpenInode,
+    owner: LockOwner,
+    family: LockFamily,
+    range: LockRange,
+) -> Result<()> {
+    if !open.locks.has(family, owner) {
+        return Ok(());
+    }
+    // An error of writing is told by fsync and close.
+    if let Ok(Some(attr)) = open.push().await {
+        tree.nodes.changed_here(&attr, true);
+    }
+    let unlocked = open.io().unlock(owner, family, range).await;
+    if unlocked.is_ok() && range == LockRange::ALL {
+        open.locks.forget(family, owner);
+    }
+    open.locks.wake();
+    unlocked
+}
+
+/// A descriptor of `owner` is closed: its fcntl(2) locks on the file end.
+pub(crate) async fn end_owner(tree: &Tree, open: &OpenInode, owner: LockOwner) -> Result<()> {
+    unlock(tree, open, owner, LockFamily::Posix, LockRange::ALL).await
+}
+
+/// The last descriptor of a handle is closed: the locks of its open file description end. Those of processes
+/// ended when they closed theirs.
+pub(crate) async fn end_handle(tree: &Tree, open: &OpenInode, handle: Handle) {
+    for (family, owner) in open.locks.through(handle) {
+        if let Err(error) = unlock(tree, open, owner, family, LockRange::ALL).await {
+            let inode = open.inode();
+            tracing::warn!(%inode, %error, "a lock stays until this mount ends");
+        }
+    }
+}
+
+/// The owner of a lock sees what others wrote before: as with an open, but the pages are gone at once.
+async fn revalidate(tree: &Tree, open: &OpenInode, attr: Attr) {
+    let attr = tree.nodes.newest(attr);
+    let (same_content, same_attributes) = tree.nodes.opens_same(&attr);
+    let shown = tree.shown(attr.inode);
+    open.learn(attr);
+    if !same_content {
+        open.content().invalidate();
+        // Without an answer there is no kernel (any more).
+        let _ = tree.kernel.drop_content_now(shown).await;
+    }
+    if !same_attributes {
+        tree.kernel.drop_attributes(shown);
+    }
+}
