@@ -66,12 +66,17 @@ pub(crate) fn require_owner(inode: &Inode, caller: &Caller) -> Result<()> {
     Err(Error::new(Code::NotPermitted, text))
 }
 
+/// Whether `caller` may take only own entries out of a directory.
+pub(crate) fn is_sticky_for(directory: &Inode, caller: &Caller) -> bool {
+    directory.mode & STICKY != 0 && !owns(directory, caller)
+}
+
 /// Checks the sticky bit of a directory from which `entry` is to go.
 ///
 /// # Errors
 /// `NotPermitted`.
 pub(crate) fn require_sticky(directory: &Inode, entry: &Inode, caller: &Caller) -> Result<()> {
-    if directory.mode & STICKY == 0 || owns(directory, caller) || owns(entry, caller) {
+    if !is_sticky_for(directory, caller) || owns(entry, caller) {
         return Ok(());
     }
     let text = format!("directory {} is sticky and the entry is another user's", directory.id);

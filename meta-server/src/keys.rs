@@ -18,6 +18,7 @@
 //! | `R` | client, slot | [`Reply`](crate::records::Reply): the last change in that slot |
 //! | `K` | inode | [`Locks`](crate::locks::Locks): its advisory locks |
 //! | `J` | client, inode | empty: the client holds locks there |
+//! | `P` | directory | empty: it was removed with what is in it, which has yet to go |
 //! | `G` | inode, epoch | [`Garbage`](crate::records::Garbage): chunks to remove |
 
 use crate::SessionId;
@@ -151,6 +152,14 @@ impl Keys {
         KeyRange::prefix(&self.of(b'J').u128(client.0).finish())
     }
 
+    pub(crate) fn detached(self, directory: InodeId) -> Vec<u8> {
+        self.of(b'P').u64(directory.0).finish()
+    }
+
+    pub(crate) fn all_detached(self) -> KeyRange {
+        KeyRange::prefix(&self.of(b'P').finish())
+    }
+
     pub(crate) fn garbage(self, inode: InodeId, epoch: TruncateEpoch) -> Vec<u8> {
         self.of(b'G').u64(inode.0).u64(epoch.0).finish()
     }
@@ -203,6 +212,11 @@ pub(crate) fn inode_of_lock(key: &[u8]) -> Result<InodeId> {
     let mut fields = fields(key)?;
     fields.u128()?;
     Ok(InodeId(fields.u64()?))
+}
+
+/// The directory in the key of one that was removed with what is in it.
+pub(crate) fn detached_of(key: &[u8]) -> Result<InodeId> {
+    Ok(InodeId(fields(key)?.u64()?))
 }
 
 /// Inode and epoch in a garbage record's key.

@@ -4,8 +4,8 @@
 //! [`kiln_kv::Kv`] (`store/`, one file for each group), and every change is applied once through
 //! retries and changes of server, since its answer is recorded in the transaction that applies it.
 //! The store keeps nothing in memory that another server would need, so any number of servers run
-//! over one kv. [`Keeper`] works in the background: it removes the chunks of removed files and
-//! retires silent clients. [`Service`] is the shell that speaks to clients, [`run`] the whole
+//! over one kv. [`Keeper`] works in the background: it removes what was in removed trees and the
+//! chunks of removed files, and retires silent clients. [`Service`] is the shell that speaks to clients, [`run`] the whole
 //! server.
 //!
 //! Invariants:
@@ -24,6 +24,7 @@ mod keys;
 mod locks;
 mod name;
 mod placement;
+mod pruner;
 mod records;
 mod removal;
 mod server;

@@ -46,6 +46,12 @@ impl Locks {
         self.held.iter().any(|held| held.client == client)
     }
 
+    /// Whose locks there are; one with several comes several times.
+    #[cfg(test)]
+    pub(crate) fn clients(&self) -> impl Iterator<Item = ClientId> {
+        self.held.iter().map(|held| held.client)
+    }
+
     /// Somebody else's lock that excludes `wanted`.
     pub(crate) fn conflict(&self, wanted: &Held) -> Option<&Held> {
         self.held.iter().find(|held| held.lock.excludes(&wanted.lock) && !held.is_of(wanted))

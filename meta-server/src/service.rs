@@ -321,6 +321,15 @@ impl Meta for Service {
         .await
     }
 
+    async fn remove_tree(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
+        answer(&self.store, "removetree", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            self.store.remove_tree(&change, InodeId(ask.parent), &ask.name).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
     async fn unlink(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
         answer(&self.store, "unlink", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;

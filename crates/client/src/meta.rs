@@ -125,6 +125,8 @@ calls! {
     make_dir(MakeDirRequest) -> Entry;
     /// Removes an empty directory.
     remove_dir(RemoveRequest) -> Empty;
+    /// Removes a directory with everything in it.
+    remove_tree(RemoveRequest) -> Empty;
     /// Removes a name of a file or symlink.
     unlink(RemoveRequest) -> Empty;
     /// Moves a name.

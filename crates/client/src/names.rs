@@ -172,6 +172,21 @@ impl Client {
         .map(drop)
     }
 
+    /// Removes a directory with everything in it: its name at once, the rest in the background. What the caller
+    /// could not remove one by one is looked for before anything changes.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `PermissionDenied`, `NotPermitted` (sticky directory).
+    pub async fn remove_tree(&self, caller: &Caller, parent: InodeId, name: &[u8]) -> Result<()> {
+        let turn = self.meta.turn(caller);
+        let request = v1::RemoveRequest {
+            origin: turn.origin(),
+            parent: parent.0,
+            name: name.to_vec().into(),
+        };
+        self.meta.remove_tree(request).await.map(drop)
+    }
+
     /// Gives a file or symlink another name.
     ///
     /// # Errors

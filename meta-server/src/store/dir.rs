@@ -4,6 +4,7 @@ use crate::access::{self, READ, SEARCH, WRITE};
 use crate::name;
 use crate::records::{Body, Directory, Inode};
 use crate::store::lookup::{expect, inode_of, reach_directory};
+use crate::store::prune::require_attached;
 use crate::store::{Change, Outcome, Store, Who};
 use crate::tx::{Tx, dentry};
 use kiln_types::{Attr, Code, Error, FileKind, InodeId, MODE_PERMISSIONS, Result};
@@ -116,6 +117,7 @@ pub(crate) async fn reach_free(
         return Err(Error::new(Code::Exists, format!("'{}' exists", name.escape_ascii())));
     }
     access::require(&directory, &who.caller, WRITE | SEARCH)?;
+    require_attached(&directory)?;
     Ok(directory)
 }
 

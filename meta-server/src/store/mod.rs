@@ -11,6 +11,7 @@ mod lock;
 mod lookup;
 mod names;
 mod open;
+pub(crate) mod prune;
 mod rename;
 mod xattr;
 
@@ -40,6 +41,7 @@ use kiln_wire::{CLOCK_SKEW_NS, CapabilityKey};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// The longest file, in bytes: what `off_t` can say.
 pub const LENGTH_MAX: u64 = i64::MAX as u64;
@@ -123,6 +125,8 @@ pub struct Store {
     ids: Ids,
     /// What committed changes left for the keeper.
     pub(crate) handover: Handover,
+    /// A tree was removed.
+    pub(crate) detached: Notify,
     hub: Arc<Hub>,
     /// The last time that a change got, see [`Store::now`].
     clock: AtomicI64,
@@ -177,6 +181,7 @@ impl Store {
             names: NameHash::new(format.hash_key),
             ids: Ids::default(),
             handover: Handover::default(),
+            detached: Notify::new(),
             hub,
             clock: AtomicI64::default(),
         })

@@ -7,6 +7,7 @@ use crate::placement;
 use crate::records::{Answer, Body, File, Handle, Inode, Wish};
 use crate::store::cut::take_written;
 use crate::store::lookup::{inode_of, reach, reach_directory};
+use crate::store::prune::require_attached;
 use crate::store::{Change, LENGTH_MAX, Outcome, Store, Who};
 use crate::tx::{Tx, dentry};
 use kiln_types::{
@@ -242,6 +243,7 @@ async fn create(
         return open(store, tx, change, inode, args.open, session, false).await;
     }
     access::require(&directory, &change.who.caller, WRITE)?;
+    require_attached(&directory)?;
     let inode = new_file(store, tx, change, &directory, args, id)?;
     tx.insert(directory.id, dentry(&args.name, id, FileKind::File)).await?;
     tx.touch(directory.id);

@@ -5,6 +5,7 @@ use crate::name;
 use crate::records::Inode;
 use crate::store::dir::require_empty;
 use crate::store::lookup::{expect, inode_of, reach_directory};
+use crate::store::prune::require_attached;
 use crate::store::{Change, Outcome, Store};
 use crate::tx::{Found, Tx, dentry};
 use kiln_types::{Code, Error, InodeId, Result};
@@ -66,6 +67,7 @@ async fn rename(tx: &mut Tx<'_, '_>, change: &Change, args: &RenameArgs) -> Resu
     }
     access::require(&old_dir, caller, WRITE | SEARCH)?;
     access::require(&new_dir, caller, WRITE | SEARCH)?;
+    require_attached(&new_dir)?;
     let inode = inode_of(tx, &found).await?;
     access::require_sticky(&old_dir, &inode, caller)?;
     let source = Side { directory: old_dir, found, inode };

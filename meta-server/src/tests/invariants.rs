@@ -1,7 +1,9 @@
 //! What has to be true of the keys of a tree whenever nothing is under way.
 
 use crate::keys::{Keys, client_of, cookie_of, garbage_name, session_of};
+use crate::locks::Locks;
 use crate::records::{Body, Client, Handle, Inode, REMOVED, Record, Slot, number};
+use crate::store::prune::DETACHED;
 use crate::tests::World;
 use kiln_kv::{KeyRange, RangeOptions};
 use kiln_types::{FileKind, InodeId, TreeId};
@@ -50,8 +52,23 @@ pub(crate) async fn check(world: &World) {
     found.check_sessions(&take(b'H'), take(b'S'));
     found.check_links();
     found.check_garbage(&take(b'G'));
+    let queued = take(b'P').iter().map(|(key, _)| inode_in(key)).collect::<Vec<_>>();
+    let detached = found.inodes.values().filter(|inode| inode.parent == DETACHED);
+    assert_eq!(queued, detached.map(|inode| inode.id).collect::<Vec<_>>());
+    check_locks(&take(b'K'), &take(b'J'));
     for (_, value) in take(b'C') {
         Client::decode(&value).expect("a client");
+    }
+}
+
+/// The marks of clients say where they hold locks; those of files that are gone stay until the client ends.
+fn check_locks(locks: &Pairs, marks: &Pairs) {
+    for (key, value) in locks {
+        let (inode, locks) = (inode_in(key), Locks::decode(value).expect("locks"));
+        for client in locks.clients() {
+            let mark = KEYS.lock_of(client, inode);
+            assert!(marks.iter().any(|(key, _)| *key == mark), "no mark of {client} at {inode}");
+        }
     }
 }
 
@@ -76,6 +93,10 @@ impl Found {
                     *self.subdirectories.entry(directory).or_default() += 1;
                     assert_eq!(inode.parent, directory, "the parent of {}", entry.inode);
                 }
+            }
+            if self.inodes[&directory].parent == DETACHED {
+                // Its entries go as they lie there.
+                continue;
             }
             groups.entry((directory, cookie >> 8)).or_default().push((cookie & 255, slot));
         }
@@ -104,7 +125,8 @@ impl Found {
         for inode in self.inodes.values() {
             let count = self.names.get(&inode.id).copied().unwrap_or(0);
             if inode.is_directory() {
-                assert_eq!(count, u32::from(inode.id != InodeId::ROOT), "names of {}", inode.id);
+                let named = inode.id != InodeId::ROOT && inode.parent != DETACHED;
+                assert_eq!(count, u32::from(named), "names of {}", inode.id);
                 let counted = self.counters.get(&KEYS.links(inode.id)).copied().unwrap_or(0);
                 let real = self.subdirectories.get(&inode.id).copied().unwrap_or(0);
                 assert_eq!(counted, real, "subdirectories of {}", inode.id);
@@ -143,7 +165,7 @@ impl Found {
 fn check_way_up(inodes: &BTreeMap<InodeId, Inode>, inode: &Inode) {
     let mut at = inode;
     for _ in 0..=inodes.len() {
-        if at.id == InodeId::ROOT {
+        if at.id == InodeId::ROOT || at.parent == DETACHED {
             return;
         }
         at = &inodes[&at.parent];

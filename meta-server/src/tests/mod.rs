@@ -8,6 +8,7 @@ mod locks;
 mod model;
 mod open_files;
 mod permissions;
+mod prune;
 mod random;
 mod tree;
 mod truncation;

@@ -3,6 +3,8 @@
 use kiln_types::{Caller, Code, FileKind, InodeId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod trees;
+
 /// A time that lies somewhere between the start and the end of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Timestamp, pub(crate) Timestamp);

@@ -42,6 +42,7 @@ mod cache;
 mod compare;
 mod late;
 mod locks;
+mod trees;
 
 struct OpenFile {
     number: u64,
@@ -502,7 +503,7 @@ impl Run {
             self.cache.follow(&self.servers);
         }
         self.begin();
-        match self.rng.u8(..27) {
+        match self.rng.u8(..28) {
             0..=2 => self.make(&who).await,
             3..=6 => self.create(&who).await,
             7..=8 => self.open_one(&who).await,
@@ -515,7 +516,8 @@ impl Run {
             18..=19 => self.look(&who).await,
             20..=21 => self.write().await,
             22..=24 => self.lock().await,
-            25 => {
+            25 => self.remove_tree(&who).await,
+            26 => {
                 self.write_late();
                 self.write().await;
             }
