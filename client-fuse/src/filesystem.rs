@@ -4,7 +4,9 @@
 use async_trait::async_trait;
 pub use kiln_client::{SetAttr, SetTime, SetXattr, Space};
 use kiln_memory::Bytes;
-use kiln_types::{Attr, Caller, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange, Result};
+use kiln_types::{
+    Attr, Caller, Code, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange, Result,
+};
 use std::time::Duration;
 
 /// The extended attribute in which the kernel keeps a program's capabilities. It asks for it before a
@@ -48,6 +50,17 @@ pub struct OpenFlags {
     pub direct: bool,
     /// Each write is durable when it returns (O_SYNC, O_DSYNC).
     pub sync: bool,
+    /// Writes go to the end of the file (O_APPEND).
+    pub append: bool,
+}
+
+/// Where bytes are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteAt {
+    /// The first byte; with `append` where the kernel believes that the file ends.
+    pub offset: u64,
+    /// At the end of the file, wherever that is, if the file was opened so, too.
+    pub append: bool,
 }
 
 /// What is to be created.
@@ -72,7 +85,8 @@ pub struct Opened {
     pub handle: Handle,
     /// Whether the kernel may go on using what it has cached of the content.
     pub keep_cache: bool,
-    /// Whether the kernel is to pass every read and write on (O_DIRECT).
+    /// Whether the kernel is to pass every read and write on (O_DIRECT, and O_APPEND, whose writes may land
+    /// elsewhere than the kernel believes).
     pub direct: bool,
 }
 
@@ -86,6 +100,15 @@ pub struct DirEntry {
     /// What it leads to. Entries that a kernel takes in as lookups (all but `.` and `..`) must be counted
     /// with [`FileSystem::looked_up`].
     pub known: Known,
+}
+
+/// What a file is searched for (lseek(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekTo {
+    /// The first byte that is not in a hole.
+    Data,
+    /// The first byte that is in one; behind the last byte is one, too.
+    Hole,
 }
 
 /// Told when the program that waits for an answer got a signal.
@@ -190,9 +213,9 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Reads; shorter than `length` at the end of the file only.
     async fn read(&self, handle: Handle, offset: u64, length: usize) -> Result<Bytes>;
 
-    /// Writes all of `bytes`. Durable when [`Self::fsync`] has returned, or at once for a handle that was
+    /// Writes all of `bytes`; the bytes of one call with `append` stay together. Durable when [`Self::fsync`] has returned, or at once for a handle that was
     /// opened with `sync`.
-    async fn write(&self, handle: Handle, offset: u64, bytes: Bytes) -> Result<()>;
+    async fn write(&self, handle: Handle, at: WriteAt, bytes: Bytes) -> Result<()>;
 
     /// A descriptor of the handle is closed: what was written becomes visible to others, and an error of
     /// writing it is told here, once. The fcntl(2) locks of `owner` on the file end.
@@ -203,6 +226,43 @@ pub trait FileSystem: Send + Sync + 'static {
 
     /// The handle's last descriptor is gone, and with it the locks of its open file description.
     async fn release(&self, handle: Handle);
+
+    /// Reserves, removes or zeroes bytes: `mode` as in fallocate(2).
+    async fn fallocate(&self, handle: Handle, mode: u32, offset: u64, length: u64) -> Result<()> {
+        let _ = (handle, mode, offset, length);
+        Err(Code::Unsupported.into())
+    }
+
+    /// Where the next data or hole from `offset` on begins. `Unsupported` for all time: the kernel takes
+    /// files as without holes.
+    async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
+        let _ = (handle, offset, to);
+        Err(Code::Unsupported.into())
+    }
+
+    /// Copies bytes from a place in one file to one in another, and says how many.
+    async fn copy_range(&self, from: (Handle, u64), to: (Handle, u64), length: u64) -> Result<u64> {
+        let _ = (from, to, length);
+        Err(Code::Unsupported.into())
+    }
+
+    /// Makes a file without a name (O_TMPFILE), on the disk of a directory, and opens it. Counts as one
+    /// lookup.
+    async fn make_temporary(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Known, Opened)> {
+        let _ = (caller, parent, mode, flags);
+        Err(Code::Unsupported.into())
+    }
+
+    /// Whether locks come here; without, the kernel keeps them for the processes of this mount.
+    fn locks(&self) -> bool {
+        false
+    }
 
     /// A lock of another owner that excludes `lock`, if there is one; its process is 0 on another host.
     async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>>;

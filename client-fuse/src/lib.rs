@@ -2,7 +2,7 @@
 //!
 //! [`FileSystem`] is everything that a mounted file system does; its logic knows no kernel and is tested
 //! without one. `kernel` is the one place that speaks to the kernel.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod data;
 mod filesystem;
@@ -12,7 +12,7 @@ mod tree;
 
 pub use filesystem::{
     DirEntry, FileSystem, Handle, Interrupt, KernelCache, Known, Looked, NewFile, OpenFlags,
-    Opened, SetAttr, SetTime, SetXattr, Space,
+    Opened, SeekTo, SetAttr, SetTime, SetXattr, Space, WriteAt,
 };
 pub use kernel::{KernelLink, MountOptions, Session};
 pub use tree::{FsOptions, file_system};

@@ -8,10 +8,11 @@ use kiln_client_fuse::{KernelCache, KernelLink, MountOptions, Session};
 use kiln_env::Env;
 use kiln_types::{Code, InodeId};
 use memory::{Memory, SLOW};
-use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, RenameFlags, fcntl_lock, flock};
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{
     FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink,
 };
@@ -338,6 +339,101 @@ fn what_others_change_is_seen_when_the_kernel_is_told() {
     assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), expected.to_str().unwrap());
 }
 
+#[test]
+fn holes_copies_reservations_and_files_without_names_come_through() {
+    use rustix::fs::{FallocateFlags, Mode, copy_file_range, fallocate, linkat, open, seek};
+    let Some(mounted) = Mounted::new(Duration::from_secs(1)) else { return };
+    let name = mounted.path("f");
+    fs::write(&name, [&[0; 9][..], b"data", &[0; 7]].concat()).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(&name).unwrap();
+    assert_eq!(seek(&file, rustix::fs::SeekFrom::Data(2)).unwrap(), 9);
+    assert_eq!(seek(&file, rustix::fs::SeekFrom::Hole(10)).unwrap(), 13);
+    fallocate(&file, FallocateFlags::empty(), 90, 10).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 100);
+    let refused = fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, 10).unwrap_err();
+    assert_eq!(refused, rustix::io::Errno::OPNOTSUPP);
+    fallocate(&file, FallocateFlags::empty(), 100, 1).expect("other modes still come through");
+
+    let flags = OFlags::RDWR | OFlags::TMPFILE;
+    let nameless = File::from(open(mounted.dir.path(), flags, Mode::from(0o600)).unwrap());
+    assert_eq!(nameless.metadata().unwrap().nlink(), 0);
+    let (mut from, mut to) = (8, 1);
+    let copied = copy_file_range(&file, Some(&mut from), &nameless, Some(&mut to), 5).unwrap();
+    assert_eq!((copied, from, to), (5, 13, 6));
+    let way = format!("/proc/self/fd/{}", nameless.as_raw_fd());
+    linkat(CWD, way, CWD, mounted.path("named"), AtFlags::SYMLINK_FOLLOW).unwrap();
+    assert_eq!(fs::read(mounted.path("named")).unwrap(), b"\0\0data");
+}
+
+const LOCK: &str = "KILN_TEST_LOCK";
+
+/// Not a test by itself: a process that locks a file, and fails when it cannot.
+#[test]
+fn locks_what_a_variable_says() {
+    let Ok(what) = std::env::var(LOCK) else { return };
+    let (how, path) = what.split_once(':').unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    match how {
+        "flock" => flock(&file, FlockOperation::LockExclusive).unwrap(),
+        "fcntl" => fcntl_lock(&file, FlockOperation::LockExclusive).unwrap(),
+        "try-flock" => flock(&file, FlockOperation::NonBlockingLockShared).unwrap(),
+        "try-fcntl" => fcntl_lock(&file, FlockOperation::NonBlockingLockShared).unwrap(),
+        "ask" => {
+            let asked = rustix::process::Flock::from(rustix::process::FlockType::ReadLock);
+            let found = rustix::process::fcntl_getlk(&file, &asked).unwrap().unwrap();
+            assert_eq!(found.pid, rustix::process::getppid());
+            assert_eq!((found.start, found.length), (0, 0));
+        }
+        other => panic!("{other}"),
+    }
+}
+
+fn locker(how: &str, path: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "locks_what_a_variable_says"]);
+    command.env(LOCK, format!("{how}:{}", path.display()));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn locks_are_those_of_their_family_and_waits_for_them_end() {
+    let Some(mounted) = Mounted::new(Duration::from_secs(1)) else { return };
+    let name = mounted.path("f");
+    let open =
+        || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&name);
+    let gets = |how: &str| locker(how, &name).wait().unwrap().success();
+    let waits = || mounted.fs.locks.waits();
+    for (family, other) in [("flock", "fcntl"), ("fcntl", "flock")] {
+        let (_, ended_before) = waits();
+        let file = open().unwrap();
+        match family {
+            "flock" => flock(&file, FlockOperation::LockExclusive).unwrap(),
+            _ => fcntl_lock(&file, FlockOperation::LockExclusive).unwrap(),
+        }
+        let (same, other) = (format!("try-{family}"), format!("try-{other}"));
+        assert!(!gets(&same) && gets(&other), "{family}");
+        assert_eq!(gets("ask"), family == "fcntl");
+
+        // A signal ends a wait, and the lock stays where it is.
+        let mut waiter = locker(family, &name);
+        until("a waiter", || waits().0 == 1);
+        waiter.kill().unwrap();
+        assert!(!waiter.wait().unwrap().success());
+        assert_eq!(waits(), (0, ended_before + 1));
+        assert!(!gets(&same), "{family}");
+
+        // So does the lock's end: for fcntl, when any descriptor of the file is closed.
+        let mut waiter = locker(family, &name);
+        until("a waiter", || waits().0 == 1);
+        match family {
+            "flock" => drop(file),
+            _ => drop(File::open(&name).unwrap()),
+        }
+        assert!(waiter.wait().unwrap().success(), "{family}");
+        until("a lock that ends with its process", || gets(&same));
+    }
+}
+
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..500 {
         if holds() {
@@ -403,6 +499,11 @@ fn a_dead_daemons_mount_is_taken_over_and_a_living_ones_is_not() {
 
     let pid = rustix::process::Pid::from_child(&daemon);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    // One of its threads begins to stop the others.
+    until("its halt", || {
+        let state = fs::read_to_string(format!("/proc/{}/stat", daemon.id())).unwrap();
+        state.contains(") T ")
+    });
     assert_eq!(health(), Health::Silent);
     assert!(prepare().0.unwrap_err().message().contains("does not answer"));
     daemon.kill().unwrap();

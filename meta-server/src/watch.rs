@@ -39,6 +39,7 @@ pub struct Changes {
     inodes: BTreeMap<InodeId, bool>,
     names: BTreeSet<(InodeId, Bytes)>,
     unlocked: BTreeSet<InodeId>,
+    appends: BTreeSet<InodeId>,
 }
 
 impl Changes {
@@ -72,8 +73,13 @@ impl Changes {
         self.unlocked.iter().copied()
     }
 
+    /// Inodes to which somebody wants to append.
+    pub fn appends(&self) -> impl Iterator<Item = InodeId> {
+        self.appends.iter().copied()
+    }
+
     fn count(&self) -> usize {
-        self.inodes.len() + self.names.len() + self.unlocked.len()
+        self.inodes.len() + self.names.len() + self.unlocked.len() + self.appends.len()
     }
 
     /// Attributes of an inode change.
@@ -96,6 +102,11 @@ impl Changes {
         self.unlocked.insert(inode);
     }
 
+    /// Somebody wants the right to append to an inode, which another client has.
+    pub(crate) fn append(&mut self, inode: InodeId) {
+        self.appends.insert(inode);
+    }
+
     /// Adds others.
     fn extend(&mut self, others: &Self) {
         if self.lost {
@@ -110,6 +121,7 @@ impl Changes {
         }
         self.names.extend(others.names.iter().cloned());
         self.unlocked.extend(&others.unlocked);
+        self.appends.extend(&others.appends);
     }
 }
 

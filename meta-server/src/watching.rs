@@ -39,5 +39,6 @@ fn message(changes: &Changes) -> v1::Changes {
         inodes: changes.inodes().map(inode).collect(),
         names: changes.names().map(name).collect(),
         unlocked: changes.unlocked_inodes().map(|inode| inode.0).collect(),
+        appends: changes.appends().map(|inode| inode.0).collect(),
     }
 }

@@ -3,14 +3,14 @@
 //! Dropping pages or a name waits in the kernel for requests that hold the page or the directory, so it
 //! never happens in a request's own task: what is to be dropped is queued, once, for a few threads.
 
-use super::notify::Notifier;
+use super::abi::{self, Notice};
+use super::device::Device;
 use crate::filesystem::KernelCache;
 use kiln_env::Env;
-use kiln_types::{Context, InodeId, Result};
+use kiln_types::{InodeId, Result};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::oneshot;
 
@@ -28,7 +28,7 @@ pub struct KernelLink {
 
 #[derive(Default)]
 struct Shared {
-    notifier: OnceLock<Notifier>,
+    device: OnceLock<Arc<Device>>,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -88,9 +88,8 @@ impl KernelLink {
     }
 
     /// Connects it to the kernel's device of a mount; once.
-    pub(super) fn connect(&self, device: BorrowedFd<'_>, env: &Env) -> Result<()> {
-        let notifier = Notifier::new(device).context("device of the mount")?;
-        if self.shared.notifier.set(notifier).is_err() {
+    pub(super) fn connect(&self, device: Arc<Device>, env: &Env) -> Result<()> {
+        if self.shared.device.set(device).is_err() {
             return Err(kiln_types::Error::internal("a kernel link is connected twice"));
         }
         for _ in 0..THREADS {
@@ -110,7 +109,7 @@ impl KernelLink {
     }
 
     fn queue(&self, what: Drop) {
-        if self.shared.notifier.get().is_some() {
+        if self.shared.device.get().is_some() {
             self.shared.queue.lock().push(what);
             self.shared.changed.notify_one();
         }
@@ -119,8 +118,8 @@ impl KernelLink {
 
 impl KernelCache for KernelLink {
     fn drop_attributes(&self, inode: InodeId) {
-        if let Some(notifier) = self.shared.notifier.get() {
-            report(notifier.drop_attributes(inode));
+        if let Some(device) = self.shared.device.get() {
+            tell(device, &abi::content(inode, false));
         }
     }
 
@@ -132,7 +131,7 @@ impl KernelCache for KernelLink {
     fn drop_content_now(&self, inode: InodeId) -> oneshot::Receiver<()> {
         self.drop_attributes(inode);
         let (waiter, dropped) = oneshot::channel();
-        if self.shared.notifier.get().is_some() {
+        if self.shared.device.get().is_some() {
             let mut queue = self.shared.queue.lock();
             if !queue.ended {
                 queue.push(Drop::Content(inode));
@@ -155,13 +154,14 @@ impl KernelCache for KernelLink {
 
 impl Shared {
     fn work(&self) {
-        let Some(notifier) = self.notifier.get() else { return };
+        let Some(device) = self.device.get() else { return };
         while let Some((what, waiters)) = self.next() {
-            report(match &what {
-                Drop::Content(inode) => notifier.drop_content(*inode),
-                Drop::Name(parent, name) => notifier.drop_name(*parent, name),
-                Drop::AllNames => notifier.drop_all_names(),
-            });
+            let notice = match &what {
+                Drop::Content(inode) => abi::content(*inode, true),
+                Drop::Name(parent, name) => abi::name(*parent, name),
+                Drop::AllNames => abi::every_name(),
+            };
+            tell(device, &notice);
             // An error: nobody waits any more.
             waiters.into_iter().for_each(|waiter| waiter.send(()).unwrap_or_default());
         }
@@ -182,10 +182,10 @@ impl Shared {
     }
 }
 
-fn report(told: Result<(), Errno>) {
-    match told {
-        // The mount is gone, and with it all that the kernel had.
-        Ok(()) | Err(Errno::NODEV | Errno::NOTCONN) => {}
+fn tell(device: &Device, (what, body): &Notice) {
+    match device.notify(*what, body) {
+        // It does not know it (any more), or the mount is gone, and with it all that the kernel had.
+        Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN) => {}
         Err(error) => tracing::warn!(%error, "the kernel may show what it knew for a while"),
     }
 }

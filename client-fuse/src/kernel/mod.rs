@@ -1,16 +1,23 @@
 //! The kernel's FUSE protocol: the one place that speaks it.
 //!
 //! [`Session::mount`] serves a [`FileSystem`](crate::FileSystem) to the kernel; [`KernelLink`] carries what other
-//! clients change the other way.
+//! clients change the other way. Beneath, `abi` is the protocol as values, and `device` moves its bytes; `attach`
+//! mounts. A request is taken up by a thread of the `session`, passed on by the `adapter`, and answered once
+//! (`pending`), whatever happens; `interrupts` knows those under way.
 
+mod abi;
 mod adapter;
-mod convert;
+mod attach;
+mod caller;
+mod device;
+mod interrupts;
 mod link;
-mod notify;
+mod pending;
 mod privileges;
 mod requests;
 mod session;
 
+pub use attach::MountOptions;
+pub(crate) use attach::SUBTYPE;
 pub use link::KernelLink;
-pub(crate) use session::SUBTYPE;
-pub use session::{MountOptions, Session};
+pub use session::Session;

@@ -1,9 +1,9 @@
 //! Runs the answer to each request, and decides what a program sees of a failure.
 
-use fuser::Errno;
 use kiln_env::Env;
-use kiln_types::{Code, Error, Monotonic, Result};
+use kiln_types::{Code, Error, Monotonic};
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,7 +52,7 @@ impl Requests {
         } else {
             tracing::debug!(request = what, %error, "refused");
         }
-        Errno::from_i32(errno)
+        Errno::from_raw_os_error(errno)
     }
 
     fn complain(&self, what: &str, error: &Error) {
@@ -130,41 +130,6 @@ impl Complaints {
         }
         self.told += 1;
         Some(std::mem::take(&mut self.untold))
-    }
-}
-
-/// A reply that can refuse.
-pub(super) trait Refuse: Send + 'static {
-    /// Answers with an error.
-    fn refuse(self, errno: Errno);
-}
-
-macro_rules! refuse {
-    ($($reply:ident)*) => {
-        $(impl Refuse for fuser::$reply {
-            fn refuse(self, errno: Errno) {
-                self.error(errno);
-            }
-        })*
-    };
-}
-
-refuse! {
-    ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty ReplyEntry ReplyOpen
-    ReplyStatfs ReplyWrite ReplyXattr
-}
-
-/// Sends what came out: an answer, or what a program sees of the failure.
-pub(super) fn send<R: Refuse, T>(
-    requests: &Requests,
-    what: &str,
-    reply: R,
-    result: Result<T>,
-    answer: impl FnOnce(R, T),
-) {
-    match result {
-        Ok(value) => answer(reply, value),
-        Err(error) => reply.refuse(requests.errno(what, &error)),
     }
 }
 

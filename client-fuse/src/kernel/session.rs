@@ -1,48 +1,32 @@
 //! A mount as the kernel sees it: set up, served, ended.
 
+use super::abi::{self, Header, Operation};
 use super::adapter::Adapter;
+use super::attach::{MountOptions, attach};
+use super::device::{Device, Inbox};
+use super::interrupts::UnderWay;
 use super::link::KernelLink;
+use super::pending::Pending;
 use crate::filesystem::FileSystem;
-use crate::mount::table;
-use fuser::{Config, InitFlags, KernelConfig, MountOption, SessionACL};
+use crate::mount::{How, table, unmount};
 use kiln_env::Env;
+use kiln_memory::Pool;
 use kiln_types::{Code, Context, Error, Result};
+use rustix::io::Errno;
 use std::fs;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// The type of our mounts in /proc/mounts, after "fuse.".
-pub(crate) const SUBTYPE: &str = "kiln";
-
-/// What a request carries at most: the kernel's own limit, unless root raised it.
-const REQUEST_BYTES_MAX: u32 = 1 << 20;
-/// Requests of the kernel's own (read-ahead, asynchronous direct I/O) that may be under way.
-const BACKGROUND_MAX: u16 = 64;
-/// What the kernel reads ahead of a sequential reader, in requests of the size above.
+/// What the kernel reads ahead of a sequential reader, in requests of the largest size.
 const READ_AHEAD_KIB: u32 = 4096;
-
-/// How a file system is mounted.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct MountOptions {
-    /// What `df` and `mount` show as its source.
-    pub source: String,
-    /// Nothing can be changed.
-    pub read_only: bool,
-    /// Other users see it, too.
-    pub allow_other: bool,
-    /// Set-user-id bits count.
-    pub suid: bool,
-    /// Programs cannot be run.
-    pub no_exec: bool,
-}
 
 /// A mounted file system that is being served.
 pub struct Session {
     path: PathBuf,
     ended: oneshot::Receiver<()>,
     link: Arc<KernelLink>,
+    under_way: Arc<UnderWay>,
 }
 
 impl Session {
@@ -50,7 +34,7 @@ impl Session {
     /// requests are worked out in the runtime of the calling task. The file system has `link`.
     ///
     /// # Errors
-    /// `Local` when the kernel or fusermount3 refuses.
+    /// `Local` when the kernel or fusermount3 refuses, `Unsupported` when the kernel is too old.
     pub fn mount(
         fs: Arc<dyn FileSystem>,
         link: Arc<KernelLink>,
@@ -58,16 +42,43 @@ impl Session {
         options: &MountOptions,
         env: &Env,
     ) -> Result<Self> {
-        let (sender, ended) = oneshot::channel();
-        let adapter = Adapter::new(fs, Arc::clone(&link) as _, env.clone(), sender);
-        let session = fuser::Session::new(adapter, path, &config(options))
-            .map_err(|error| refused(path, &error))?;
-        link.connect(session.as_fd(), env)?;
-        let served = session.spawn().context("threads of the mount")?;
-        // Dropped, it would unmount whatever is on the path then, which may be a later mount.
-        std::mem::forget(served);
+        let device = attach(path, options)?;
+        let session = Self::serve(device, fs, link, path, env);
+        if session.is_err() {
+            // Nobody would answer there.
+            let _ = unmount(path, How::Lazily);
+        }
+        session
+    }
+
+    fn serve(
+        device: Device,
+        fs: Arc<dyn FileSystem>,
+        link: Arc<KernelLink>,
+        path: &Path,
+        env: &Env,
+    ) -> Result<Self> {
+        let pool = Inbox::pool();
+        greet(&device, &pool, fs.locks())?;
+        let devices = ways(device);
+        link.connect(Arc::clone(&devices[0]), env)?;
+        let adapter = Adapter::new(fs, Arc::clone(&link) as _, env.clone());
+        let (alive, ended) = oneshot::channel();
+        let under_way = Arc::<UnderWay>::default();
+        let server = Server {
+            adapter: Arc::new(adapter),
+            under_way: Arc::clone(&under_way),
+            devices,
+            pool,
+            _alive: alive,
+        };
+        let server = Arc::new(server);
+        for (at, device) in server.devices.iter().enumerate() {
+            let (server, device) = (Arc::clone(&server), Arc::clone(device));
+            env.spawn_thread(&format!("fuse-{at}"), move || server.run(&device))?;
+        }
         read_ahead(path);
-        Ok(Self { path: path.into(), ended, link })
+        Ok(Self { path: path.into(), ended, link, under_way })
     }
 
     /// Where it is mounted.
@@ -77,55 +88,103 @@ impl Session {
 
     /// Waits until nothing is mounted any more, whoever unmounted it, or its threads cannot go on.
     pub async fn ended(&mut self) {
-        // A sender that is gone tells the same.
+        // Nothing is sent: the sender goes with the last thread.
         let _ = (&mut self.ended).await;
         self.link.end();
+        self.under_way.interrupt_all();
     }
 }
 
-fn config(options: &MountOptions) -> Config {
-    let mut set = vec![
-        MountOption::FSName(options.source.clone()),
-        MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
-        MountOption::DefaultPermissions,
-        MountOption::NoAtime,
-        MountOption::NoDev,
-    ];
-    set.push(if options.read_only { MountOption::RO } else { MountOption::RW });
-    set.push(if options.suid { MountOption::Suid } else { MountOption::NoSuid });
-    set.push(if options.no_exec { MountOption::NoExec } else { MountOption::Exec });
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-    let mut config = Config::default();
-    config.mount_options = set;
-    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(threads);
-    config.clone_fd = true;
-    config
-}
-
-/// What this mount makes use of. Not the kernel's write-back cache, which would hide writes from other
-/// clients; and no locks, so that the kernel keeps them for the processes of this mount.
-pub(super) fn set_up(config: &mut KernelConfig) {
-    let wanted = [
-        InitFlags::FUSE_ATOMIC_O_TRUNC,
-        InitFlags::FUSE_DO_READDIRPLUS,
-        InitFlags::FUSE_READDIRPLUS_AUTO,
-        InitFlags::FUSE_ASYNC_DIO,
-        InitFlags::FUSE_PARALLEL_DIROPS,
-        InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        InitFlags::FUSE_CACHE_SYMLINKS,
-        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    ];
-    for capability in wanted {
-        if config.add_capabilities(capability).is_err() {
-            tracing::debug!(?capability, "this kernel does not offer it");
+/// Agrees with the kernel about what both can do, which it asks first.
+fn greet(device: &Device, pool: &Pool, locks: bool) -> Result<()> {
+    let mut inbox = Inbox::new(pool);
+    let kernel = |errno: Errno| Error::new(Code::Local, format!("/dev/fuse: {errno}"));
+    loop {
+        device.receive(&mut inbox).map_err(kernel)?;
+        let (message, payload, length) = inbox.take();
+        let header = Header::decode(message, length)?;
+        let Operation::Init(offer) = abi::operation(&header, message, payload)? else {
+            return Err(Error::corrupt("the kernel's FUSE does not begin with its offer"));
+        };
+        match abi::accept(&offer, locks) {
+            Ok((reply, again)) => {
+                device.answer(header.unique, &reply).map_err(kernel)?;
+                if !again {
+                    return Ok(());
+                }
+            }
+            Err(error) => {
+                device.refuse(header.unique, Errno::PROTO).map_err(kernel)?;
+                return Err(error);
+            }
         }
     }
-    // Each is within what is allowed: there is nothing to refuse.
-    let _ = config.set_max_write(REQUEST_BYTES_MAX);
-    let _ = config.set_max_background(BACKGROUND_MAX);
-    let _ = config.set_congestion_threshold(BACKGROUND_MAX / 4 * 3);
+}
+
+/// A way to the kernel for each thread.
+fn ways(first: Device) -> Vec<Arc<Device>> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+    let first = Arc::new(first);
+    let another = |_| match first.another() {
+        Ok(device) => Arc::new(device),
+        Err(error) => {
+            tracing::debug!(%error, "threads of the mount share a way to the kernel");
+            Arc::clone(&first)
+        }
+    };
+    let others: Vec<_> = (1..threads).map(another).collect();
+    std::iter::once(first).chain(others).collect()
+}
+
+/// What the threads of a mount share.
+struct Server {
+    adapter: Arc<Adapter>,
+    under_way: Arc<UnderWay>,
+    devices: Vec<Arc<Device>>,
+    pool: Pool,
+    /// Gone when no thread is left.
+    _alive: oneshot::Sender<()>,
+}
+
+impl Server {
+    /// Takes up requests until nothing is mounted any more.
+    fn run(&self, device: &Arc<Device>) {
+        let mut inbox = Inbox::new(&self.pool);
+        loop {
+            match device.receive(&mut inbox) {
+                Ok(()) => {}
+                Err(Errno::NODEV) => return,
+                Err(error) => return tracing::error!(%error, "/dev/fuse cannot be read"),
+            }
+            if let Err(error) = self.take_up(&mut inbox, device) {
+                return tracing::error!(%error, "the kernel's FUSE is not understood");
+            }
+        }
+    }
+
+    fn take_up(&self, inbox: &mut Inbox, device: &Arc<Device>) -> Result<()> {
+        let (message, payload, length) = inbox.take();
+        let header = Header::decode(message, length)?;
+        let pending = || Pending::new(device, &self.under_way, header.unique);
+        match abi::operation(&header, message, payload) {
+            Ok(Operation::Forget(lookups)) => self.adapter.forget(&lookups),
+            Ok(Operation::Interrupt { unique }) => self.interrupt(header.unique, unique),
+            Ok(operation) => self.adapter.serve(header, operation, pending()),
+            Err(error) => self.adapter.refuse(&error, pending()),
+        }
+        Ok(())
+    }
+
+    /// `number`: of the interrupt itself.
+    fn interrupt(&self, number: u64, unique: u64) {
+        if self.under_way.interrupt(unique) {
+            return;
+        }
+        // Another thread has received the request and not yet taken it up, or has answered it. The kernel
+        // knows, by the one way that the request came, and sends the interrupt again in the first case.
+        let again = |device: &Arc<Device>| device.refuse(number, Errno::AGAIN).is_ok();
+        self.devices.iter().any(again);
+    }
 }
 
 /// The kernel's 128 KiB would make small requests of a sequential reader's.
@@ -139,15 +198,4 @@ fn read_ahead(path: &Path) {
     if let Err(error) = raised {
         tracing::debug!(%error, "the kernel's read-ahead stays as it is");
     }
-}
-
-fn refused(path: &Path, error: &std::io::Error) -> Error {
-    let text = error.to_string();
-    let message = format!("cannot mount on {}: {}", path.display(), text.trim());
-    let error = Error::new(Code::Local, message);
-    if text.contains("user_allow_other") {
-        return error
-            .with_hint("root allows it with the line 'user_allow_other' in /etc/fuse.conf");
-    }
-    error
 }

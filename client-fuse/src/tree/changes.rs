@@ -1,6 +1,6 @@
 //! What other clients change: the kernel is made to forget it.
 
-use crate::tree::Tree;
+use crate::tree::{Tree, append};
 use kiln_client::Change;
 use kiln_types::InodeId;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(crate) async fn follow(tree: Arc<Tree>) {
 
 /// First no answer under way may be kept, then what was kept goes: the other way round one could slip in
 /// between.
-fn apply(tree: &Tree, change: Change) {
+fn apply(tree: &Arc<Tree>, change: Change) {
     match change {
         Change::Inode { inode, content } => {
             tree.fresh.lock().change(inode);
@@ -52,6 +52,7 @@ fn apply(tree: &Tree, change: Change) {
                 open.locks.wake();
             }
         }
+        Change::Append { inode } => append::give_back(tree, inode),
         Change::Everything => {
             tree.fresh.lock().change_everything();
             everything(tree);
@@ -59,9 +60,14 @@ fn apply(tree: &Tree, change: Change) {
     }
 }
 
-fn everything(tree: &Tree) {
+fn everything(tree: &Arc<Tree>) {
     for inode in tree.nodes.everything_changed() {
         drop_content(tree, inode);
+    }
+    for open in tree.nodes.all_open() {
+        // What others wait for may have been missed.
+        open.locks.wake();
+        append::give_back(tree, open.inode());
     }
     tree.kernel.drop_all_names();
 }

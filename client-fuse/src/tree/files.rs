@@ -1,10 +1,10 @@
 //! Open files.
 
 use crate::data::{ErrorMark, Stream};
-use crate::filesystem::{Handle, Known, NewFile, OpenFlags, Opened};
+use crate::filesystem::{Handle, Known, NewFile, OpenFlags, Opened, WriteAt};
 use crate::tree::handles::OpenFile;
 use crate::tree::open_inode::{OpenInode, bad_handle};
-use crate::tree::{Tree, locks};
+use crate::tree::{Tree, append, locks};
 use kiln_client::{File, OpenMode};
 use kiln_memory::Bytes;
 use kiln_telemetry::about;
@@ -86,7 +86,7 @@ fn opened(tree: &Tree, file: Arc<File>, flags: OpenFlags) -> Opened {
         fsync_told: Mutex::new(fsync_told),
         close_told: Mutex::new(close_told),
     });
-    Opened { handle, keep_cache, direct: flags.direct }
+    Opened { handle, keep_cache, direct: flags.direct || flags.append }
 }
 
 /// Notes what the request is about, for the log.
@@ -105,7 +105,7 @@ pub(crate) async fn read(tree: &Tree, handle: Handle, offset: u64, length: usize
 }
 
 /// See [`crate::FileSystem::write`].
-pub(crate) async fn write(tree: &Tree, handle: Handle, offset: u64, bytes: Bytes) -> Result<()> {
+pub(crate) async fn write(tree: &Tree, handle: Handle, at: WriteAt, bytes: Bytes) -> Result<()> {
     let file = tree.handles.file(handle)?;
     if !file.flags.write {
         return Err(bad_handle("writing"));
@@ -113,11 +113,22 @@ pub(crate) async fn write(tree: &Tree, handle: Handle, offset: u64, bytes: Bytes
     note(&file, bytes.len());
     let content = file.open.content();
     file.open.wrote(tree.env.wall());
-    if file.flags.sync {
-        content.write_through(offset, bytes).await?;
-        return push(tree, &file, &file.fsync_told).await;
+    if at.append && file.flags.append {
+        let end = append::write(tree, &file.open, bytes).await?;
+        if end != at.offset {
+            // The kernel takes the bytes for written where it knew the end.
+            let shown = tree.shown(file.open.inode());
+            let _ = tree.kernel.drop_content_now(shown).await;
+        }
+    } else if file.flags.sync {
+        content.write_through(at.offset, bytes).await?;
+    } else {
+        content.write(at.offset, bytes).await?;
     }
-    content.write(offset, bytes).await
+    match file.flags.sync {
+        true => push(tree, &file, &file.fsync_told).await,
+        false => Ok(()),
+    }
 }
 
 /// Brings what was written to the cluster; an error of that is told once for each of `told`.
@@ -146,8 +157,13 @@ pub(crate) async fn release(tree: &Tree, handle: Handle) {
         tracing::error!(inode = %open.inode(), %error, "written data is lost");
     }
     locks::end_handle(tree, &open, handle).await;
+    if open.is_last() {
+        append::end(tree, &open).await;
+    }
     let io = open.io();
     if tree.nodes.leave_open(open.inode(), &open) {
+        // Two that left at once may both have taken the other one for the last.
+        append::end(tree, &open).await;
         close(&io).await;
     }
     if !Arc::ptr_eq(&io, &file.file) {

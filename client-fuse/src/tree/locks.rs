@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 /// A waiter tries again after this time, whatever it has heard.
 const RETRY: Duration = Duration::from_secs(2);
@@ -41,6 +42,11 @@ impl Owners {
         through.map(|known| (known.0, known.1)).collect()
     }
 
+    /// When locks end, from now on.
+    pub(crate) fn unlocked(&self) -> Notified<'_> {
+        self.unlocked.notified()
+    }
+
     /// Locks ended, here or elsewhere: whoever waits tries again.
     pub(crate) fn wake(&self) {
         self.unlocked.notify_waiters();
@@ -69,7 +75,7 @@ pub(crate) async fn set(
     let open = &file.open;
     open.locks.note(lock.family, owner, handle);
     loop {
-        let unlocked = open.locks.unlocked.notified();
+        let unlocked = open.locks.unlocked();
         if let Some(attr) = open.io().lock(owner, lock, wait.is_some()).await? {
             revalidate(tree, open, attr).await;
             return Ok(());
@@ -82,10 +88,15 @@ pub(crate) async fn set(
             Ok(()) = interrupt => {
                 return Err(Error::new(Code::Interrupted, "a signal ended the wait for a lock"));
             }
-            () = unlocked => {}
-            () = tree.env.sleep(tree.env.jittered(RETRY)) => {}
+            () = until(tree, unlocked) => {}
         }
     }
+}
+
+/// Waits until it is time to try again.
+pub(crate) async fn until(tree: &Tree, unlocked: Notified<'_>) {
+    // Late: it may have been missed.
+    let _ = tree.env.timeout(tree.env.jittered(RETRY), "a lock", unlocked).await;
 }
 
 /// See [`crate::FileSystem::unlock`].
@@ -128,7 +139,7 @@ pub(crate) async fn end_handle(tree: &Tree, open: &OpenInode, handle: Handle) {
 }
 
 /// The owner of a lock sees what others wrote before: as with an open, but the pages are gone at once.
-async fn revalidate(tree: &Tree, open: &OpenInode, attr: Attr) {
+pub(crate) async fn revalidate(tree: &Tree, open: &OpenInode, attr: Attr) {
     let attr = tree.nodes.newest(attr);
     let (same_content, same_attributes) = tree.nodes.opens_same(&attr);
     let shown = tree.shown(attr.inode);

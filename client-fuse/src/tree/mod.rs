@@ -1,5 +1,6 @@
 //! The file system of a mount, without a kernel: what each operation means over the client.
 
+mod append;
 mod attributes;
 mod changes;
 mod directory;
@@ -14,7 +15,7 @@ mod open_inode;
 use crate::data::{DataOptions, DataPool};
 use crate::filesystem::{
     CAPABILITY, DirEntry, FileSystem, Handle, Interrupt, KernelCache, Known, Looked, NewFile,
-    OpenFlags, Opened, SetAttr, SetXattr, Space,
+    OpenFlags, Opened, SetAttr, SetXattr, Space, WriteAt,
 };
 use async_trait::async_trait;
 use fresh::{Freshness, Mark};
@@ -67,6 +68,7 @@ pub(crate) struct Tree {
     client: Arc<Client>,
     kernel: Arc<dyn KernelCache>,
     read_only: bool,
+    io_timeout: Option<Duration>,
     root: InodeId,
     nodes: Nodes,
     handles: Handles,
@@ -97,6 +99,7 @@ pub async fn file_system(
         fresh: Mutex::new(Freshness::new(options.cache_for)),
         root: root.inode,
         read_only: options.read_only,
+        io_timeout: options.io_timeout,
         nodes: Nodes::default(),
         handles: Handles::default(),
         changes: Mutex::new(None),
@@ -301,8 +304,8 @@ impl FileSystem for Tree {
         files::read(self, handle, offset, length).await
     }
 
-    async fn write(&self, handle: Handle, offset: u64, bytes: Bytes) -> Result<()> {
-        files::write(self, handle, offset, bytes).await
+    async fn write(&self, handle: Handle, at: WriteAt, bytes: Bytes) -> Result<()> {
+        files::write(self, handle, at, bytes).await
     }
 
     async fn flush(&self, handle: Handle, owner: LockOwner) -> Result<()> {
@@ -318,6 +321,10 @@ impl FileSystem for Tree {
 
     async fn release(&self, handle: Handle) {
         files::release(self, handle).await;
+    }
+
+    fn locks(&self) -> bool {
+        true
     }
 
     async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>> {

@@ -1,6 +1,7 @@
 //! An inode that is open on this mount: one content and one right to its chunks for all of its handles.
 
 use crate::data::{Backing, Content, DataPool};
+use crate::tree::append::Append;
 use crate::tree::fresh::Mark;
 use crate::tree::locks::Owners;
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ pub(crate) struct OpenInode {
     state: Mutex<State>,
     reporting: tokio::sync::Mutex<()>,
     pub(crate) locks: Owners,
+    pub(crate) append: Append,
 }
 
 struct State {
@@ -51,8 +53,8 @@ impl OpenInode {
         let content = Content::new(Arc::clone(pool), chunk_bytes, attr.length, backing);
         let state = State { io: Arc::clone(file), handles: 0, wrote_at: None, no_capability: None };
         let (state, reporting) = (Mutex::new(state), tokio::sync::Mutex::default());
-        let locks = Owners::default();
-        Arc::new(Self { inode: attr.inode, content, state, reporting, locks })
+        let (locks, append) = (Owners::default(), Append::new());
+        Arc::new(Self { inode: attr.inode, content, state, reporting, locks, append })
     }
 
     pub(crate) fn inode(&self) -> InodeId {
@@ -76,6 +78,11 @@ impl OpenInode {
     /// One more handle.
     pub(crate) fn join(&self) {
         self.state.lock().handles += 1;
+    }
+
+    /// Whether there is only one handle.
+    pub(crate) fn is_last(&self) -> bool {
+        self.state.lock().handles == 1
     }
 
     /// One handle less; how many are left.

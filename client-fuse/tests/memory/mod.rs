@@ -1,10 +1,12 @@
 //! A file system in memory, for tests of the kernel adapter. Names decide what goes wrong: a read of
 //! `slow` waits, of `panic` panics, of `lost` finds no cluster.
 
+mod locks;
+
 use async_trait::async_trait;
 use kiln_client_fuse::{
-    DirEntry, FileSystem, Handle, Interrupt, Known, Looked, NewFile, OpenFlags, Opened, SetAttr,
-    SetTime, SetXattr, Space,
+    DirEntry, FileSystem, Handle, Interrupt, Known, Looked, NewFile, OpenFlags, Opened, SeekTo,
+    SetAttr, SetTime, SetXattr, Space, WriteAt,
 };
 use kiln_env::Env;
 use kiln_memory::Bytes;
@@ -12,6 +14,7 @@ use kiln_types::{
     Attr, Caller, Code, Error, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange, Result,
     Timestamp, TruncateEpoch,
 };
+use locks::Locks;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -24,6 +27,9 @@ pub(crate) struct Memory {
     /// How long the kernel may keep names and attributes.
     keep: Duration,
     state: Mutex<State>,
+    pub(crate) locks: Locks,
+    /// Whose flock(2) lock may be held through a handle.
+    flocks: Mutex<HashMap<Handle, LockOwner>>,
 }
 
 struct State {
@@ -49,7 +55,13 @@ impl Memory {
         let mut state =
             State { next: 1, nodes: HashMap::new(), open: HashMap::new(), lookups: HashMap::new() };
         state.add(&Caller::root(), FileKind::Directory, 0o755, env.wall());
-        Self { env, keep, state: Mutex::new(state) }
+        Self {
+            env,
+            keep,
+            state: Mutex::new(state),
+            locks: Locks::default(),
+            flocks: Mutex::default(),
+        }
     }
 
     /// Writes a file behind the kernel's back, as another client would.
@@ -326,18 +338,20 @@ impl FileSystem for Memory {
         Ok(Bytes::copy_of(&bytes[from..bytes.len().min(from + length)]))
     }
 
-    async fn write(&self, handle: Handle, offset: u64, new: Bytes) -> Result<()> {
+    async fn write(&self, handle: Handle, at: WriteAt, new: Bytes) -> Result<()> {
         let (inode, _) = self.named(handle)?;
         let mut state = self.state.lock();
-        let (from, to) = (offset as usize, offset as usize + new.len());
+        let (from, to) = (at.offset as usize, at.offset as usize + new.len());
         let length = state.node(inode)?.bytes.len();
         state.resize(inode, length.max(to))?;
         state.node(inode)?.bytes[from..to].copy_from_slice(&new);
         Ok(())
     }
 
-    async fn flush(&self, handle: Handle, _: LockOwner) -> Result<()> {
-        match &self.named(handle)?.1[..] {
+    async fn flush(&self, handle: Handle, owner: LockOwner) -> Result<()> {
+        let (inode, name) = self.named(handle)?;
+        self.locks.unlock(inode, owner, LockFamily::Posix, LockRange::ALL);
+        match &name[..] {
             b"full" => err(Code::NoSpace),
             _ => Ok(()),
         }
@@ -348,19 +362,84 @@ impl FileSystem for Memory {
     }
 
     async fn release(&self, handle: Handle) {
-        self.state.lock().open.remove(&handle);
+        let opened = self.state.lock().open.remove(&handle);
+        let owner = self.flocks.lock().remove(&handle);
+        if let (Some((inode, _)), Some(owner)) = (opened, owner) {
+            self.locks.unlock(inode, owner, LockFamily::Flock, LockRange::ALL);
+        }
     }
 
-    async fn get_lock(&self, _: Handle, _: LockOwner, _: Lock) -> Result<Option<Lock>> {
-        err(Code::Unsupported)
+    async fn fallocate(&self, handle: Handle, mode: u32, offset: u64, length: u64) -> Result<()> {
+        let (inode, _) = self.named(handle)?;
+        if mode != 0 {
+            return err(Code::Unsupported);
+        }
+        let mut state = self.state.lock();
+        let length = state.node(inode)?.bytes.len().max((offset + length) as usize);
+        state.resize(inode, length)
     }
 
-    async fn set_lock(&self, _: Handle, _: LockOwner, _: Lock, _: Option<Interrupt>) -> Result<()> {
-        err(Code::Unsupported)
+    /// Zeros are holes.
+    async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
+        let (inode, _) = self.named(handle)?;
+        let mut state = self.state.lock();
+        let rest = state.node(inode)?.bytes.get(offset as usize..).ok_or(Code::NotFound)?;
+        let found = rest.iter().position(|byte| (*byte != 0) == (to == SeekTo::Data));
+        Ok(offset + found.unwrap_or(rest.len()) as u64)
     }
 
-    async fn unlock(&self, _: Handle, _: LockOwner, _: LockFamily, _: LockRange) -> Result<()> {
-        err(Code::Unsupported)
+    async fn copy_range(&self, from: (Handle, u64), to: (Handle, u64), length: u64) -> Result<u64> {
+        let bytes = self.read(from.0, from.1, length as usize).await?;
+        let copied = bytes.len() as u64;
+        let at = WriteAt { offset: to.1, append: false };
+        self.write(to.0, at, bytes).await?;
+        Ok(copied)
+    }
+
+    async fn make_temporary(
+        &self,
+        caller: &Caller,
+        _: InodeId,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Known, Opened)> {
+        let mut state = self.state.lock();
+        let inode = state.add(caller, FileKind::File, mode, self.env.wall());
+        state.node(inode)?.attr.links = 0;
+        let opened = state.open(inode, flags)?;
+        Ok((self.known(state.look_up(inode)), opened))
+    }
+
+    fn locks(&self) -> bool {
+        true
+    }
+
+    async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>> {
+        Ok(self.locks.in_the_way(self.named(handle)?.0, owner, lock))
+    }
+
+    async fn set_lock(
+        &self,
+        handle: Handle,
+        owner: LockOwner,
+        lock: Lock,
+        wait: Option<Interrupt>,
+    ) -> Result<()> {
+        if lock.family == LockFamily::Flock {
+            self.flocks.lock().insert(handle, owner);
+        }
+        self.locks.lock(self.named(handle)?.0, owner, lock, wait).await
+    }
+
+    async fn unlock(
+        &self,
+        handle: Handle,
+        owner: LockOwner,
+        family: LockFamily,
+        range: LockRange,
+    ) -> Result<()> {
+        self.locks.unlock(self.named(handle)?.0, owner, family, range);
+        Ok(())
     }
 
     async fn open_dir(&self, _: &Caller, inode: InodeId) -> Result<Handle> {

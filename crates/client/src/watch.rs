@@ -43,6 +43,11 @@ pub enum Change {
         /// The inode.
         inode: InodeId,
     },
+    /// Another client wants to append to an inode: who has the right to gives it back.
+    Append {
+        /// The inode.
+        inode: InodeId,
+    },
     /// Anything: changes were or may have been missed.
     Everything,
 }
@@ -190,7 +195,10 @@ impl Watching {
         });
         let unlocked = changes.unlocked.into_iter();
         let unlocked = unlocked.map(|inode| Change::Unlocked { inode: InodeId(inode) });
-        for change in everything.into_iter().chain(inodes).chain(names).chain(unlocked) {
+        let appends = changes.appends.into_iter();
+        let appends = appends.map(|inode| Change::Append { inode: InodeId(inode) });
+        let locks = unlocked.chain(appends);
+        for change in everything.into_iter().chain(inodes).chain(names).chain(locks) {
             let gone = |_| Error::new(Code::Cancelled, "nobody takes the changes");
             self.queue.send(change).await.map_err(gone)?;
         }

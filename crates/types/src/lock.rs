@@ -10,6 +10,8 @@ pub enum LockFamily {
     Flock = 1,
     /// fcntl(2): ranges of bytes, of a process or (F_OFD_SETLK) an open file description.
     Posix = 2,
+    /// No program's: a client's right to append to a file, which it gives back when another one wants it.
+    Append = 3,
 }
 
 /// How a range is locked.
@@ -51,7 +53,7 @@ pub struct Lock {
 impl LockFamily {
     /// The family with this number in a record or message.
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Flock, Self::Posix].into_iter().find(|family| *family as u8 == number)
+        [Self::Flock, Self::Posix, Self::Append].into_iter().find(|family| *family as u8 == number)
     }
 }
 

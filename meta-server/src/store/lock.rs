@@ -32,7 +32,8 @@ impl LockArgs {
 
 impl Store {
     /// Locks; what the owner held of the range is replaced. `None` when somebody else's lock excludes it; with
-    /// `wait` watchers are told then when that may have changed.
+    /// `wait` watchers are told then when that may have changed, and who holds the right to append that it is
+    /// wanted.
     ///
     /// As on a local file system, flock(2) gives up the lock that it cannot convert.
     ///
@@ -136,6 +137,9 @@ async fn lock(
         }
         locks.now.awaited |= wait;
         locks.put(tx);
+        if args.lock.family == LockFamily::Append {
+            tx.changes.append(args.inode);
+        }
         return Ok(Outcome::done());
     }
     tx.room.clone()?;

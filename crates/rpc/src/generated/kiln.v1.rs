@@ -2291,6 +2291,9 @@ pub struct Changes {
     /// Inodes on which locks ended that somebody waits for.
     #[prost(uint64, repeated, tag = "4")]
     pub unlocked: ::prost::alloc::vec::Vec<u64>,
+    /// Inodes to which somebody wants to append: who holds the right to gives it back.
+    #[prost(uint64, repeated, tag = "5")]
+    pub appends: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChangedInode {
@@ -2310,7 +2313,7 @@ pub struct ChangedName {
 /// A lock on bytes of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Lock {
-    /// 1 flock, 2 fcntl.
+    /// 1 flock, 2 fcntl, 3 the right to append.
     #[prost(uint32, tag = "1")]
     pub family: u32,
     /// 1 shared, 2 exclusive.

@@ -1,0 +1,89 @@
+//! Open files and their content.
+
+use super::Adapter;
+use crate::filesystem::{Handle, NewFile, OpenFlags, SeekTo, WriteAt};
+use crate::kernel::abi::{Header, Reply};
+use crate::kernel::caller::caller;
+use kiln_memory::Bytes;
+use kiln_telemetry::metrics;
+use kiln_types::{Code, Result};
+
+impl Adapter {
+    /// Whether closing a descriptor has to be told: a writer learns of errors then, and locks end.
+    fn tells_close(&self, flags: OpenFlags) -> bool {
+        flags.write || self.fs.locks()
+    }
+
+    pub(super) async fn open(&self, header: &Header, flags: OpenFlags) -> Result<Reply> {
+        let (caller, inode) = (caller(header), header.inode);
+        if flags.truncate {
+            self.privileges.take_from(&*self.fs, inode, caller.uid != 0).await?;
+        }
+        let opened = self.fs.open(&caller, inode, flags).await?;
+        Ok(Reply::opened(opened, self.tells_close(flags)))
+    }
+
+    pub(super) async fn create(
+        &self,
+        header: &Header,
+        name: &[u8],
+        (mode, exclusive): (u32, bool),
+        flags: OpenFlags,
+    ) -> Result<Reply> {
+        let new = NewFile { parent: header.inode, name, mode, exclusive, flags };
+        let (known, opened) = self.fs.create(&caller(header), new).await?;
+        self.privileges.note(&known.attr);
+        Ok(Reply::created(&known, opened, self.tells_close(flags)))
+    }
+
+    pub(super) async fn make_temporary(
+        &self,
+        header: &Header,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<Reply> {
+        let made = self.fs.make_temporary(&caller(header), header.inode, mode, flags).await;
+        let (known, opened) = made?;
+        self.privileges.note(&known.attr);
+        Ok(Reply::created(&known, opened, self.tells_close(flags)))
+    }
+
+    pub(super) async fn read(&self, handle: Handle, offset: u64, length: usize) -> Result<Reply> {
+        let bytes = self.fs.read(handle, offset, length).await?;
+        metrics::MOUNT_READ.add(bytes.len() as u64);
+        Ok(Reply::Data(bytes))
+    }
+
+    pub(super) async fn write(
+        &self,
+        header: &Header,
+        (handle, at): (Handle, WriteAt),
+        bytes: Bytes,
+        drop_set_ids: bool,
+    ) -> Result<Reply> {
+        let length = bytes.len();
+        self.privileges.take_from(&*self.fs, header.inode, drop_set_ids).await?;
+        self.fs.write(handle, at, bytes).await?;
+        metrics::MOUNT_WRITTEN.add(length as u64);
+        Ok(Reply::count(length))
+    }
+
+    pub(super) async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<Reply> {
+        match self.fs.seek(handle, offset, to).await {
+            // Told otherwise, the program would see an error; so the kernel answers for itself.
+            Err(error) if error.code() == Code::Unsupported => Ok(Reply::NoSuchCall),
+            found => found.map(Reply::place),
+        }
+    }
+
+    pub(super) async fn copy_range(
+        &self,
+        from: (Handle, u64),
+        to: (Handle, u64),
+        length: u64,
+        wide: bool,
+    ) -> Result<Reply> {
+        let copied = self.fs.copy_range(from, to, length).await?;
+        Ok(if wide { Reply::place(copied) } else { Reply::count(copied as usize) })
+    }
+}
