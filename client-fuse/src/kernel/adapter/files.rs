@@ -1,14 +1,59 @@
 //! Open files and their content.
 
-use super::Adapter;
+use super::{Adapter, done};
 use crate::filesystem::{Handle, NewFile, OpenFlags, SeekTo, WriteAt};
-use crate::kernel::abi::{Header, Reply};
+use crate::kernel::abi::{Header, Operation, Reply};
 use crate::kernel::caller::caller;
+use crate::kernel::pending::Pending;
 use kiln_memory::Bytes;
 use kiln_telemetry::metrics;
 use kiln_types::{Code, Result};
 
 impl Adapter {
+    /// Answers what is asked of an open file or directory.
+    pub(super) async fn through_handle(
+        &self,
+        header: &Header,
+        operation: Operation,
+        pending: &Pending,
+    ) -> Result<Reply> {
+        use Operation as Op;
+        let fs = &*self.fs;
+        match operation {
+            Op::ReadDir { handle, after, room, with_attributes } => {
+                self.read_dir(handle, after, room, with_attributes).await
+            }
+            Op::Read { handle, offset, length } => self.read(handle, offset, length).await,
+            Op::Write { handle, at, bytes, drop_set_ids } => {
+                self.write(header, (handle, at), bytes, drop_set_ids).await
+            }
+            Op::Flush { handle, owner } => done(fs.flush(handle, owner).await),
+            Op::Release { handle } => {
+                fs.release(handle).await;
+                Ok(Reply::Done)
+            }
+            Op::Fsync { handle } => done(fs.fsync(handle).await),
+            Op::Fallocate { handle, mode, offset, length } => {
+                done(fs.fallocate(handle, mode, offset, length).await)
+            }
+            Op::Seek { handle, offset, to } => self.seek(handle, offset, to).await,
+            Op::CopyRange { from, to, length, wide } => {
+                self.copy_range(from, to, length, wide).await
+            }
+            Op::GetLock { handle, owner, lock } => {
+                fs.get_lock(handle, owner, lock).await.map(|found| Reply::lock(found.as_ref()))
+            }
+            Op::SetLock { handle, owner, lock, waits } => {
+                let interrupt = waits.then(|| pending.interrupt());
+                done(fs.set_lock(handle, owner, lock, interrupt).await)
+            }
+            Op::Unlock { handle, owner, family, range } => {
+                done(fs.unlock(handle, owner, family, range).await)
+            }
+            _ => Ok(Reply::NoSuchCall),
+        }
+    }
+
     /// Whether closing a descriptor has to be told: a writer learns of errors then, and locks end.
     fn tells_close(&self, flags: OpenFlags) -> bool {
         flags.write || self.fs.locks()
@@ -48,13 +93,13 @@ impl Adapter {
         Ok(Reply::created(&known, opened, self.tells_close(flags)))
     }
 
-    pub(super) async fn read(&self, handle: Handle, offset: u64, length: usize) -> Result<Reply> {
+    async fn read(&self, handle: Handle, offset: u64, length: usize) -> Result<Reply> {
         let bytes = self.fs.read(handle, offset, length).await?;
         metrics::MOUNT_READ.add(bytes.len() as u64);
         Ok(Reply::Data(bytes))
     }
 
-    pub(super) async fn write(
+    async fn write(
         &self,
         header: &Header,
         (handle, at): (Handle, WriteAt),
@@ -68,7 +113,7 @@ impl Adapter {
         Ok(Reply::count(length))
     }
 
-    pub(super) async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<Reply> {
+    async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<Reply> {
         match self.fs.seek(handle, offset, to).await {
             // Told otherwise, the program would see an error; so the kernel answers for itself.
             Err(error) if error.code() == Code::Unsupported => Ok(Reply::NoSuchCall),
@@ -76,7 +121,7 @@ impl Adapter {
         }
     }
 
-    pub(super) async fn copy_range(
+    async fn copy_range(
         &self,
         from: (Handle, u64),
         to: (Handle, u64),

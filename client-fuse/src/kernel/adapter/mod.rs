@@ -102,9 +102,6 @@ impl Adapter {
                 Ok(self.entry(&fs.link(&who(), linked, inode, &name).await?))
             }
             Op::OpenDir => self.open_dir(header).await,
-            Op::ReadDir { handle, after, room, with_attributes } => {
-                self.read_dir(handle, after, room, with_attributes).await
-            }
             Op::GetAttr => Ok(self.attributes(&fs.get_attr(&who(), inode).await?)),
             Op::SetAttr { change, through } => self.set_attr(header, change, through).await,
             Op::ReadLink => fs.read_link(&who(), inode).await.map(Reply::Fields),
@@ -118,34 +115,7 @@ impl Adapter {
                 self.create(header, &name, (mode, exclusive), flags).await
             }
             Op::MakeTemporary { mode, flags } => self.make_temporary(header, mode, flags).await,
-            Op::Read { handle, offset, length } => self.read(handle, offset, length).await,
-            Op::Write { handle, at, bytes, drop_set_ids } => {
-                self.write(header, (handle, at), bytes, drop_set_ids).await
-            }
-            Op::Flush { handle, owner } => done(fs.flush(handle, owner).await),
-            Op::Release { handle } => {
-                fs.release(handle).await;
-                Ok(Reply::Done)
-            }
-            Op::Fsync { handle } => done(fs.fsync(handle).await),
-            Op::Fallocate { handle, mode, offset, length } => {
-                done(fs.fallocate(handle, mode, offset, length).await)
-            }
-            Op::Seek { handle, offset, to } => self.seek(handle, offset, to).await,
-            Op::CopyRange { from, to, length, wide } => {
-                self.copy_range(from, to, length, wide).await
-            }
-            Op::GetLock { handle, owner, lock } => {
-                fs.get_lock(handle, owner, lock).await.map(|found| Reply::lock(found.as_ref()))
-            }
-            Op::SetLock { handle, owner, lock, waits } => {
-                let interrupt = waits.then(|| pending.interrupt());
-                done(fs.set_lock(handle, owner, lock, interrupt).await)
-            }
-            Op::Unlock { handle, owner, family, range } => {
-                done(fs.unlock(handle, owner, family, range).await)
-            }
-            _ => Ok(Reply::NoSuchCall),
+            operation => self.through_handle(header, operation, pending).await,
         }
     }
 
