@@ -35,7 +35,7 @@ impl Rights {
     }
 
     /// Whether `peer` may make this write. Servers may make any; an operator may remove; a client only
-    /// puts bytes, within what it was granted, under the epoch that it was granted, in its own name.
+    /// puts bytes and zeros, within what it was granted, under the epoch that it was granted, in its own name.
     ///
     /// # Errors
     /// `CapabilityRefused`; `StaleEpoch` when the capability is of another epoch.
@@ -53,10 +53,14 @@ impl Rights {
         if update.change == Change::Remove && peer.require_operator().is_ok() {
             return Ok(());
         }
-        let Change::Write { offset, .. } = update.change else {
-            return Err(refused(
-                "only servers truncate chunks, and only they and operators remove them",
-            ));
+        let end = match update.change {
+            Change::Write { offset, .. } => u64::from(offset) + bytes as u64,
+            Change::Zero { offset, length } => u64::from(offset) + u64::from(length),
+            Change::Truncate { .. } | Change::Remove | Change::Replace { .. } => {
+                return Err(refused(
+                    "only servers truncate chunks, and only they and operators remove them",
+                ));
+            }
         };
         let capability = self.verify(&write.capability, now)?;
         let index = covers(&capability, &write.name.chunk)?;
@@ -70,8 +74,8 @@ impl Rights {
             );
             return Err(Error::new(Code::StaleEpoch, text));
         }
-        let end = index.checked_mul(u64::from(update.chunk_bytes));
-        let end = end.and_then(|start| start.checked_add(u64::from(offset) + bytes as u64));
+        let start = index.checked_mul(u64::from(update.chunk_bytes));
+        let end = start.and_then(|start| start.checked_add(end));
         if end.is_none_or(|end| end > capability.size_granted) {
             return Err(refused("the write reaches beyond the granted size"));
         }
@@ -189,6 +193,13 @@ mod tests {
         assert_eq!(check(&write(6, 2, &granted())), refused, "another file");
         assert_eq!(check(&write(5, 3, &granted())), refused, "beyond the granted size");
         assert_eq!(check(&write(5, u64::MAX, &granted())), refused, "beyond all sizes");
+        let zero = |length| {
+            let mut zero = write(5, 2, &granted());
+            zero.update.change = Change::Zero { offset: 0, length };
+            Rights::new([key(1)]).check_write(&client(), &zero, 0, NOW).map_err(|e| e.code())
+        };
+        assert_eq!(zero(CHUNK), Ok(()));
+        assert_eq!(zero(CHUNK + 1), refused, "zeros beyond the granted size");
         let other = |change: fn(&mut Capability)| {
             let mut capability = granted();
             change(&mut capability);

@@ -5,15 +5,15 @@ use crate::scrub::{BYTES_MAX, scrub};
 use crate::target::{Incoming, Target};
 use async_trait::async_trait;
 use kiln_chain::replica::View;
-use kiln_chunk_store::{ChunkStat, Store};
+use kiln_chunk_store::{ChunkExtents, ChunkStat, Store};
 use kiln_env::Env;
 use kiln_net::{Handler, Peer, Request, Response};
 use kiln_telemetry::{REQUESTS, Trace, about, metrics};
 use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{ChainId, ChunkId, ChunkVersion, Code, Error, PublicState, Result, TargetId};
 use kiln_wire::{
-    Body, DiskSpace, Fill, Forward, Goodbye, Install, LIST_LIMIT_MAX, List, Listed, Listing, Name,
-    Operation, Read, ReadDone, Space, Write, WriteDone,
+    Body, DiskSpace, Extents, Fill, Forward, Goodbye, Install, LIST_LIMIT_MAX, List, Listed,
+    Listing, Name, Operation, Read, ReadDone, Space, Write, WriteDone,
 };
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -116,6 +116,19 @@ impl ChunkService {
             checksums: found.checksums,
         };
         Ok(Response::new(done.encode()).with_payload(found.bytes))
+    }
+
+    async fn extents(&self, peer: &Peer, request: Request) -> Result<Response> {
+        let read = Read::decode(&request.body)?;
+        note(read.name, 0);
+        self.rights.check_read(peer, &read, self.env.wall())?;
+        let target = self.target(read.name.chain, serves)?;
+        let (range, deadline) = ((read.offset, read.length), request.deadline);
+        let found =
+            target.extents(read.name, range, read.floor, read.consistency, deadline).await?;
+        self.require_lease()?;
+        let ChunkExtents { version, chunk_length, data } = found;
+        Ok(Response::new(Extents { version, chunk_length, data }.encode()))
     }
 
     async fn write(&self, peer: &Peer, mut request: Request) -> Result<Response> {
@@ -260,6 +273,7 @@ impl Handler for ChunkService {
             }
             match operation {
                 Operation::Read => self.read(peer, request).await,
+                Operation::Extents => self.extents(peer, request).await,
                 Operation::Write => self.write(peer, request).await,
                 Operation::Forward => self.forward(peer, request).await,
                 Operation::CommittedVersion => self.committed_version(peer, request).await,

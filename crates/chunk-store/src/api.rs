@@ -4,6 +4,7 @@ use kiln_memory::Bytes;
 use kiln_types::{
     ChainId, ChunkId, ChunkVersion, ClusterId, DiskId, RetryKey, TargetId, TruncateEpoch,
 };
+use std::ops::Range;
 use std::time::Duration;
 
 pub use kiln_types::{Held, RetryRecord};
@@ -110,6 +111,14 @@ pub enum Change {
         /// The new length in bytes.
         length: u32,
     },
+    /// A range reads as zeros; blocks that lie wholly in it become holes. The chunk keeps its length; an
+    /// absent one becomes an empty chunk.
+    Zero {
+        /// Where the range begins in the chunk.
+        offset: u32,
+        /// How many bytes it has.
+        length: u32,
+    },
     /// No content any more; the version is remembered.
     Remove,
     /// The whole content becomes this.
@@ -143,6 +152,17 @@ pub struct ChunkRead {
     pub bytes: Bytes,
     /// One CRC32C for each 4 KiB block of the chunk that the bytes touch.
     pub checksums: Vec<u32>,
+}
+
+/// What a look at the extents of a chunk returns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkExtents {
+    /// The version that was looked at.
+    pub version: ChunkVersion,
+    /// The length of the whole chunk in bytes.
+    pub chunk_length: u32,
+    /// The byte ranges that are stored, in order, at least 4 KiB apart; what lies between is zeros.
+    pub data: Vec<Range<u32>>,
 }
 
 /// What is known of a chunk.

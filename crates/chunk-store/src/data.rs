@@ -24,6 +24,16 @@ impl Data {
         Self { first, crcs, pieces, holes: Vec::new() }
     }
 
+    /// `count` holes, but for the blocks in `edges`.
+    pub(crate) fn zeros(first: u32, count: u32, edges: Vec<(u32, Bytes)>) -> Self {
+        let (mut crcs, mut holes) = (vec![0; count as usize], vec![true; count as usize]);
+        for (number, block) in &edges {
+            let at = (number - first) as usize;
+            (crcs[at], holes[at]) = (crc32c(block), false);
+        }
+        Self { first, crcs, pieces: edges.into_iter().map(|(_, block)| block).collect(), holes }
+    }
+
     /// Leaves blocks of zeros out: a copy of a chunk with holes has them too.
     pub(crate) fn with_holes(mut self) -> Self {
         let zeros = crc32c(&[0; BLOCK_BYTES]);

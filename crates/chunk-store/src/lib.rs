@@ -72,8 +72,8 @@ mod verify;
 mod write;
 
 pub use api::{
-    Change, ChunkCopy, ChunkRead, ChunkStat, Held, Identity, Install, Options, RetryRecord,
-    TargetRecord, Update, Usage, Verification, VersionStat, Which,
+    Change, ChunkCopy, ChunkExtents, ChunkRead, ChunkStat, Held, Identity, Install, Options,
+    RetryRecord, TargetRecord, Update, Usage, Verification, VersionStat, Which,
 };
 pub use store::Store;
 

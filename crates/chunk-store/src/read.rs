@@ -1,6 +1,6 @@
 //! Reading data and descriptors. A reader holds a lease instead of a lock: see `space`.
 
-use crate::api::{ChunkRead, ChunkStat, Held, Which};
+use crate::api::{ChunkExtents, ChunkRead, ChunkStat, Held, Which};
 use crate::cache::{Cached, Piece};
 use crate::core::{Core, mismatch};
 use crate::extent::{Extent, Position};
@@ -16,6 +16,7 @@ use kiln_memory::Bytes;
 use kiln_types::{
     BLOCK_BYTES, ChunkId, ChunkVersion, Code, Error, Result, TargetId, TruncateEpoch, crc32c,
 };
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Blocks of log that are read at once for a list.
@@ -131,6 +132,34 @@ pub(crate) async fn read(core: &Core, request: Request) -> Result<ChunkRead> {
         }
     }
     Ok(answer(bytes, crcs))
+}
+
+/// Which parts of the range are stored. Only descriptors are read.
+pub(crate) async fn extents(core: &Core, request: Request) -> Result<ChunkExtents> {
+    let Request { key, which, offset, length, floor } = request;
+    let (head, lease) = find(core, key, which).await?;
+    if !head.visible(floor) {
+        return Err(absent(key));
+    }
+    let (version, chunk_length) = (head.version, head.length);
+    let end = offset.saturating_add(length).min(chunk_length);
+    let mut data: Vec<Range<u32>> = Vec::new();
+    if offset < end {
+        let size = BLOCK_BYTES as u32;
+        let (first, last) = (offset / size, end.div_ceil(size));
+        let plan = Plan::of(core, key, &head, (first, last), &lease).await?;
+        let mut at = first;
+        for run in plan.runs {
+            let (from, to) = ((at * size).max(offset), ((at + run.count) * size).min(end));
+            at += run.count;
+            match data.last_mut() {
+                _ if run.is_hole() => {}
+                Some(last) if last.end == from => last.end = to,
+                _ => data.push(from..to),
+            }
+        }
+    }
+    Ok(ChunkExtents { version, chunk_length, data })
 }
 
 /// The descriptor of the version that a reader wants.

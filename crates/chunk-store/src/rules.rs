@@ -96,7 +96,10 @@ pub(crate) fn check(update: &Update) -> Result<()> {
         Change::Truncate { length } if *length > limit => {
             return Err(Error::invalid(format!("{length} bytes in a chunk of {limit}")));
         }
-        Change::Truncate { .. } | Change::Remove => return Ok(()),
+        Change::Zero { offset, length } if offset.saturating_add(*length) > limit => {
+            return Err(Error::invalid(format!("{length} at {offset} in a chunk of {limit}")));
+        }
+        Change::Truncate { .. } | Change::Zero { .. } | Change::Remove => return Ok(()),
     };
     if u64::from(offset) + bytes.len() as u64 > u64::from(limit) {
         return Err(Error::invalid(format!(

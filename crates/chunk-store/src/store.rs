@@ -1,8 +1,8 @@
 //! The store: what callers may ask.
 
 use crate::api::{
-    ChunkCopy, ChunkRead, ChunkStat, Held, Identity, Install, Options, RetryRecord, TargetRecord,
-    Update, Usage, Verification, Which,
+    ChunkCopy, ChunkExtents, ChunkRead, ChunkStat, Held, Identity, Install, Options, RetryRecord,
+    TargetRecord, Update, Usage, Verification, Which,
 };
 use crate::core::{Core, closed};
 use crate::extent::BLOCK;
@@ -246,6 +246,22 @@ impl Store {
     ) -> Result<ChunkRead> {
         let key = Key { target, chunk };
         read::read(&self.core, Request { key, which, offset, length, floor }).await
+    }
+
+    /// Which parts of a byte range of a version are stored, at the grain of 4 KiB blocks.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub async fn extents(
+        &self,
+        target: TargetId,
+        chunk: ChunkId,
+        which: Which,
+        (offset, length): (u32, u32),
+        floor: TruncateEpoch,
+    ) -> Result<ChunkExtents> {
+        let key = Key { target, chunk };
+        read::extents(&self.core, Request { key, which, offset, length, floor }).await
     }
 
     /// What is known of a chunk.

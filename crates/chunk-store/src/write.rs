@@ -179,6 +179,10 @@ impl Draft {
                 (merge.cut(*length).await?, *length, Priority::Maker)
             }
             Change::Truncate { .. } => (Data::none(), old_length, Priority::Maker),
+            Change::Zero { offset, length } => {
+                let end = offset.saturating_add(*length).min(old_length);
+                (merge.zero(*offset, end, old_length).await?, old_length, Priority::Maker)
+            }
             Change::Remove => (Data::none(), 0, Priority::Maker),
         };
         let first = data.first;
@@ -420,6 +424,32 @@ impl Merge<'_> {
         let mut block = self.old(number).await?;
         block[keep..].fill(0);
         Ok(Data::of(number, vec![crc32c(&block)], vec![block.freeze()]))
+    }
+
+    /// The blocks of a range of zeros in a chunk of `length` bytes: all holes, but for those at its ends
+    /// that keep some of their bytes.
+    async fn zero(&self, offset: u32, end: u32, length: u32) -> Result<Data> {
+        let size = BLOCK_BYTES as u32;
+        if offset >= end {
+            return Ok(Data::none());
+        }
+        let (first, last) = (offset / size, (end - 1) / size);
+        let head = !offset.is_multiple_of(size);
+        let tail = !end.is_multiple_of(size) && end < length;
+        let mut edges = Vec::new();
+        for number in [first, last] {
+            let touched = number == first && head || number == last && tail;
+            let twice = edges.iter().any(|(edge, _)| *edge == number);
+            if !touched || twice || self.block(number).await?.block == 0 {
+                continue;
+            }
+            let mut block = self.old(number).await?;
+            let start = number * size;
+            let zeros = offset.max(start) - start..end.min(start + size) - start;
+            block[zeros.start as usize..zeros.end as usize].fill(0);
+            edges.push((number, block.freeze()));
+        }
+        Ok(Data::zeros(first, last - first + 1, edges))
     }
 }
 

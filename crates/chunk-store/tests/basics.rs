@@ -74,6 +74,51 @@ fn chunks_of_many_parts_share_what_a_small_write_leaves() {
 }
 
 #[test]
+fn zeros_take_no_space_and_keep_the_length() {
+    scenario(12, 16, |env, disk, store| async move {
+        let zero = |offset, length| Change::Zero { offset, length };
+        let large = |number, change| Update {
+            chunk_bytes: 4 * MIB,
+            ..update(0, number, number - 1, change)
+        };
+        let mut expected = vec![7; 2 * MIB as usize + 100];
+        store.prepare(TARGET, large(1, write_at(0, &expected))).await.unwrap();
+        let blocks = |store: &Store| store.usage().targets[0].1 / 4096;
+        let full = blocks(&store);
+        store.prepare(TARGET, large(2, zero(4000, 8500))).await.unwrap();
+        expected[4000..12_500].fill(0);
+        assert!(content(&store, 0).await == expected);
+        assert_eq!(blocks(&store), full - 2, "two whole blocks are free");
+        store.prepare(TARGET, large(3, zero(MIB - 4096, MIB))).await.unwrap();
+        expected[MIB as usize - 4096..2 * MIB as usize - 4096].fill(0);
+        store.prepare(TARGET, large(4, zero(2 * MIB + 50, 2 * MIB - 50))).await.unwrap();
+        expected[2 * MIB as usize + 50..].fill(0);
+        assert!(content(&store, 0).await == expected);
+        assert_eq!(blocks(&store), full - 2 - 256);
+        let extents = async |store: &Store, range| {
+            store.extents(TARGET, chunk(0), Which::Committed, range, EPOCH).await.unwrap().data
+        };
+        let tail = 2 * MIB - 4096..2 * MIB + 100;
+        let data = vec![0..4096, 12_288..MIB - 4096, tail.clone()];
+        assert_eq!(extents(&store, (0, u32::MAX)).await, data);
+        assert_eq!(extents(&store, (5000, 8000)).await, vec![12_288..13_000]);
+        let disk = disk.power_loss();
+        let store = open(&disk, &env).await;
+        assert!(content(&store, 0).await == expected);
+        assert_eq!(extents(&store, (MIB, 2 * MIB)).await, vec![tail]);
+        store.prepare(TARGET, large(5, zero(0, 2 * MIB + 100))).await.unwrap();
+        assert!(content(&store, 0).await == vec![0; 2 * MIB as usize + 100], "the length stays");
+        assert_eq!((blocks(&store), extents(&store, (0, u32::MAX)).await), (0, vec![]));
+        assert!(store.verify().await.unwrap().is_clean());
+        let beyond = Update { chunk_bytes: MIB, ..large(6, zero(MIB, 1)) };
+        assert_eq!(store.prepare(TARGET, beyond).await.unwrap_err().code(), Code::Invalid);
+        store.prepare(TARGET, update(1, 6, 0, zero(0, 5000))).await.unwrap();
+        let stat = store.stat(TARGET, chunk(1)).await.unwrap().committed.unwrap();
+        assert_eq!((stat.length, stat.removed, stat.version), (0, false, version(6)));
+    });
+}
+
+#[test]
 fn versions_are_checked() {
     scenario(3, 16, |_, _, store| async move {
         let code = |result: kiln_types::Result<()>| result.map_err(|e| e.code());

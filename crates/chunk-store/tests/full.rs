@@ -88,7 +88,15 @@ impl Life {
     async fn cut(&mut self) {
         let Some(index) = self.any() else { return };
         let mut bytes = self.chunks[&index].1.clone();
+        let whole = bytes.len();
         bytes.truncate(1 + self.env.random_below(bytes.len() as u64) as usize);
+        if self.env.random_below(2) == 0 {
+            let (offset, length) = (bytes.len() as u32, (whole - bytes.len()) as u32);
+            let zeroed = self.prepare(index, Change::Zero { offset, length }).await;
+            let version = zeroed.unwrap_or_else(|code| panic!("{}: zeros: {code:?}", self.words));
+            let zeros = [&bytes[..], &vec![0; whole - bytes.len()]].concat();
+            self.chunks.insert(index, (version, zeros));
+        }
         let cut = self.prepare(index, Change::Truncate { length: bytes.len() as u32 }).await;
         let version = cut.unwrap_or_else(|code| panic!("{}: a cut: {code:?}", self.words));
         self.chunks.insert(index, (version, bytes));

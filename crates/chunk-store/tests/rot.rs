@@ -82,6 +82,12 @@ async fn change_chunks(store: &Store, env: &Env, changes: u64, known: &mut BTree
         let (change, removed) = match env.random_below(16) {
             0 => (Change::Remove, true),
             1..=2 => (Change::Truncate { length: offset as u32 }, false),
+            3 => {
+                let length = 1 + env.random_below(30_000) as usize;
+                let end = bytes.len().min(offset + length);
+                bytes[offset.min(end)..end].fill(0);
+                (Change::Zero { offset: offset as u32, length: length as u32 }, false)
+            }
             _ => {
                 let mut new = vec![0; 1 + env.random_below(12_000) as usize];
                 env.fill_random(&mut new);

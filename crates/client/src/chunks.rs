@@ -73,8 +73,8 @@ pub struct ChunkClient {
     routing: watch::Receiver<Arc<RoutingInfo>>,
     channels: Channels,
     /// Counts reads, so that replicas take turns.
-    reads: AtomicU64,
-    consistency: Consistency,
+    pub(crate) reads: AtomicU64,
+    pub(crate) consistency: Consistency,
 }
 
 impl ChunkClient {
@@ -120,7 +120,7 @@ impl ChunkClient {
     }
 
     /// Measures a call about one chunk; it is a phase of what it is made for.
-    async fn measure<T>(
+    pub(crate) async fn measure<T>(
         &self,
         operation: &'static str,
         place: Place,
@@ -215,7 +215,7 @@ impl ChunkClient {
         self.change(grant, place, change, Some(bytes), deadline).await
     }
 
-    /// Makes any change of a chunk; all but writes are refused to clients that are not servers.
+    /// Makes any change of a chunk; all but writes and zeros are refused to clients that are not servers.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -230,6 +230,7 @@ impl ChunkClient {
         let operation = match &change {
             Change::Write { .. } => "chunk write",
             Change::Truncate { .. } => "chunk truncate",
+            Change::Zero { .. } => "chunk zero",
             Change::Remove => "chunk remove",
             Change::Replace { .. } => "chunk replace",
         };
@@ -362,7 +363,7 @@ impl ChunkClient {
         }
     }
 
-    async fn call(&self, target: TargetId, call: Call) -> Result<Answer> {
+    pub(crate) async fn call(&self, target: TargetId, call: Call) -> Result<Answer> {
         let routing = self.routing();
         let node = routing.node_of(target).ok_or_else(|| {
             Error::new(Code::NotServing, format!("no server has target {target} yet"))
@@ -371,7 +372,7 @@ impl ChunkClient {
         phase(&self.env, Phase::Storage, called).await
     }
 
-    fn attempts<'a>(
+    pub(crate) fn attempts<'a>(
         &'a self,
         intent: Intent,
         chain: ChainId,
@@ -393,20 +394,20 @@ impl ChunkClient {
 
 /// Where and by when to send a request this time.
 #[derive(Clone, Copy)]
-struct Attempt {
-    target: TargetId,
+pub(crate) struct Attempt {
+    pub(crate) target: TargetId,
     chain_version: ChainVersion,
-    deadline: Deadline,
+    pub(crate) deadline: Deadline,
 }
 
 impl Attempt {
-    fn name(&self, place: &Place) -> Name {
+    pub(crate) fn name(&self, place: &Place) -> Name {
         Name { chain: place.chain, chain_version: self.chain_version, chunk: place.chunk }
     }
 }
 
 /// The attempts of one request: the shell around its [`Initiator`].
-struct Attempts<'a> {
+pub(crate) struct Attempts<'a> {
     env: &'a Env,
     routing: watch::Receiver<Arc<RoutingInfo>>,
     initiator: Initiator,
@@ -419,7 +420,7 @@ struct Attempts<'a> {
 
 impl Attempts<'_> {
     /// Waits until there is somebody to ask.
-    async fn next(&mut self) -> Result<Attempt> {
+    pub(crate) async fn next(&mut self) -> Result<Attempt> {
         loop {
             let chain: Option<Chain> =
                 self.routing.borrow_and_update().chains.get(&self.chain).cloned();
@@ -437,7 +438,7 @@ impl Attempts<'_> {
     }
 
     /// Takes the error of the last attempt; returns when it is time for another one.
-    async fn failed(&mut self, error: Error) -> Result<()> {
+    pub(crate) async fn failed(&mut self, error: Error) -> Result<()> {
         tracing::debug!(chain = %self.chain, target_id = %self.target, %error, "attempt failed");
         let stale = matches!(error.code(), Code::CapabilityRefused | Code::StaleEpoch);
         match self.grant {
@@ -472,7 +473,7 @@ impl Attempts<'_> {
     }
 }
 
-fn reading(error: Error, place: &Place) -> Error {
+pub(crate) fn reading(error: Error, place: &Place) -> Error {
     error.while_doing(format_args!("read of chunk {}", place.chunk))
 }
 

@@ -86,6 +86,10 @@ impl File {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// The inode.
     pub fn inode(&self) -> InodeId {
         self.shared.session.inode()
@@ -140,7 +144,7 @@ impl File {
     /// # Errors
     /// The first piece's error.
     pub async fn read_raw(&self, offset: u64, mut buffer: Buffer) -> Result<Buffer> {
-        check_end(offset, buffer.len())?;
+        check_end(offset, buffer.len() as u64)?;
         if self.shared.piece(offset, buffer.len()) == buffer.len() {
             return self.shared.read_piece(offset, buffer).await;
         }
@@ -174,7 +178,7 @@ impl File {
     /// The first piece's error; the others may or may not have been written. `BadHandle` when it is
     /// not open for writing, `FileTooLarge` beyond 2^63 - 1.
     pub async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
-        let end = check_end(offset, bytes.len())?;
+        let end = check_end(offset, bytes.len() as u64)?;
         if !self.mode().write {
             return Err(Error::new(Code::BadHandle, "the file is not open for writing"));
         }
@@ -215,6 +219,19 @@ impl File {
     pub async fn set_length(&self, length: u64) -> Result<Attr> {
         let change = SetAttr { length: Some(length), ..SetAttr::default() };
         self.set_attr(self.shared.session.caller(), change).await
+    }
+
+    /// Makes the file reach to `end` at least, with a hole, durably; it never gets shorter.
+    ///
+    /// # Errors
+    /// As [`Self::sync`]; `BadHandle` when it is not open for writing, `FileTooLarge` beyond 2^63 - 1.
+    pub async fn lengthen(&self, end: u64) -> Result<Attr> {
+        check_end(end, 0)?;
+        if !self.mode().write {
+            return Err(Error::new(Code::BadHandle, "the file is not open for writing"));
+        }
+        self.shared.note_written(end);
+        self.sync().await
     }
 
     /// Changes attributes, after reporting what was written. For the length the file's own rights
@@ -305,12 +322,12 @@ impl Written {
 
 impl Shared {
     /// How many bytes from `at` on lie in one chunk, at most `length`.
-    fn piece(&self, at: u64, length: usize) -> usize {
+    pub(crate) fn piece(&self, at: u64, length: usize) -> usize {
         let chunk_bytes = u64::from(self.layout.chunk_bytes);
         length.min((chunk_bytes - at % chunk_bytes) as usize)
     }
 
-    fn place(&self, at: u64) -> (Place, u32) {
+    pub(crate) fn place(&self, at: u64) -> (Place, u32) {
         let index = self.layout.chunk_of(at);
         let chain = self.stripe[(index % self.stripe.len() as u64) as usize];
         let chunk = ChunkId::file(TreeId::MAIN, self.session.inode(), index);
@@ -341,7 +358,7 @@ impl Shared {
     }
 
     /// Notes that something is written up to `end`, under the epoch that it returns or a later one.
-    fn note_written(&self, end: u64) -> TruncateEpoch {
+    pub(crate) fn note_written(&self, end: u64) -> TruncateEpoch {
         let mut written = self.written.lock();
         let (epoch, mtime) = (self.session.epoch(), Some(self.env.wall()));
         let before = if written.epoch == epoch { written.end } else { 0 };
@@ -391,8 +408,8 @@ impl Drop for Shared {
 }
 
 /// Where `length` bytes at `offset` end.
-fn check_end(offset: u64, length: usize) -> Result<u64> {
-    let end = offset.checked_add(length as u64).filter(|end| i64::try_from(*end).is_ok());
+pub(crate) fn check_end(offset: u64, length: u64) -> Result<u64> {
+    let end = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok());
     end.ok_or_else(|| Error::new(Code::FileTooLarge, "no file goes beyond 2^63 - 1"))
 }
 

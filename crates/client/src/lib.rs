@@ -16,6 +16,7 @@ mod meta;
 mod names;
 mod open;
 mod session;
+mod sparse;
 mod watch;
 
 pub use attributes::{SetAttr, SetTime, SetXattr, Space};
@@ -25,4 +26,5 @@ pub use file::File;
 pub use meta::{Meta, Turn};
 pub use names::{DirEntry, Entry, Rename};
 pub use open::{NewFile, OpenMode};
+pub use sparse::SeekTo;
 pub use watch::{Change, Changes};

@@ -134,6 +134,8 @@ codes! {
     NoLocks = 319, GiveUp, ENOLCK = 37;
     /// A signal ended the wait of a program.
     Interrupted = 320, GiveUp, EINTR = 4;
+    /// The file ends before, or has nothing of that kind from there on (lseek(2)).
+    BeyondEnd = 321, GiveUp, ENXIO = 6;
 
     /// The chain changed: the version in the request is not the current one.
     StaleChainVersion = 400, Refresh, EIO = 5;

@@ -3,6 +3,7 @@
 
 mod capability;
 mod credential;
+mod extents;
 mod fill;
 mod frame;
 mod handshake;
@@ -13,6 +14,7 @@ pub use capability::{CAPABILITY_BYTES, CLOCK_SKEW_NS, Capability, CapabilityKey}
 pub use credential::{
     CREDENTIAL_NAME_BYTES_MAX, check_credential_name, client_secret, credential, server_secret,
 };
+pub use extents::Extents;
 pub use fill::{Copied, Fill, FillStep, Install};
 pub use frame::{
     BODY_BYTES_MAX, Credit, FRAME_HEADER_BYTES, FrameHeader, FrameKind, PAYLOAD_BYTES_MAX,

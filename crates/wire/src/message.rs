@@ -45,6 +45,9 @@ pub enum Operation {
     /// [`Name`], from a replica that lost it -> [`Copied`](crate::Copied) and the content of the
     /// committed version.
     Copy = 12,
+    /// [`Read`], answered as a read is, but with [`Extents`](crate::Extents): which parts of the range
+    /// are stored.
+    Extents = 13,
 }
 
 impl Operation {
@@ -63,6 +66,7 @@ impl Operation {
             Self::Install => "install",
             Self::Ping => "ping",
             Self::Copy => "copy",
+            Self::Extents => "extents",
         }
     }
 
@@ -85,6 +89,7 @@ impl Operation {
             O::Install,
             O::Ping,
             O::Copy,
+            O::Extents,
         ]
         .into_iter()
         .find(|operation| *operation as u16 == number)
@@ -182,6 +187,15 @@ pub enum Change {
     /// so that its epoch refuses late writes.
     Truncate {
         /// Bytes that stay.
+        length: u32,
+    },
+    /// Makes a range read as zeros and gives back the blocks that lie wholly in it. The chunk keeps its
+    /// length, so that nothing changes beyond it. Creates the chunk if it is absent, so that the retry
+    /// record comes to every replica: a late copy must not zero what was written since.
+    Zero {
+        /// The first byte in the chunk.
+        offset: u32,
+        /// How many bytes.
         length: u32,
     },
     /// Removes the chunk.
@@ -386,9 +400,13 @@ impl Body for Update {
             Change::Truncate { length } => (2, *length, &[]),
             Change::Remove => (3, 0, &[]),
             Change::Replace { checksums } => (4, 0, checksums),
+            Change::Zero { offset, .. } => (5, *offset, &[]),
         };
         to.u8(kind).u32(number);
         write_checksums(to, checksums);
+        if let Change::Zero { length, .. } = self.change {
+            to.u32(length);
+        }
         to.u64(self.epoch.0).u64(self.floor.0).u32(self.chunk_bytes);
         to.u8(u8::from(self.retry.is_some()));
         if let Some(retry) = self.retry {
@@ -404,7 +422,11 @@ impl Body for Update {
             2 => Change::Truncate { length: number },
             3 => Change::Remove,
             4 => Change::Replace { checksums },
-            _ => return Err(Error::corrupt(format!("change of unknown kind {kind}"))),
+            5 => Change::Zero { offset: number, length: from.u32()? },
+            _ => {
+                let text = format!("a change of kind {kind}, which this build does not know");
+                return Err(Error::new(Code::Unsupported, text));
+            }
         };
         let (epoch, floor) = (TruncateEpoch(from.u64()?), TruncateEpoch(from.u64()?));
         let chunk_bytes = from.u32()?;

@@ -35,6 +35,7 @@ fn update() -> impl Strategy<Value = Update> {
             .prop_map(|(offset, checksums)| Change::Write { offset, checksums }),
         any::<u32>().prop_map(|length| Change::Truncate { length }),
         Just(Change::Remove),
+        any::<(u32, u32)>().prop_map(|(offset, length)| Change::Zero { offset, length }),
         checksums().prop_map(|checksums| Change::Replace { checksums }),
     ];
     let retry = proptest::option::of((any::<u128>(), any::<u32>(), any::<u64>()).prop_map(
@@ -68,6 +69,8 @@ proptest! {
             capability: capability.clone(),
         });
         returns(ReadDone { version, chunk_length: numbers.0, checksums: vec![numbers.1; 9] });
+        let data = vec![4096..5000, 12_288..u32::MAX];
+        returns(Extents { version, chunk_length: numbers.0, data });
         returns(Write { name, update: update.clone(), capability });
         returns(Forward { name, from: TargetId(numbers.2), version, previous, update });
         returns(WriteDone { version });
@@ -123,6 +126,7 @@ proptest! {
             let _ = (Scrubbed::decode(&bytes), Fill::decode(&bytes));
             let _ = (HeldPage::decode(&bytes), Install::decode(&bytes), Copied::decode(&bytes));
             let _ = (Name::decode(&bytes), Space::decode(&bytes), Goodbye::decode(&bytes));
+            let _ = Extents::decode(&bytes);
         }
     }
 }

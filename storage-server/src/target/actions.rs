@@ -107,6 +107,7 @@ impl Target {
                 chunk_store::Change::Write { offset, bytes, checksums }
             }
             Change::Truncate { length } => chunk_store::Change::Truncate { length },
+            Change::Zero { offset, length } => chunk_store::Change::Zero { offset, length },
             Change::Remove => chunk_store::Change::Remove,
             Change::Replace { checksums } => chunk_store::Change::Replace { bytes, checksums },
         };

@@ -2,7 +2,7 @@
 
 use super::{Completeness, NEIGHBOUR_TIMEOUT, State, Target};
 use kiln_chain::replica::ReadRule;
-use kiln_chunk_store::{self as chunk_store, ChunkRead, Which};
+use kiln_chunk_store::{self as chunk_store, ChunkExtents, ChunkRead, Which};
 use kiln_telemetry::{Phase, phase};
 use kiln_types::rehearsal::{mark, planted};
 use kiln_types::{
@@ -28,10 +28,45 @@ impl Target {
         consistency: Consistency,
         deadline: Deadline,
     ) -> Result<ChunkRead> {
+        let look = |which| self.read_store(name.chunk, which, offset, length, floor);
+        self.shown(name, consistency, deadline, look).await
+    }
+
+    /// Tells which parts of a range (offset, length) are stored: of the version that [`Self::read`] would
+    /// read.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn extents(
+        self: &Arc<Self>,
+        name: Name,
+        range: (u32, u32),
+        floor: TruncateEpoch,
+        consistency: Consistency,
+        deadline: Deadline,
+    ) -> Result<ChunkExtents> {
+        let look = |which| async move {
+            let extents = self.store.extents(self.id, name.chunk, which, range, floor);
+            let extents = self.notice(self.pulse.of(&self.env, extents).await);
+            self.mend(name.chunk, extents)
+        };
+        self.shown(name, consistency, deadline, look).await
+    }
+
+    /// What `look` sees of the version that may be shown.
+    async fn shown<T, F>(
+        self: &Arc<Self>,
+        name: Name,
+        consistency: Consistency,
+        deadline: Deadline,
+        look: impl Fn(Which) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         let chunk = name.chunk;
-        let committed = || self.read_store(chunk, Which::Committed, offset, length, floor);
         match self.read_rule(name, consistency)? {
-            ReadRule::Committed => committed().await,
+            ReadRule::Committed => look(Which::Committed).await,
             ReadRule::Wait => {
                 mark("a read waits for a chunk to be settled");
                 Err(settling(chunk))
@@ -46,11 +81,10 @@ impl Target {
                 if planted("replicas show what is pending")
                     && let Some(pending) = &stat.pending
                 {
-                    let which = Which::Version(pending.version);
-                    return self.read_store(chunk, which, offset, length, floor).await;
+                    return look(Which::Version(pending.version)).await;
                 }
                 if version_of(&stat.committed) >= decided {
-                    return committed().await;
+                    return look(Which::Committed).await;
                 }
                 if version_of(&stat.pending) != decided {
                     return Err(settling(chunk));
@@ -60,10 +94,11 @@ impl Target {
                     let text = format!("target {}: no chunk {chunk}", self.id);
                     return Err(Error::new(Code::ChunkNotFound, text));
                 }
-                let which = Which::Version(decided);
-                match self.read_store(chunk, which, offset, length, floor).await {
+                match look(Which::Version(decided)).await {
                     // Committed and replaced meanwhile.
-                    Err(error) if error.code() == Code::ChunkNotFound => committed().await,
+                    Err(error) if error.code() == Code::ChunkNotFound => {
+                        look(Which::Committed).await
+                    }
                     result => result,
                 }
             }
@@ -137,6 +172,11 @@ impl Target {
     ) -> Result<ChunkRead> {
         let read = self.store.read(self.id, chunk, which, offset, length, floor);
         let result = self.notice(self.pulse.of(&self.env, read).await);
+        self.mend(chunk, result)
+    }
+
+    /// Has a chunk repaired of which damage was seen.
+    fn mend<T>(self: &Arc<Self>, chunk: ChunkId, result: Result<T>) -> Result<T> {
         result.map_err(|error| match is_damage(&error) {
             // Another replica has it.
             true => {

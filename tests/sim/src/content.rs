@@ -42,6 +42,11 @@ impl Content {
         content
     }
 
+    pub(crate) fn zero(&self, offset: u32, length: u32) -> Self {
+        let end = (offset + length).min(self.len());
+        if offset < end { self.write(0, offset, end - offset) } else { self.clone() }
+    }
+
     fn push(&mut self, end: u32, tag: u32) {
         if end <= self.len() {
             return;
@@ -70,6 +75,18 @@ impl Content {
             }
         }
         true
+    }
+}
+
+impl Content {
+    /// Whether all is zeros of `length` bytes at `offset` that is not in `data`.
+    pub(crate) fn stores_at_most(&self, offset: u32, length: u32, data: &[Range<u32>]) -> bool {
+        let mut start = 0;
+        self.parts.iter().all(|(end, tag)| {
+            let (from, to) = (start.max(offset), (*end).min(offset + length));
+            start = *end;
+            *tag == 0 || from >= to || data.iter().any(|data| data.start <= from && to <= data.end)
+        })
     }
 }
 

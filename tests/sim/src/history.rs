@@ -2,15 +2,25 @@
 
 use crate::content::{self, Content};
 use parking_lot::Mutex;
+use std::ops::Range;
 
 /// An operation on one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Read { offset: u32, length: u32 },
+    Extents { offset: u32, length: u32 },
     Write { offset: u32, length: u32 },
     Replace { length: u32 },
     Truncate { length: u32 },
+    Zero { offset: u32, length: u32 },
     Remove,
+}
+
+impl Kind {
+    /// Whether it changes nothing.
+    pub(crate) fn is_read(self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Extents { .. })
+    }
 }
 
 /// How an operation ended.
@@ -22,6 +32,8 @@ pub(crate) enum Outcome {
     Done,
     /// It saw these bytes; fewer than asked for at the end of the chunk.
     Saw(Vec<u8>),
+    /// These ranges were stored, and the others of what was asked for were not.
+    Stored(Vec<Range<u32>>),
 }
 
 /// An operation. Times are places in the order of all calls and returns.
@@ -46,10 +58,14 @@ impl Operation {
             (Kind::Read { offset, length }, Outcome::Saw(bytes)) => {
                 content.shows(offset, length, bytes).then(|| content.clone())
             }
-            (Kind::Read { .. }, _) => Some(content.clone()),
+            (Kind::Extents { offset, length }, Outcome::Stored(data)) => {
+                content.stores_at_most(offset, length, data).then(|| content.clone())
+            }
+            (Kind::Read { .. } | Kind::Extents { .. }, _) => Some(content.clone()),
             (Kind::Write { offset, length }, _) => Some(content.write(self.tag, offset, length)),
             (Kind::Replace { length }, _) => Some(Content::of(self.tag, length)),
             (Kind::Truncate { length }, _) => Some(content.cut(length)),
+            (Kind::Zero { offset, length }, _) => Some(content.zero(offset, length)),
             (Kind::Remove, _) => Some(Content::default()),
         }
     }
@@ -131,7 +147,7 @@ impl History {
 
     /// How many were successful.
     pub(crate) fn successes(&self) -> usize {
-        let good = |o: &&Operation| matches!(o.outcome, Outcome::Done | Outcome::Saw(_));
+        let good = |o: &&Operation| o.outcome != Outcome::Unknown;
         self.state.lock().operations.iter().filter(good).count()
     }
 
@@ -139,11 +155,11 @@ impl History {
     pub(crate) fn of_chunk(&self, chunk: usize) -> Vec<Operation> {
         let state = self.state.lock();
         let counts = |operation: &&Operation| {
-            let is_read = matches!(operation.kind, Kind::Read { .. });
+            let is_read = operation.kind.is_read();
             operation.chunk == chunk
                 && match operation.outcome {
                     Outcome::Unknown => !is_read,
-                    Outcome::Done | Outcome::Saw(_) => true,
+                    Outcome::Done | Outcome::Saw(_) | Outcome::Stored(_) => true,
                 }
         };
         state.operations.iter().filter(counts).cloned().collect()

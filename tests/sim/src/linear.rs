@@ -177,7 +177,7 @@ impl<'a> Search<'a> {
             let candidates = self.candidates()?;
             let before = took.len();
             for operation in &candidates {
-                let is_read = matches!(self.operations[*operation].kind, Kind::Read { .. });
+                let is_read = self.operations[*operation].kind.is_read();
                 if is_read && self.apply(content, *operation).is_some() {
                     self.flip(*operation);
                     took.push(*operation);
@@ -185,7 +185,7 @@ impl<'a> Search<'a> {
             }
             if took.len() == before {
                 self.note(content, &candidates);
-                let changes = |o: &usize| !matches!(self.operations[*o].kind, Kind::Read { .. });
+                let changes = |o: &usize| !self.operations[*o].kind.is_read();
                 let mut candidates: Vec<_> = candidates.into_iter().filter(changes).collect();
                 let next = self.next_read();
                 candidates.sort_by_key(|operation| self.promise(*operation, next));
@@ -196,7 +196,7 @@ impl<'a> Search<'a> {
 
     /// The read that has to be explained first.
     fn next_read(&self) -> Option<usize> {
-        let is_read = |o: &usize| matches!(self.operations[*o].kind, Kind::Read { .. });
+        let is_read = |o: &usize| self.operations[*o].kind.is_read();
         let left = (0..self.operations.len()).filter(|o| is_read(o) && !self.is_taken(*o));
         left.min_by_key(|read| self.operations[*read].returned)
     }
@@ -228,7 +228,7 @@ impl<'a> Search<'a> {
     fn apply(&mut self, content: u32, operation: usize) -> Option<u32> {
         let operation = &self.operations[operation];
         let before = &self.contents[content as usize];
-        if matches!(operation.kind, Kind::Read { .. }) {
+        if operation.kind.is_read() {
             return operation.apply(before).map(|_| content);
         }
         let after = operation.apply(before)?;

@@ -30,6 +30,7 @@ pub(crate) fn likeness(change: &Change, epoch: TruncateEpoch) -> Vec<u64> {
         Change::Write { checksums, .. } | Change::Replace { checksums } => {
             checksums.iter().map(|checksum| u64::from(*checksum)).collect()
         }
+        Change::Zero { offset, length } => vec![u64::from(*offset), u64::from(*length)],
         // A cut has an epoch of its own.
         Change::Truncate { .. } | Change::Remove => vec![epoch.0],
     }

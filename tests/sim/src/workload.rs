@@ -153,8 +153,9 @@ impl Client {
         let offset = [0, below(room + 1), below(room.min(16_384) + 1)][below(3) as usize];
         let offset = if aligned { offset / 4096 * 4096 } else { offset };
         if only_reads || below(100) < self.workload.options.reads {
-            return match below(3) {
+            return match below(4) {
                 0 => Kind::Read { offset, length },
+                1 => Kind::Extents { offset, length },
                 _ => Kind::Read { offset: 0, length: CHUNK_BYTES },
             };
         }
@@ -162,6 +163,7 @@ impl Client {
             0 if self.is_server => Kind::Truncate { length: below(CHUNK_BYTES) },
             1 if self.is_server => Kind::Remove,
             2 | 3 if self.is_server => Kind::Replace { length },
+            4 | 5 => Kind::Zero { offset, length },
             _ => Kind::Write { offset, length },
         }
     }
@@ -200,6 +202,10 @@ impl Client {
                 self.chunks.read(&grants, place, offset, buffer, deadline).await?;
             return Ok(Outcome::Saw(buffer[..found].to_vec()));
         }
+        if let Kind::Extents { offset, length } = kind {
+            let found = self.chunks.extents(&grants, place, (offset, length), deadline).await?;
+            return Ok(Outcome::Stored(found));
+        }
         let (change, payload) = change_of(tag, kind);
         let epoch = grants.cut.unwrap_or(TruncateEpoch(0));
         self.workload.hints.expect(tag, place.chunk, likeness(&change, epoch));
@@ -220,8 +226,9 @@ fn change_of(tag: u32, kind: Kind) -> (Change, Option<Bytes>) {
             let bytes = Bytes::copy_of(&bytes_of(tag, 0..length));
             (Change::Replace { checksums: grid_checksums(0, &bytes) }, Some(bytes))
         }
+        Kind::Zero { offset, length } => (Change::Zero { offset, length }, None),
         Kind::Truncate { length } => (Change::Truncate { length }, None),
-        Kind::Remove | Kind::Read { .. } => (Change::Remove, None),
+        Kind::Remove | Kind::Read { .. } | Kind::Extents { .. } => (Change::Remove, None),
     }
 }
 

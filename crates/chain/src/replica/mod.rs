@@ -382,8 +382,9 @@ pub enum Action {
 }
 
 /// Whether `code`, answered to a forward, says for sure that the successor has not stored the version
-/// and never will: then it is dropped here too.
+/// and never will: then it is dropped here too. An older build answers `Unsupported` to a change that it
+/// does not know.
 pub fn refuses(code: kiln_types::Code) -> bool {
-    use kiln_types::Code;
-    matches!(code, Code::NoSpace | Code::StaleEpoch | Code::Invalid | Code::FileTooLarge)
+    use kiln_types::Code as C;
+    matches!(code, C::NoSpace | C::StaleEpoch | C::Invalid | C::FileTooLarge | C::Unsupported)
 }

@@ -77,6 +77,21 @@ impl World {
         let to = (from + length as usize).min(version.bytes.len());
         ensure!(*read.bytes == version.bytes[from..to], "{key:?}: wrong bytes {from}..{to}");
         ensure!(read.checksums == checksums(offset, &read.bytes), "{key:?}: wrong checksums");
+        let range = (offset, length);
+        let found =
+            self.store.extents(key.0, key.1, Which::Committed, range, TruncateEpoch(0)).await;
+        let data = match found {
+            Err(error) if self.armed && lost(error.code()) => return Ok(()),
+            found => found.map_err(|error| format!("extents of {key:?}: {error:?}"))?.data,
+        };
+        let mut at = from;
+        for range in data.iter().map(|data| data.start as usize..data.end as usize).chain([to..to])
+        {
+            ensure!(at <= range.start && range.end <= to, "{key:?}: extents {data:?}");
+            let hole = &version.bytes[at..range.start];
+            ensure!(hole.iter().all(|byte| *byte == 0), "{key:?}: bytes in the holes of {data:?}");
+            at = range.end;
+        }
         Ok(())
     }
 

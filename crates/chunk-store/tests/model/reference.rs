@@ -138,6 +138,10 @@ impl Chunk {
                 bytes[*offset as usize..end].copy_from_slice(new);
             }
             Change::Truncate { length } => bytes.truncate(*length as usize),
+            Change::Zero { offset, length } => {
+                let end = bytes.len().min((offset + length) as usize);
+                bytes[end.min(*offset as usize)..end].fill(0);
+            }
             Change::Remove => bytes.clear(),
             Change::Replace { bytes: new, .. } => bytes = new.to_vec(),
         }

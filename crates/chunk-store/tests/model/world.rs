@@ -211,7 +211,8 @@ impl World {
             offset -= offset % BLOCK;
             length = length.next_multiple_of(BLOCK).min(self.life.chunk_bytes - offset);
         }
-        match self.below(16) {
+        match self.below(18) {
+            16..=17 => Change::Zero { offset, length },
             0..=10 => {
                 let bytes = self.random_bytes(length);
                 Change::Write { offset, checksums: checksums(offset, &bytes), bytes }
