@@ -2,7 +2,7 @@
 //! drives it without one).
 
 use async_trait::async_trait;
-pub use kiln_client::{SetAttr, SetTime, SetXattr, Space};
+pub use kiln_client::{SeekTo, SetAttr, SetTime, SetXattr, Space};
 use kiln_memory::Bytes;
 use kiln_types::{
     Attr, Caller, Code, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange, Result,
@@ -100,15 +100,6 @@ pub struct DirEntry {
     /// What it leads to. Entries that a kernel takes in as lookups (all but `.` and `..`) must be counted
     /// with [`FileSystem::looked_up`].
     pub known: Known,
-}
-
-/// What a file is searched for (lseek(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SeekTo {
-    /// The first byte that is not in a hole.
-    Data,
-    /// The first byte that is in one; behind the last byte is one, too.
-    Hole,
 }
 
 /// Told when the program that waits for an answer got a signal.
@@ -217,6 +208,18 @@ pub trait FileSystem: Send + Sync + 'static {
     /// opened with `sync`.
     async fn write(&self, handle: Handle, at: WriteAt, bytes: Bytes) -> Result<()>;
 
+    /// Allocates or frees space of a range: `mode` as in fallocate(2), 1 KEEP_SIZE, 2 PUNCH_HOLE,
+    /// 0x10 ZERO_RANGE; other ones are `Unsupported`.
+    async fn fallocate(&self, handle: Handle, mode: u32, offset: u64, length: u64) -> Result<()>;
+
+    /// The first byte from `offset` on that is stored, or is not (the end of the file is a hole);
+    /// `BeyondEnd` when there is none.
+    async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<u64>;
+
+    /// Copies up to `length` bytes from one place to another; how many were copied, 0 at the end of the
+    /// file alone.
+    async fn copy_range(&self, from: (Handle, u64), to: (Handle, u64), length: u64) -> Result<u64>;
+
     /// A descriptor of the handle is closed: what was written becomes visible to others, and an error of
     /// writing it is told here, once. The fcntl(2) locks of `owner` on the file end.
     async fn flush(&self, handle: Handle, owner: LockOwner) -> Result<()>;
@@ -226,25 +229,6 @@ pub trait FileSystem: Send + Sync + 'static {
 
     /// The handle's last descriptor is gone, and with it the locks of its open file description.
     async fn release(&self, handle: Handle);
-
-    /// Reserves, removes or zeroes bytes: `mode` as in fallocate(2).
-    async fn fallocate(&self, handle: Handle, mode: u32, offset: u64, length: u64) -> Result<()> {
-        let _ = (handle, mode, offset, length);
-        Err(Code::Unsupported.into())
-    }
-
-    /// Where the next data or hole from `offset` on begins. `Unsupported` for all time: the kernel takes
-    /// files as without holes.
-    async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
-        let _ = (handle, offset, to);
-        Err(Code::Unsupported.into())
-    }
-
-    /// Copies bytes from a place in one file to one in another, and says how many.
-    async fn copy_range(&self, from: (Handle, u64), to: (Handle, u64), length: u64) -> Result<u64> {
-        let _ = (from, to, length);
-        Err(Code::Unsupported.into())
-    }
 
     /// Makes a file without a name (O_TMPFILE), on the disk of a directory, and opens it. Counts as one
     /// lookup.

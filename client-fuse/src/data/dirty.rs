@@ -320,6 +320,14 @@ impl Dirty {
                 .any(|(_, flight)| inside(flight.offset, flight.bytes.len()))
     }
 
+    /// All that is dirty, in no order; what flies may overlap what was written over it.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let range = |start: u64, length: usize| start..start + length as u64;
+        let flights = self.flights.values();
+        let flights = flights.map(move |flight| range(flight.offset, flight.bytes.len()));
+        flights.chain(self.extents.iter().map(move |(start, extent)| range(*start, extent.len())))
+    }
+
     fn piece_of(&self, offset: u64) -> u64 {
         offset / self.piece_bytes
     }

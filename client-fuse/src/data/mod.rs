@@ -16,6 +16,7 @@ mod overlay;
 mod pool;
 mod reading;
 mod sequence;
+mod sparse;
 mod writing;
 
 #[cfg(test)]

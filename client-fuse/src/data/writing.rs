@@ -185,7 +185,7 @@ impl Content {
     }
 
     /// Waits until nothing flies, and lets nothing start.
-    async fn freeze(self: &Arc<Self>) -> Frozen {
+    pub(super) async fn freeze(self: &Arc<Self>) -> Frozen {
         loop {
             let thawed = self.landed.notified();
             if self.change(|state, _| state.dirty.freeze()) {
@@ -205,7 +205,10 @@ impl Content {
 
     /// Changes the state; then flights start that may, and the pool learns what memory is held now.
     /// `change` adds to its second argument what it has reserved.
-    fn change<R>(self: &Arc<Self>, change: impl FnOnce(&mut State, &mut Usage) -> R) -> R {
+    pub(super) fn change<R>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut State, &mut Usage) -> R,
+    ) -> R {
         let mut state = self.state.lock();
         let mut before = state.dirty.usage();
         let result = change(&mut state, &mut before);
@@ -263,7 +266,7 @@ impl Content {
 }
 
 /// No flight starts while this lives.
-struct Frozen(Arc<Content>);
+pub(super) struct Frozen(Arc<Content>);
 
 impl Drop for Frozen {
     fn drop(&mut self) {

@@ -11,11 +11,12 @@ mod locks;
 mod names;
 mod nodes;
 mod open_inode;
+mod sparse;
 
 use crate::data::{DataOptions, DataPool};
 use crate::filesystem::{
     CAPABILITY, DirEntry, FileSystem, Handle, Interrupt, KernelCache, Known, Looked, NewFile,
-    OpenFlags, Opened, SetAttr, SetXattr, Space, WriteAt,
+    OpenFlags, Opened, SeekTo, SetAttr, SetXattr, Space, WriteAt,
 };
 use async_trait::async_trait;
 use fresh::{Freshness, Mark};
@@ -306,6 +307,18 @@ impl FileSystem for Tree {
 
     async fn write(&self, handle: Handle, at: WriteAt, bytes: Bytes) -> Result<()> {
         files::write(self, handle, at, bytes).await
+    }
+
+    async fn fallocate(&self, handle: Handle, mode: u32, offset: u64, length: u64) -> Result<()> {
+        sparse::fallocate(self, handle, mode, offset, length).await
+    }
+
+    async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<u64> {
+        self.handles.file(handle)?.open.content().seek(offset, to).await
+    }
+
+    async fn copy_range(&self, from: (Handle, u64), to: (Handle, u64), length: u64) -> Result<u64> {
+        sparse::copy_range(self, from, to, length).await
     }
 
     async fn flush(&self, handle: Handle, owner: LockOwner) -> Result<()> {

@@ -5,10 +5,11 @@ use crate::tree::append::Append;
 use crate::tree::fresh::Mark;
 use crate::tree::locks::Owners;
 use async_trait::async_trait;
-use kiln_client::File;
+use kiln_client::{File, SeekTo};
 use kiln_memory::{Buffer, Bytes};
 use kiln_types::{Attr, Caller, Code, Error, InodeId, Result, Timestamp};
 use parking_lot::Mutex;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The open state of one inode.
@@ -41,6 +42,14 @@ impl Backing for Session {
 
     async fn write(&self, offset: u64, bytes: Bytes) -> Result<()> {
         self.0.write_at(offset, bytes).await
+    }
+
+    async fn zero(&self, range: Range<u64>) -> Result<()> {
+        self.0.zero(range.start, range.end - range.start).await
+    }
+
+    async fn seek(&self, offset: u64, to: SeekTo) -> Result<u64> {
+        self.0.seek(offset, to).await
     }
 }
 
@@ -160,6 +169,16 @@ impl OpenInode {
         let told = self.content.report();
         let attr = self.io().set_attr(caller, change).await?;
         self.content.reported(told);
+        Ok(attr)
+    }
+
+    /// Makes the file reach to `end` at least, with a hole, and says so to the metadata service.
+    pub(crate) async fn lengthen(&self, end: u64) -> Result<Attr> {
+        let _one = self.reporting.lock().await;
+        let told = self.content.report();
+        let attr = self.io().lengthen(end).await?;
+        self.content.reported(told);
+        self.learn(attr.clone());
         Ok(attr)
     }
 

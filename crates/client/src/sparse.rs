@@ -25,13 +25,13 @@ pub enum SeekTo {
 }
 
 impl File {
-    /// Makes a range read as zeros; the space of whole 4 KiB blocks in it is free afterwards. The file
-    /// keeps its length. Durable when it returns.
+    /// Writes zeros that take no space: that of whole 4 KiB blocks is given back. The file reaches to the
+    /// end of the range at least. Durable when it returns.
     ///
     /// # Errors
     /// As [`File::write_at`].
     pub async fn zero(&self, offset: u64, length: u64) -> Result<()> {
-        let end = check_end(offset, length)?.min(self.length());
+        let end = check_end(offset, length)?;
         if !self.mode().write {
             return Err(Error::new(Code::BadHandle, "the file is not open for writing"));
         }

@@ -81,11 +81,17 @@ impl Content {
 impl Content {
     /// Whether all is zeros of `length` bytes at `offset` that is not in `data`.
     pub(crate) fn stores_at_most(&self, offset: u32, length: u32, data: &[Range<u32>]) -> bool {
+        let stored = |from: u32, to: u32| data.iter().any(|d| d.start <= from && to <= d.end);
         let mut start = 0;
         self.parts.iter().all(|(end, tag)| {
             let (from, to) = (start.max(offset), (*end).min(offset + length));
             start = *end;
-            *tag == 0 || from >= to || data.iter().any(|data| data.start <= from && to <= data.end)
+            // A write may have begun or ended with zeros.
+            let shown = |(at, byte)| byte == 0 || stored(at, at + 1);
+            *tag == 0
+                || from >= to
+                || stored(from, to)
+                || (from..to).zip(bytes_of(*tag, from..to)).all(shown)
         })
     }
 }

@@ -4,6 +4,7 @@ use super::disk::{Disk, DiskOptions};
 use crate::data::ahead::Ahead;
 use crate::data::overlay::Overlay;
 use crate::data::{Content, DataOptions, DataPool, Stream};
+use kiln_client::SeekTo;
 use kiln_env::{Env, Executor};
 use kiln_memory::Bytes;
 use kiln_types::{Code, Error};
@@ -243,6 +244,33 @@ fn what_was_cut_away_does_not_come_back_from_reading_ahead() {
             assert!(read[100 << 10..].iter().all(|byte| *byte == 0));
         });
     }
+}
+
+#[test]
+fn zeros_take_the_place_of_what_waits_and_what_was_read_ahead() {
+    run(&vec![1; 2 << 20], |world| async move {
+        let (stream, content) = (Stream::default(), &world.content);
+        world.read_in_sequence(&stream).await;
+        world.write(MIB, 64 * KIB, 2).await.unwrap();
+        content.zero(300 * KIB..MIB + 32 * KIB, true).await.unwrap();
+        let read = world.read(&Stream::default(), 0, 2 * MIB).await;
+        let ends = [0, 300, 1056, 1088, 2048].map(|kib| kib * KIB as usize);
+        for (place, byte) in ends.windows(2).zip([1, 0, 2, 1]) {
+            assert!(read[place[0]..place[1]].iter().all(|found| *found == byte), "{place:?}");
+        }
+        assert_eq!(content.seek(0, SeekTo::Hole).await, Ok(300 * KIB));
+        let data = content.seek(400 * KIB, SeekTo::Data).await;
+        assert_eq!(data, Ok(MIB + 32 * KIB), "what waits counts as stored");
+        content.zero(0..3 * MIB, true).await.unwrap();
+        assert_eq!(content.length(), 2 * MIB, "nothing is made longer");
+        assert_eq!(content.seek(5, SeekTo::Data).await.unwrap_err().code(), Code::BeyondEnd);
+        assert_eq!(content.seek(5, SeekTo::Hole).await, Ok(5));
+        content.zero(0..3 * MIB, false).await.unwrap();
+        assert_eq!(content.length(), 3 * MIB);
+        let beyond = content.seek(3 * MIB, SeekTo::Hole).await;
+        assert_eq!(beyond.unwrap_err().code(), Code::BeyondEnd);
+        assert!(content.unreported());
+    });
 }
 
 #[test]

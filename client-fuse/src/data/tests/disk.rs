@@ -3,6 +3,7 @@
 
 use crate::data::Backing;
 use async_trait::async_trait;
+use kiln_client::SeekTo;
 use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
 use kiln_types::{Code, Error, Result};
@@ -10,6 +11,9 @@ use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What the disk stores or does not.
+const BLOCK: u64 = 4096;
 
 pub(super) struct Disk {
     env: Env,
@@ -132,5 +136,37 @@ impl Backing for Disk {
         self.pause().await;
         self.state.lock().writing.retain(|other| *other != range);
         if fails { Err(Error::new(Code::NoSpace, "the disk is full")) } else { Ok(()) }
+    }
+
+    async fn zero(&self, range: Range<u64>) -> Result<()> {
+        let alone = |state: &DiskState| assert!(state.writing.is_empty(), "{:?}", state.writing);
+        alone(&self.state.lock());
+        self.pause().await;
+        let fails = self.env.random_below(100) < self.state.lock().failing;
+        let length = (range.end - range.start) as usize;
+        let done = if fails { self.env.random_below(length as u64) as usize } else { length };
+        alone(&self.state.lock());
+        self.put(range.start, &vec![0; done]);
+        self.pause().await;
+        alone(&self.state.lock());
+        if fails { Err(Error::new(Code::NoSpace, "the disk is full")) } else { Ok(()) }
+    }
+
+    /// Blocks of zeros are not stored.
+    async fn seek(&self, offset: u64, to: SeekTo) -> Result<u64> {
+        self.pause().await;
+        let found = {
+            let bytes = &self.state.lock().bytes;
+            let first = offset / BLOCK;
+            let blocks = bytes.chunks(BLOCK as usize).enumerate().skip(first as usize);
+            let fits = |block: &[u8]| block.iter().any(|byte| *byte != 0) == (to == SeekTo::Data);
+            let found = blocks.into_iter().find(|(_, block)| fits(block));
+            let end = Some(bytes.len() as u64).filter(|_| to == SeekTo::Hole);
+            let inside = offset < bytes.len() as u64;
+            found.map(|(at, _)| at as u64 * BLOCK).or(end).filter(|_| inside)
+        };
+        self.pause().await;
+        let found = found.map(|at| at.max(offset));
+        found.ok_or_else(|| Error::new(Code::BeyondEnd, "nothing is there"))
     }
 }

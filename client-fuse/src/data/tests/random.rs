@@ -7,8 +7,10 @@
 use super::disk::{Disk, DiskOptions};
 use crate::data::{Content, DataOptions, DataPool, Stream};
 use fastrand::Rng;
+use kiln_client::SeekTo;
 use kiln_env::{Env, Executor};
 use kiln_memory::Bytes;
+use kiln_types::Code;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,7 +132,7 @@ impl Part {
     }
 
     async fn step(&mut self) {
-        match self.random.u8(..20) {
+        match self.random.u8(..22) {
             0..6 => self.write_once().await,
             6..8 => self.write_run().await,
             8..9 => self.write_through().await,
@@ -138,6 +140,8 @@ impl Part {
             14..16 => self.read_run().await,
             16 => self.flush().await,
             17 => self.change_elsewhere().await,
+            19 => self.zero().await,
+            20 => self.seek().await,
             18 if self.last => self.truncate().await,
             _ => {
                 let pause = Duration::from_millis(self.random.u64(..100));
@@ -263,6 +267,46 @@ impl Part {
         self.note(place.start, &bytes);
         self.world.disk.put(self.start + place.start as u64, &bytes);
         self.world.content.invalidate();
+    }
+
+    async fn zero(&mut self) {
+        let (place, keep_length) = (self.place(), self.random.bool());
+        let end = if self.last && keep_length { self.bytes.len() } else { PART as usize };
+        let zeros = place.start.min(end)..place.end.min(end);
+        if !zeros.is_empty() {
+            self.note(zeros.start, &vec![0; zeros.len()]);
+        }
+        let range = self.start + place.start as u64..self.start + place.end as u64;
+        let content = &self.world.content;
+        let zeroed = content.zero(range.clone(), keep_length).await;
+        assert!(zeroed.is_ok() || self.world.failing > 0, "{zeroed:?}");
+        if zeroed.is_err() && self.last {
+            self.bytes.truncate((content.length() - self.start) as usize);
+        }
+        if zeroed.is_ok() && !zeros.is_empty() {
+            let on_disk = self.world.disk.content(range.start, zeros.len());
+            assert!(on_disk.iter().all(|byte| *byte == 0), "zeros are durable");
+        }
+    }
+
+    /// Data is found where data is: what is passed over, and what is called a hole, is zeros.
+    async fn seek(&mut self) {
+        let (at, content) = (self.place().start, &self.world.content);
+        let from = self.start + at as u64;
+        let inside = |found: u64| (found - self.start).min(self.bytes.len() as u64) as usize;
+        let end = self.start + self.bytes.len() as u64;
+        match content.seek(from, SeekTo::Data).await {
+            Ok(data) => (at..inside(data)).for_each(|at| self.check(at, 0)),
+            Err(error) => {
+                assert_eq!(error.code(), Code::BeyondEnd);
+                (at..inside(end)).for_each(|at| self.check(at, 0));
+            }
+        }
+        match content.seek(from, SeekTo::Hole).await {
+            Ok(hole) if hole < end => self.check(inside(hole), 0),
+            Ok(hole) => assert!(!self.last || hole == end, "{hole} behind {end}"),
+            Err(error) => assert!(self.last && from >= end, "{error}"),
+        }
     }
 
     /// Shorter, or longer; sometimes one after the other: what was cut away must not come back.

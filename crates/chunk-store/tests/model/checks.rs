@@ -85,8 +85,8 @@ impl World {
             found => found.map_err(|error| format!("extents of {key:?}: {error:?}"))?.data,
         };
         let mut at = from;
-        for range in data.iter().map(|data| data.start as usize..data.end as usize).chain([to..to])
-        {
+        let end = std::iter::once(to..to);
+        for range in data.iter().map(|data| data.start as usize..data.end as usize).chain(end) {
             ensure!(at <= range.start && range.end <= to, "{key:?}: extents {data:?}");
             let hole = &version.bytes[at..range.start];
             ensure!(hole.iter().all(|byte| *byte == 0), "{key:?}: bytes in the holes of {data:?}");
