@@ -120,6 +120,8 @@ pub(crate) struct File {
     pub(crate) writer_left: Timestamp,
     /// See [`Attr::dense_end`].
     pub(crate) dense_end: u64,
+    /// It was made without a name, and has had none.
+    pub(crate) nameless: bool,
 }
 
 /// The chunk that a truncation goes through, and the bytes of it that stay.
@@ -324,7 +326,7 @@ impl Record for Format {
 
 impl Record for Inode {
     const TYPE: u16 = 2;
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
     const WHAT: &'static str = "inode record";
 
     fn write(&self, to: &mut Encoder) {
@@ -343,7 +345,7 @@ impl Record for Inode {
                 }
                 write_layout(to, &file.layout);
                 write_time(to, file.writer_left);
-                to.u64(file.dense_end);
+                to.u64(file.dense_end).u8(u8::from(file.nameless));
             }
             Body::Directory(directory) => {
                 write_time(to, directory.mtime_set);
@@ -380,6 +382,7 @@ impl Record for Inode {
                 // Not known of the first version: not later than the last change.
                 writer_left: if version > 1 { read_time(from)? } else { ctime },
                 dense_end: if version > 2 { from.u64()? } else { 0 },
+                nameless: if version > 3 { read_flag(from)? } else { false },
             }),
             FileKind::Directory => Body::Directory(Directory {
                 mtime_set: read_time(from)?,

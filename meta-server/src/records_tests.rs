@@ -30,17 +30,20 @@ fn floors() -> impl Strategy<Value = Vec<(u64, TruncateEpoch)>> {
 
 fn bodies() -> impl Strategy<Value = Body> {
     let cut = proptest::option::of((any::<u64>(), any::<u32>()));
-    let file = (any::<[u64; 3]>(), floors(), cut, layouts(), any::<i64>());
+    let file = (any::<[u64; 3]>(), floors(), cut, layouts(), any::<(i64, bool)>());
     prop_oneof![
-        file.prop_map(|([length, epoch, dense_end], floors, cut, layout, left)| Body::File(File {
-            length,
-            epoch: TruncateEpoch(epoch),
-            floors,
-            cut: cut.map(|(index, length)| Cut { index, length }),
-            layout,
-            writer_left: Timestamp(left),
-            dense_end,
-        })),
+        file.prop_map(|([length, epoch, dense_end], floors, cut, layout, (left, nameless))| {
+            Body::File(File {
+                length,
+                epoch: TruncateEpoch(epoch),
+                floors,
+                cut: cut.map(|(index, length)| Cut { index, length }),
+                layout,
+                writer_left: Timestamp(left),
+                dense_end,
+                nameless,
+            })
+        }),
         (any::<i64>(), any::<u32>(), any::<u32>()).prop_map(|(time, chunk_bytes, stripe)| {
             let wish = Wish { chunk_bytes, stripe };
             Body::Directory(Directory { mtime_set: Timestamp(time), wish })
@@ -101,8 +104,9 @@ fn check_earlier_versions(inode: &Inode) {
     let mut body = body.finish();
     for version in (1..Inode::VERSION).rev() {
         if let Body::File(file) = &mut inode.body {
-            body.truncate(body.len() - 8);
+            body.truncate(body.len() - if version == 3 { 1 } else { 8 });
             match version {
+                3 => file.nameless = false,
                 2 => file.dense_end = 0,
                 _ => file.writer_left = inode.ctime,
             }

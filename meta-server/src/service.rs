@@ -195,7 +195,11 @@ impl Meta for Service {
                 open,
                 wish: Wish { chunk_bytes: ask.chunk_bytes, stripe: ask.stripe },
             };
-            Ok(opened(self.store.create(&change, &args).await?))
+            let made = match ask.nameless {
+                true => self.store.create_nameless(&change, &args).await?,
+                false => self.store.create(&change, &args).await?,
+            };
+            Ok(opened(made))
         })
         .await
     }

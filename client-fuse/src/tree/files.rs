@@ -63,6 +63,24 @@ pub(crate) async fn create(
     Ok((tree.looked(sent, new.parent, attr), opened))
 }
 
+/// See [`crate::FileSystem::make_temporary`].
+pub(crate) async fn create_nameless(
+    tree: &Tree,
+    caller: &Caller,
+    parent: InodeId,
+    mode: u32,
+    flags: OpenFlags,
+) -> Result<(Known, Opened)> {
+    let sent = tree.mark();
+    let open = self::mode(flags);
+    let new = kiln_client::NewFile { parent, name: b"", mode, exclusive: true, open };
+    let file = Arc::new(tree.client.create_nameless(caller, &new).await?);
+    let attr = file.attr();
+    let opened = opened(tree, file, flags);
+    tree.nodes.looked_up(attr.inode);
+    Ok((tree.known(sent, attr), opened))
+}
+
 /// A handle for what `file` opened.
 fn opened(tree: &Tree, file: Arc<File>, flags: OpenFlags) -> Opened {
     let attr = tree.nodes.newest(file.attr());

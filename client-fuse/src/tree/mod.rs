@@ -288,6 +288,17 @@ impl FileSystem for Tree {
         files::create(self, caller, NewFile { parent: self.inode(new.parent), ..new }).await
     }
 
+    async fn make_temporary(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<(Known, Opened)> {
+        self.changes()?;
+        files::create_nameless(self, caller, self.inode(parent), mode, flags).await
+    }
+
     async fn make_file(
         &self,
         caller: &Caller,

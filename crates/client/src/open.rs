@@ -67,7 +67,17 @@ impl Client {
     /// cluster has no chains yet.
     pub async fn create(&self, caller: &Caller, new: &NewFile<'_>) -> Result<File> {
         let sent = self.env.now();
-        self.file(caller, new.open, self.create_call(caller, new).await?, sent)
+        self.file(caller, new.open, self.create_call(caller, new, false).await?, sent)
+    }
+
+    /// Makes a file without a name and opens it; `new.name` and `new.exclusive` do not count. It goes when it is
+    /// closed, unless it was given a name ([`Self::link`]).
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `NotFound` when the directory is gone, `NotReady` while the cluster has no chains yet.
+    pub async fn create_nameless(&self, caller: &Caller, new: &NewFile<'_>) -> Result<File> {
+        let sent = self.env.now();
+        self.file(caller, new.open, self.create_call(caller, new, true).await?, sent)
     }
 
     /// Makes a file that nobody has open (mknod of a regular file).
@@ -82,10 +92,15 @@ impl Client {
         mode: u32,
     ) -> Result<Attr> {
         let new = NewFile { parent, name, mode, exclusive: true, open: OpenMode::default() };
-        required(self.create_call(caller, &new).await?.attr, "attr")
+        required(self.create_call(caller, &new, false).await?.attr, "attr")
     }
 
-    async fn create_call(&self, caller: &Caller, new: &NewFile<'_>) -> Result<v1::OpenReply> {
+    async fn create_call(
+        &self,
+        caller: &Caller,
+        new: &NewFile<'_>,
+        nameless: bool,
+    ) -> Result<v1::OpenReply> {
         let turn = self.meta.turn(caller);
         let request = v1::CreateRequest {
             origin: turn.origin(),
@@ -96,6 +111,7 @@ impl Client {
             read: new.open.read,
             write: new.open.write,
             truncate: new.open.truncate,
+            nameless,
             ..Default::default()
         };
         self.meta.create(request).await

@@ -152,7 +152,11 @@ async fn link(
     if inode.is_directory() {
         return Err(Error::new(Code::NotPermitted, "a directory has one name"));
     }
-    if inode.links == 0 {
+    let was_nameless = match &mut inode.body {
+        Body::File(file) => std::mem::take(&mut file.nameless),
+        _ => false,
+    };
+    if inode.links == 0 && !was_nameless {
         return Err(Error::new(Code::NotFound, "the inode's last name is gone"));
     }
     if inode.links >= LINKS_MAX {
@@ -161,7 +165,7 @@ async fn link(
     tx.room.clone()?;
     inode.links += 1;
     inode.ctime = tx.now;
-    if inode.parent == InodeId(0) {
+    if inode.parent == InodeId(0) || was_nameless {
         inode.parent = directory.id;
     }
     tx.insert(directory.id, dentry(name, inode.id, inode.kind())).await?;

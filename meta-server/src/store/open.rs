@@ -88,6 +88,25 @@ impl Store {
         self.opened(change.client, answer, args.open).await
     }
 
+    /// Creates a file without a name and opens it; `args.name` and `args.exclusive` do not count. It lives as
+    /// long as it is open, unless [`link`](Self::link) gives it a name.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `NotReady` without a chain table, `Invalid` when it is not opened, or what kv reports.
+    pub async fn create_nameless(&self, change: &Change, args: &CreateArgs) -> Result<Opened> {
+        if !args.open.read && !args.open.write {
+            return Err(Error::invalid("a file without a name has to be opened"));
+        }
+        let id = self.next_inode().await?;
+        let session = SessionId(self.env.random_u128());
+        let answer = self
+            .change(change, "create", &|tx| {
+                Box::pin(create_nameless(self, tx, change, args, id, session))
+            })
+            .await?;
+        self.opened(change.client, answer, args.open).await
+    }
+
     /// Opens a file. A directory may be opened for reading; that makes no session.
     ///
     /// # Errors
@@ -252,6 +271,24 @@ async fn create(
     open(store, tx, change, inode, open_new, session, true).await
 }
 
+async fn create_nameless(
+    store: &Store,
+    tx: &mut Tx<'_, '_>,
+    change: &Change,
+    args: &CreateArgs,
+    id: InodeId,
+    session: SessionId,
+) -> Result<Outcome> {
+    let directory = reach_directory(tx, &change.who, args.parent, WRITE | SEARCH).await?;
+    require_attached(&directory)?;
+    let mut inode = new_file(store, tx, change, &directory, args, id)?;
+    inode.links = 0;
+    inode.file_mut()?.nameless = true;
+    tx.make_inode(&inode)?;
+    let open_new = OpenArgs { truncate: false, ..args.open };
+    open(store, tx, change, inode, open_new, session, true).await
+}
+
 fn new_file(
     store: &Store,
     tx: &Tx<'_, '_>,
@@ -284,6 +321,7 @@ fn new_file(
             layout,
             writer_left: Timestamp(0),
             dense_end: 0,
+            nameless: false,
         }),
     })
 }

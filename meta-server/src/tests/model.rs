@@ -3,6 +3,7 @@
 use kiln_types::{Caller, Code, FileKind, InodeId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
+mod nameless;
 mod trees;
 
 /// A time that lies somewhere between the start and the end of an operation.
@@ -42,6 +43,8 @@ pub(crate) struct Model {
     pub(crate) nodes: BTreeMap<InodeId, Node>,
     /// Open files: those of an inode, by number.
     pub(crate) open: BTreeMap<u64, InodeId>,
+    /// Files that were made without a name.
+    nameless: BTreeSet<InodeId>,
 }
 
 /// Who does something, and when.
@@ -56,7 +59,8 @@ impl Model {
     pub(crate) fn new(now: Span) -> Self {
         let by = By { caller: &Caller::root(), now };
         let root = Node::new(FileKind::Directory, 0o755, 0, &by);
-        let mut model = Self { nodes: BTreeMap::new(), open: BTreeMap::new() };
+        let mut model =
+            Self { nodes: BTreeMap::new(), open: BTreeMap::new(), nameless: BTreeSet::new() };
         model.nodes.insert(InodeId::ROOT, Node { parent: InodeId::ROOT, ..root });
         model
     }
@@ -205,6 +209,15 @@ impl Model {
             return Err(Code::Exists);
         }
         self.need(by, parent, 3)?;
+        let node = self.fresh(by, parent, kind, mode);
+        self.nodes.insert(id, node);
+        self.edit(parent).names.insert(name.to_vec(), id);
+        self.changed(by, parent);
+        Ok(id)
+    }
+
+    /// What is made in a directory.
+    fn fresh(&self, by: &By<'_>, parent: InodeId, kind: FileKind, mode: u32) -> Node {
         let mut node = Node { parent, ..Node::new(kind, mode, by.caller.gid, by) };
         let above = &self.nodes[&parent];
         if above.mode & 0o2000 != 0 {
@@ -216,10 +229,7 @@ impl Model {
                 node.mode &= !0o2000;
             }
         }
-        self.nodes.insert(id, node);
-        self.edit(parent).names.insert(name.to_vec(), id);
-        self.changed(by, parent);
-        Ok(id)
+        node
     }
 
     pub(crate) fn create(
@@ -335,7 +345,7 @@ impl Model {
         if self.nodes[&id].kind == FileKind::Directory {
             return Err(Code::NotPermitted);
         }
-        if self.links(id) == 0 {
+        if self.links(id) == 0 && !self.nameless.remove(&id) {
             return Err(Code::NotFound);
         }
         self.edit(parent).names.insert(name.to_vec(), id);

@@ -42,6 +42,7 @@ mod cache;
 mod compare;
 mod late;
 mod locks;
+mod nameless;
 mod trees;
 
 struct OpenFile {
@@ -391,15 +392,6 @@ impl Run {
         self.expect(format!("rename {args:?} by {who:?}"), &renamed, expected);
     }
 
-    async fn link(&mut self, who: &Who) {
-        let (inode, parent, name) = (self.any_inode(), self.any_parent(), self.any_name());
-        let change = self.any_change(who);
-        let linked = insist!(self, s => async { s.link(&change, inode, parent, &name).await });
-        let by = By { caller: &who.caller, now: self.span() };
-        let expected = self.model.link(&by, inode, parent, &name).map(|_| ());
-        self.expect(format!("link {inode} {parent} {name:?} by {who:?}"), &linked, expected);
-    }
-
     async fn set_attr(&mut self, who: &Who) {
         let inode = self.any_inode();
         let (mut args, which) = (SetAttrArgs::default(), self.rng.u8(..3));
@@ -505,7 +497,8 @@ impl Run {
         self.begin();
         match self.rng.u8(..28) {
             0..=2 => self.make(&who).await,
-            3..=6 => self.create(&who).await,
+            3 => self.create_nameless(&who).await,
+            4..=6 => self.create(&who).await,
             7..=8 => self.open_one(&who).await,
             9..=10 => self.remove(&who).await,
             11..=13 => self.rename(&who).await,

@@ -2009,6 +2009,9 @@ pub struct CreateRequest {
     pub chunk_bytes: u32,
     #[prost(uint32, tag = "10")]
     pub stripe: u32,
+    /// The file gets no name (O_TMPFILE); `name` and `exclusive` do not count.
+    #[prost(bool, tag = "11")]
+    pub nameless: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenRequest {
