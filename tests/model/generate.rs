@@ -4,7 +4,7 @@ use super::op::{Fill, Op, Sync, Time};
 use super::user::{USERS, may_switch};
 use super::world::{Open, SLOTS};
 use fastrand::Rng;
-use rustix::fs::{OFlags, RenameFlags, SeekFrom, XattrFlags};
+use rustix::fs::{FallocateFlags, OFlags, RenameFlags, SeekFrom, XattrFlags};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const XATTRS: [&str; 3] = ["user.one", "user.two", "user.three"];
@@ -214,7 +214,9 @@ impl Generator {
 
     fn through_slot(&mut self, there: &There<'_>) -> Op {
         let slot = self.slot(there);
-        match self.random.u32(..100) {
+        match self.random.u32(..110) {
+            100..107 => self.allocate(slot),
+            107..110 => Op::Holes { slot },
             0..12 => Op::Write { slot, fill: self.fill() },
             12..28 => Op::WriteAt { slot, at: self.place(), fill: self.fill() },
             28..38 => Op::Read { slot, length: self.length() },
@@ -239,6 +241,19 @@ impl Generator {
             }
             _ => Op::SetTimes { slot, atime: self.time(), mtime: self.time() },
         }
+    }
+
+    fn allocate(&mut self, slot: usize) -> Op {
+        use FallocateFlags as F;
+        let punch = F::PUNCH_HOLE | F::KEEP_SIZE;
+        let zero = F::ZERO_RANGE;
+        let hows = [punch, punch, zero, zero | F::KEEP_SIZE, F::empty(), F::KEEP_SIZE];
+        let how = hows[self.random.usize(..hows.len())];
+        let (at, length) = (self.place(), self.length() as u64);
+        let whole = self.random.bool();
+        let (at, length) =
+            if whole { (at & !4095, length.next_multiple_of(4096)) } else { (at, length) };
+        Op::Allocate { slot, how, at, length }
     }
 
     fn seek(&mut self) -> SeekFrom {

@@ -5,6 +5,7 @@ pub(crate) mod generate;
 mod memory;
 pub(crate) mod op;
 pub(crate) mod snapshot;
+mod sparse;
 pub(crate) mod two;
 mod user;
 pub(crate) mod world;

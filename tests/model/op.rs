@@ -1,6 +1,6 @@
 //! Operations of a file system, and what a program sees of them.
 
-use rustix::fs::{OFlags, RenameFlags, SeekFrom, XattrFlags};
+use rustix::fs::{FallocateFlags, OFlags, RenameFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 use std::fmt;
 
@@ -85,6 +85,16 @@ pub(crate) enum Op {
         from: (usize, u64),
         to: (usize, u64),
         length: usize,
+    },
+    Allocate {
+        slot: usize,
+        how: FallocateFlags,
+        at: u64,
+        length: u64,
+    },
+    /// Where data is and where holes are.
+    Holes {
+        slot: usize,
     },
     Sync {
         slot: usize,

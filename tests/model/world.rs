@@ -2,6 +2,7 @@
 
 use super::memory;
 use super::op::{Attr, Op, Outcome, Seen, Sync, Time};
+use super::sparse;
 use super::user::as_user;
 use rustix::fs::{
     self as sys, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Timestamps, Uid,
@@ -115,6 +116,8 @@ impl World {
             | Op::Seek { slot, .. }
             | Op::MapRead { slot, .. }
             | Op::MapWrite { slot, .. }
+            | Op::Allocate { slot, .. }
+            | Op::Holes { slot }
             | Op::Sync { slot, .. }
             | Op::SetLength { slot, .. }
             | Op::Attr { slot }
@@ -252,6 +255,9 @@ impl Open {
                     false => Ok(Seen::Nothing),
                 })
             }
+            Op::Allocate { how, at, length, .. } => sparse::allocate(&self.fd, *how, *at, *length),
+            Op::Holes { .. } if self.is_dir || self.direct => Ok(Seen::Nothing),
+            Op::Holes { .. } => sparse::holes(&self.fd),
             _ => return None,
         };
         Some(outcome)

@@ -14,6 +14,8 @@ use std::sync::Arc;
 /// What one copy is cut into, and how many pieces are under way.
 const PIECE: u64 = 1 << 20;
 const PIECES: u64 = 8;
+/// A hole of so many bytes becomes one in the copy.
+const HOLE_MIN: u64 = 64 << 10;
 /// The most that one call copies: programs ask again for the rest.
 const COPY_MAX: u64 = 128 << 20;
 
@@ -55,10 +57,21 @@ pub(crate) async fn fallocate(
 
 async fn zero(tree: &Tree, file: &OpenFile, range: Range<u64>, keep_length: bool) -> Result<()> {
     file.open.wrote(tree.env.wall());
-    file.open.content().zero(range, keep_length).await?;
+    let nothing = keep_length && range.start >= file.open.content().length();
+    match nothing {
+        true => lengthen(tree, file, 0).await,
+        false => file.open.content().zero(range, keep_length).await,
+    }?;
     if file.flags.sync {
         return push(tree, file, &file.fsync_told).await;
     }
+    Ok(())
+}
+
+/// Makes the file reach to `end` at least; in any case it counts as changed.
+async fn lengthen(tree: &Tree, file: &OpenFile, end: u64) -> Result<()> {
+    let attr = file.open.lengthen(end.max(file.open.content().length())).await?;
+    tree.nodes.changed_here(&attr, true);
     Ok(())
 }
 
@@ -76,11 +89,7 @@ async fn allocate(
             format!("{} bytes are to be allocated, {free} are free", range.end - range.start);
         return Err(Error::new(Code::NoSpace, text));
     }
-    if !keep_length && range.end > file.open.content().length() {
-        let attr = file.open.lengthen(range.end).await?;
-        tree.nodes.changed_here(&attr, true);
-    }
-    Ok(())
+    lengthen(tree, file, if keep_length { 0 } else { range.end }).await
 }
 
 /// Whether more than `free` bytes of a range are not stored.
@@ -97,6 +106,14 @@ async fn holes_exceed(file: &OpenFile, range: &Range<u64>, free: u64) -> Result<
         at = if data < range.end { seek(data, SeekTo::Hole).await? } else { data };
     }
     Ok(holes > free)
+}
+
+/// How many bytes from `at` on are not stored.
+async fn hole_at(file: &OpenFile, at: u64) -> Result<u64> {
+    match file.open.content().seek(at, SeekTo::Data).await {
+        Err(error) if error.code() == Code::BeyondEnd => Ok(u64::MAX),
+        found => found.map(|data| data - at),
+    }
 }
 
 /// See [`FileSystem::copy_range`].
@@ -120,8 +137,16 @@ pub(crate) async fn copy_range(
     file.open.wrote(tree.env.wall());
     let mut copied = 0;
     while copied < length {
+        let hole = hole_at(&source, from_offset + copied).await?.min(length - copied);
+        if hole >= HOLE_MIN {
+            let start = to_offset + copied;
+            file.open.content().zero(start..start + hole, false).await?;
+            copied += hole;
+            continue;
+        }
+        let batch_end = length.min(copied + PIECE * PIECES);
         let mut pieces = Vec::new();
-        for at in (copied..length.min(copied + PIECE * PIECES)).step_by(PIECE as usize) {
+        for at in (copied..batch_end).step_by(PIECE as usize) {
             let (source, file) = (Arc::clone(&source), Arc::clone(&file));
             let (from, to) = (from_offset + at, to_offset + at);
             let bytes = PIECE.min(length - at) as usize;

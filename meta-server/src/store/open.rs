@@ -381,7 +381,7 @@ pub(crate) fn take_report(
     who: &Who,
     written: &Written,
 ) -> Result<Option<Outcome>> {
-    if written.end == 0 {
+    if written.end == 0 && written.mtime.is_none() {
         return Ok(None);
     }
     if !handle.write {
