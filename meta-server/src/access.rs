@@ -128,7 +128,8 @@ pub(crate) fn group_and_mode(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{Body, Directory, Wish};
+    use crate::records::{Body, Directory};
+    use kiln_types::LayoutWish;
     use kiln_types::{InodeId, Timestamp};
 
     fn inode(mode: u32, directory: bool) -> Inode {
@@ -145,7 +146,7 @@ mod tests {
             ctime: zero,
             btime: zero,
             body: match directory {
-                true => Body::Directory(Directory { mtime_set: zero, wish: Wish::default() }),
+                true => Body::Directory(Directory { mtime_set: zero, wish: LayoutWish::default() }),
                 false => Body::Symlink { target: Vec::new() },
             },
         }

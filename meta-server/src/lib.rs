@@ -40,7 +40,7 @@ pub use chunks::{ChunkFile, ChunkService, ChunkSpace, Removal};
 pub use keeper::Keeper;
 pub use name::NAME_BYTES_MAX;
 pub use placement::{Table, Tables};
-pub use records::{FLOORS_MAX, TARGET_BYTES_MAX, Wish, XATTR_BYTES_MAX};
+pub use records::{FLOORS_MAX, TARGET_BYTES_MAX, XATTR_BYTES_MAX};
 pub use server::run;
 pub use service::Service;
 pub use storage::StorageChunks;

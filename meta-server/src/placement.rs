@@ -1,6 +1,6 @@
 //! Where new files go.
 
-use crate::records::Wish;
+use kiln_types::LayoutWish;
 use kiln_types::{ChainTableId, Code, Error, InodeId, Layout, Redundancy, Result};
 
 /// The newest version of the chain table that new files use.
@@ -29,7 +29,12 @@ pub trait Tables: Send + Sync + 'static {
 ///
 /// # Errors
 /// `NotReady` without a table, `Invalid` for a wish that no layout can have.
-pub(crate) fn place(table: Option<Table>, inode: InodeId, wish: Wish, seed: u64) -> Result<Layout> {
+pub(crate) fn place(
+    table: Option<Table>,
+    inode: InodeId,
+    wish: LayoutWish,
+    seed: u64,
+) -> Result<Layout> {
     let table = table.filter(|table| table.chains > 0).ok_or_else(|| {
         Error::new(Code::NotReady, "there is no chain table yet, so files have no place")
             .with_hint("wait until the configured number of storage servers have registered")
@@ -51,9 +56,13 @@ pub(crate) fn place(table: Option<Table>, inode: InodeId, wish: Wish, seed: u64)
 
 /// The wish of a request, where it is silent that of the directory, where that is silent the
 /// default.
-pub(crate) fn combine(request: Wish, directory: Wish, default: Wish) -> Wish {
+pub(crate) fn combine(
+    request: LayoutWish,
+    directory: LayoutWish,
+    default: LayoutWish,
+) -> LayoutWish {
     let first = |values: [u32; 3]| values.into_iter().find(|value| *value != 0).unwrap_or(0);
-    Wish {
+    LayoutWish {
         chunk_bytes: first([request.chunk_bytes, directory.chunk_bytes, default.chunk_bytes]),
         stripe: first([request.stripe, directory.stripe, default.stripe]),
     }
@@ -63,7 +72,7 @@ pub(crate) fn combine(request: Wish, directory: Wish, default: Wish) -> Wish {
 mod tests {
     use super::*;
 
-    const WISH: Wish = Wish { chunk_bytes: 1 << 20, stripe: 4 };
+    const WISH: LayoutWish = LayoutWish { chunk_bytes: 1 << 20, stripe: 4 };
 
     fn table(chains: u32) -> Option<Table> {
         Some(Table { id: ChainTableId(1), version: 3, chains })
@@ -74,7 +83,7 @@ mod tests {
         for (chains, stripe) in [(12, 4), (10, 4), (7, 3), (3, 8)] {
             let mut load = vec![0; chains as usize];
             for inode in 1000..1000 + u64::from(chains) {
-                let wish = Wish { stripe, ..WISH };
+                let wish = LayoutWish { stripe, ..WISH };
                 let layout = place(table(chains), InodeId(inode), wish, inode).expect("a layout");
                 for index in layout.stripe_order(chains as usize) {
                     load[index] += 1;
@@ -89,13 +98,13 @@ mod tests {
         let code = |table, wish| place(table, InodeId(5), wish, 0).map_err(|e| e.code());
         assert_eq!(code(None, WISH), Err(Code::NotReady));
         assert_eq!(code(table(0), WISH), Err(Code::NotReady));
-        assert_eq!(code(table(3), Wish { chunk_bytes: 5, ..WISH }), Err(Code::Invalid));
+        assert_eq!(code(table(3), LayoutWish { chunk_bytes: 5, ..WISH }), Err(Code::Invalid));
     }
 
     #[test]
     fn the_nearest_wish_counts() {
-        let (none, directory) = (Wish::default(), Wish { chunk_bytes: 2, stripe: 0 });
-        assert_eq!(combine(none, directory, WISH), Wish { chunk_bytes: 2, stripe: 4 });
-        assert_eq!(combine(Wish { chunk_bytes: 1, stripe: 9 }, directory, WISH).stripe, 9);
+        let (none, directory) = (LayoutWish::default(), LayoutWish { chunk_bytes: 2, stripe: 0 });
+        assert_eq!(combine(none, directory, WISH), LayoutWish { chunk_bytes: 2, stripe: 4 });
+        assert_eq!(combine(LayoutWish { chunk_bytes: 1, stripe: 9 }, directory, WISH).stripe, 9);
     }
 }

@@ -3,8 +3,8 @@
 //! versions at the end. Records of older versions are read, and written anew in the latest.
 
 use kiln_types::{
-    Code, Decoder, Encoder, Error, FileKind, InodeId, Layout, MODE_PERMISSIONS, Redundancy, Result,
-    Timestamp, TruncateEpoch,
+    Code, Decoder, Encoder, Error, FileKind, InodeId, Layout, LayoutWish, MODE_PERMISSIONS,
+    Redundancy, Result, Timestamp, TruncateEpoch,
 };
 use kiln_wire::CREDENTIAL_NAME_BYTES_MAX;
 
@@ -136,16 +136,7 @@ pub(crate) struct Directory {
     /// Changes of entries after this moment are later than the inode's `mtime`, which was set then.
     pub(crate) mtime_set: Timestamp,
     /// What new files and directories below get.
-    pub(crate) wish: Wish,
-}
-
-/// Wishes for the layout of new files; 0: the default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Wish {
-    /// Bytes of a chunk.
-    pub chunk_bytes: u32,
-    /// Over how many chains the chunks go round.
-    pub stripe: u32,
+    pub(crate) wish: LayoutWish,
 }
 
 /// One place of a directory.
@@ -241,6 +232,13 @@ impl Inode {
     /// `NotDirectory`.
     pub(crate) fn directory(&self) -> Result<&Directory> {
         match &self.body {
+            Body::Directory(directory) => Ok(directory),
+            _ => Err(Error::new(Code::NotDirectory, "it is not a directory")),
+        }
+    }
+
+    pub(crate) fn directory_mut(&mut self) -> Result<&mut Directory> {
+        match &mut self.body {
             Body::Directory(directory) => Ok(directory),
             _ => Err(Error::new(Code::NotDirectory, "it is not a directory")),
         }
@@ -386,7 +384,7 @@ impl Record for Inode {
             }),
             FileKind::Directory => Body::Directory(Directory {
                 mtime_set: read_time(from)?,
-                wish: Wish { chunk_bytes: from.u32()?, stripe: from.u32()? },
+                wish: LayoutWish { chunk_bytes: from.u32()?, stripe: from.u32()? },
             }),
             FileKind::Symlink => Body::Symlink { target: from.bytes(TARGET_BYTES_MAX)?.to_vec() },
             kind => Body::Special(Special { kind, device: from.u32()? }),

@@ -45,7 +45,7 @@ fn bodies() -> impl Strategy<Value = Body> {
             })
         }),
         (any::<i64>(), any::<u32>(), any::<u32>()).prop_map(|(time, chunk_bytes, stripe)| {
-            let wish = Wish { chunk_bytes, stripe };
+            let wish = LayoutWish { chunk_bytes, stripe };
             Body::Directory(Directory { mtime_set: Timestamp(time), wish })
         }),
         proptest::collection::vec(any::<u8>(), 0..100).prop_map(|target| Body::Symlink { target }),

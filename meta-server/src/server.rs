@@ -2,7 +2,6 @@
 
 use crate::keeper::Keeper;
 use crate::placement::{Table, Tables};
-use crate::records::Wish;
 use crate::service::Service;
 use crate::storage::StorageChunks;
 use crate::store::{Settings, Store, StoreParts};
@@ -15,6 +14,7 @@ use kiln_net::{
     ConnectionPool, Identity, KeyRing, PoolOptions, Server, ServerOptions, TcpTransport, Terms,
 };
 use kiln_rpc::v1::meta_server::MetaServer;
+use kiln_types::LayoutWish;
 use kiln_types::{
     ChainTableId, ClientId, Error, Incarnation, Result, RoutingInfo, ServiceKind, TreeId,
 };
@@ -120,7 +120,7 @@ fn settings(config: &MetaConfig) -> Settings {
     };
     Settings {
         tree: TreeId::MAIN,
-        new_file: Wish { chunk_bytes: config.new_file.chunk_bytes(), stripe },
+        new_file: LayoutWish { chunk_bytes: config.new_file.chunk_bytes(), stripe },
         capability: config.client.capability,
         lease: config.client.lease,
         root_owner: owner_of(&config.node.data_dir),

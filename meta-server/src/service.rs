@@ -2,7 +2,6 @@
 
 use crate::SessionId;
 use crate::chunks::ChunkService;
-use crate::records::Wish;
 use crate::store::{
     Change, CreateArgs, InodeChunks, Listed, LockArgs, OpenArgs, Opened, RenameArgs, SetAttrArgs,
     SetTime, Store, Who, Written, XattrMode,
@@ -13,6 +12,7 @@ use kiln_rpc::convert::{file_kind, floors, id_from, required};
 use kiln_rpc::v1::{self, meta_server::Meta};
 use kiln_rpc::{Origin, status_from_error};
 use kiln_telemetry::REQUESTS;
+use kiln_types::LayoutWish;
 use kiln_types::{
     Attr, ByteRange, Caller, Code, Error, InodeId, LockOwner, Result, Timestamp, TruncateEpoch,
 };
@@ -175,6 +175,9 @@ impl Meta for Service {
                 length: ask.length,
                 atime: set_time(ask.atime_ns, ask.atime_now),
                 mtime: set_time(ask.mtime_ns, ask.mtime_now),
+                layout: ask
+                    .layout
+                    .map(|wish| LayoutWish { chunk_bytes: wish.chunk_bytes, stripe: wish.stripe }),
                 session: through,
                 written: written(ask.written),
             };
@@ -193,7 +196,7 @@ impl Meta for Service {
                 mode: ask.mode,
                 exclusive: ask.exclusive,
                 open,
-                wish: Wish { chunk_bytes: ask.chunk_bytes, stripe: ask.stripe },
+                wish: LayoutWish { chunk_bytes: ask.chunk_bytes, stripe: ask.stripe },
             };
             let made = match ask.nameless {
                 true => self.store.create_nameless(&change, &args).await?,

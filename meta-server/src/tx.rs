@@ -3,6 +3,7 @@
 use crate::SessionId;
 use crate::keys::{Keys, cookie_of};
 use crate::name::{NUMBERS, NameHash};
+use crate::placement;
 use crate::records::{
     self, Answer, Body, Client, Dentry, File, Garbage, Handle, Inode, REMOVED, Record, Reply, Slot,
 };
@@ -12,8 +13,8 @@ use crate::watch::Changes;
 use kiln_kv::{KeyRange, RangeOptions, Transaction};
 use kiln_telemetry::about;
 use kiln_types::{
-    Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, Redundancy, RequestId,
-    Result, Timestamp,
+    Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, LayoutWish, Redundancy,
+    RequestId, Result, Timestamp,
 };
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(crate) struct Tx<'a, 's> {
     pub(crate) garbage: Vec<Task>,
     /// How long a capability opens chunks.
     pub(crate) capability: Duration,
+    /// The layout of new files where nothing else says so.
+    pub(crate) new_file: LayoutWish,
     /// Whether the engine has room for what grows; `NoSpace` if not.
     pub(crate) room: Result<()>,
 }
@@ -188,7 +191,7 @@ impl Tx<'_, '_> {
                 if changed > directory.mtime_set {
                     attr.mtime = changed;
                 }
-                attr.layout = layout_of_wish(directory.wish);
+                attr.layout = layout_of(directory.wish, self.new_file);
             }
         }
         Ok(attr)
@@ -484,21 +487,19 @@ impl Tx<'_, '_> {
     }
 }
 
-fn layout_of_wish(wish: records::Wish) -> Option<Layout> {
+/// The layout of new files in a directory, where it says anything of its own; no chains of it are fixed.
+fn layout_of(wish: LayoutWish, elsewhere: LayoutWish) -> Option<Layout> {
+    let whole = placement::combine(LayoutWish::default(), wish, elsewhere);
     let layout = Layout {
         table: ChainTableId(0),
         table_version: 0,
-        chunk_bytes: if wish.chunk_bytes == 0 {
-            kiln_types::CHUNK_BYTES_DEFAULT
-        } else {
-            wish.chunk_bytes
-        },
-        stripe: wish.stripe.max(1),
+        chunk_bytes: whole.chunk_bytes,
+        stripe: whole.stripe,
         base: 0,
         seed: 0,
         redundancy: Redundancy::Replicated,
     };
-    (wish != records::Wish::default()).then_some(layout)
+    (wish != LayoutWish::default()).then_some(layout)
 }
 
 /// A new directory entry for an inode.

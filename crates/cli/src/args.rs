@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Rm(files::RmArgs),
     /// Make directories in the cluster
     Mkdir(files::MkdirArgs),
+    /// Show how files are cut and spread, or say how new files in directories are to be
+    Layout(files::LayoutArgs),
     /// Show everything that is known of files in the cluster
     Stat(files::StatArgs),
     /// Show the space of the cluster

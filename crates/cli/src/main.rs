@@ -61,6 +61,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Mv(args) => files::mv(place, &args),
         Command::Rm(args) => files::rm(place, &args),
         Command::Mkdir(args) => files::mkdir(place, &args),
+        Command::Layout(args) => files::layout(place, &args),
         Command::Stat(args) => files::stat(place, &args),
         Command::Df(args) => files::df(place, &args),
         Command::Find(args) => files::find(place, &args),

@@ -3,7 +3,7 @@
 use crate::client::Client;
 use kiln_rpc::convert::required;
 use kiln_rpc::v1;
-use kiln_types::{Attr, Caller, InodeId, Result, Timestamp};
+use kiln_types::{Attr, Caller, InodeId, LayoutWish, Result, Timestamp};
 
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of the content.
     pub mtime: Option<SetTime>,
+    /// Of a directory: what new files in it are to be like.
+    pub layout: Option<LayoutWish>,
 }
 
 impl SetAttr {
@@ -56,6 +58,9 @@ impl SetAttr {
             mtime_now: self.mtime == Some(SetTime::Now),
             session: session.to_vec().into(),
             written: None,
+            layout: self
+                .layout
+                .map(|wish| v1::LayoutWish { chunk_bytes: wish.chunk_bytes, stripe: wish.stripe }),
         }
     }
 }

@@ -47,20 +47,41 @@ pub struct Layout {
     pub redundancy: Redundancy,
 }
 
+/// What new files in a directory are to be like; 0: as elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct LayoutWish {
+    /// Bytes of a chunk; see [`Layout::chunk_bytes`].
+    pub chunk_bytes: u32,
+    /// Over how many chains the chunks go round; of fewer, all.
+    pub stripe: u32,
+}
+
+impl LayoutWish {
+    /// Checks what came from a user or the network.
+    ///
+    /// # Errors
+    /// `Invalid`, with the field and its limits.
+    pub fn validate(&self) -> Result<()> {
+        if self.chunk_bytes == 0 { Ok(()) } else { check_chunk_bytes(self.chunk_bytes) }
+    }
+}
+
+/// # Errors
+/// `Invalid`.
+fn check_chunk_bytes(bytes: u32) -> Result<()> {
+    if bytes.is_power_of_two() && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&bytes) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("chunk size {bytes} is not a power of two from 64 KiB to 64 MiB")))
+}
+
 impl Layout {
     /// Checks what came from a user, the network or the metadata.
     ///
     /// # Errors
     /// `Invalid`, with the field and its limits.
     pub fn validate(&self) -> Result<()> {
-        let size_ok = self.chunk_bytes.is_power_of_two()
-            && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&self.chunk_bytes);
-        if !size_ok {
-            return Err(Error::invalid(format!(
-                "chunk size {} is not a power of two from 64 KiB to 64 MiB",
-                self.chunk_bytes
-            )));
-        }
+        check_chunk_bytes(self.chunk_bytes)?;
         if !(1..=65_536).contains(&self.stripe) {
             return Err(Error::invalid(format!("stripe {} is not in 1..65536", self.stripe)));
         }

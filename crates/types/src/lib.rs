@@ -30,7 +30,9 @@ pub use ids::{
     ChainId, ChainTableId, ChannelId, ClientId, ClusterId, DiskId, Incarnation, InodeId, KeyId,
     NodeId, RequestId, RoutingVersion, Sequence, TargetId, TreeId,
 };
-pub use layout::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Layout, Redundancy};
+pub use layout::{
+    CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Layout, LayoutWish, Redundancy,
+};
 pub use lock::{Lock, LockFamily, LockMode, LockOwner, LockRange};
 pub use routing::{
     Chain, ChainTable, CredentialRecord, Member, Node, RoutingInfo, ServiceKind, SettingChange,

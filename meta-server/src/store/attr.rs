@@ -7,7 +7,7 @@ use crate::store::lookup::reach;
 use crate::store::open::take_report;
 use crate::store::{Change, Outcome, Store, Written};
 use crate::tx::Tx;
-use kiln_types::{Attr, Code, Error, InodeId, MODE_PERMISSIONS, Result, Timestamp};
+use kiln_types::{Attr, Code, Error, InodeId, LayoutWish, MODE_PERMISSIONS, Result, Timestamp};
 
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub struct SetAttrArgs {
     pub atime: Option<SetTime>,
     /// Last change of the content.
     pub mtime: Option<SetTime>,
+    /// What new files in a directory are to be like, and those in directories made below it from now on.
+    pub layout: Option<LayoutWish>,
     /// The session through which the length is set: its rights count, not the mode bits.
     pub session: Option<SessionId>,
     /// What that session wrote before; taken in first.
@@ -88,6 +90,10 @@ async fn set_attr(
             return Ok(later);
         }
     }
+    if let Some(wish) = args.layout {
+        wish.validate()?;
+        inode.directory_mut()?.wish = wish;
+    }
     let (uid, gid) = (args.uid.unwrap_or(inode.uid), args.gid.unwrap_or(inode.gid));
     if args.uid.is_some() || args.gid.is_some() {
         inode.mode = access::mode_after_chown(&inode);
@@ -104,7 +110,7 @@ async fn set_attr(
 
 fn check_owner_and_mode(inode: &Inode, change: &Change, args: &SetAttrArgs) -> Result<()> {
     let caller = &change.who.caller;
-    if args.mode.is_some() {
+    if args.mode.is_some() || args.layout.is_some() {
         access::require_owner(inode, caller)?;
     }
     let gives_away = args.uid.is_some_and(|uid| uid != inode.uid);

@@ -27,13 +27,14 @@ use crate::chunks::ChunkService;
 use crate::keys::Keys;
 use crate::name::NameHash;
 use crate::placement::Tables;
-use crate::records::{Answer, Body, Directory, Format, Inode, Record, Wish};
+use crate::records::{Answer, Body, Directory, Format, Inode, Record};
 use crate::tx::Tx;
 use crate::watch::{Changes, Hub, Watcher};
 use garbage::Handover;
 use ids::Ids;
 use kiln_env::Env;
 use kiln_kv::{Body as Boxed, Kv, Transaction, transact};
+use kiln_types::LayoutWish;
 use kiln_types::{
     Attr, Caller, ClientId, Code, Error, InodeId, RequestId, Result, Timestamp, TreeId,
 };
@@ -55,7 +56,7 @@ pub struct Settings {
     /// The tree.
     pub tree: TreeId,
     /// The layout of new files where neither the request nor the directory says otherwise.
-    pub new_file: Wish,
+    pub new_file: LayoutWish,
     /// How long a capability opens chunks.
     pub capability: Duration,
     /// A client that was silent for this long is retired.
@@ -68,7 +69,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             tree: TreeId::MAIN,
-            new_file: Wish { chunk_bytes: kiln_types::CHUNK_BYTES_DEFAULT, stripe: 8 },
+            new_file: LayoutWish { chunk_bytes: kiln_types::CHUNK_BYTES_DEFAULT, stripe: 8 },
             capability: Duration::from_secs(60),
             lease: Duration::from_secs(60),
             root_owner: (0, 0),
@@ -201,9 +202,9 @@ impl Store {
 
     fn tx<'a, 's>(&self, kv: &'a mut (dyn Transaction + 's)) -> Tx<'a, 's> {
         let (keys, names, now) = (self.keys, self.names, self.now());
-        let capability = self.settings.capability;
+        let (capability, new_file) = (self.settings.capability, self.settings.new_file);
         let (changes, garbage, room) = (Changes::default(), Vec::new(), self.kv.may_grow());
-        Tx { kv, keys, names, now, changes, garbage, capability, room }
+        Tx { kv, keys, names, now, changes, garbage, capability, new_file, room }
     }
 
     /// The wall clock, but never back: of two states of an inode, clients take the one with the
@@ -342,6 +343,6 @@ fn root(now: Timestamp, (uid, gid): (u32, u32)) -> Inode {
         mtime: now,
         ctime: now,
         btime: now,
-        body: Body::Directory(Directory { mtime_set: now, wish: Wish::default() }),
+        body: Body::Directory(Directory { mtime_set: now, wish: LayoutWish::default() }),
     }
 }

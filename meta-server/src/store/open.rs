@@ -4,12 +4,13 @@ use crate::SessionId;
 use crate::access::{self, READ, SEARCH, WRITE};
 use crate::name;
 use crate::placement;
-use crate::records::{Answer, Body, File, Handle, Inode, Wish};
+use crate::records::{Answer, Body, File, Handle, Inode};
 use crate::store::cut::take_written;
 use crate::store::lookup::{inode_of, reach, reach_directory};
 use crate::store::prune::require_attached;
 use crate::store::{Change, LENGTH_MAX, Outcome, Store, Who};
 use crate::tx::{Tx, dentry};
+use kiln_types::LayoutWish;
 use kiln_types::{
     Attr, ByteRange, ClientId, Code, Error, FileKind, InodeId, MODE_PERMISSIONS, Result, Timestamp,
     TruncateEpoch,
@@ -42,7 +43,7 @@ pub struct CreateArgs {
     /// How it is opened; with neither right it is only made.
     pub open: OpenArgs,
     /// Its layout, where it is not to be the directory's.
-    pub wish: Wish,
+    pub wish: LayoutWish,
 }
 
 /// An opened file.

@@ -83,7 +83,7 @@ impl World {
 }
 
 async fn open_store(env: &Env, kv: &Arc<dyn Kv>, chunks: &Arc<FakeChunks>) -> Store {
-    let new_file = crate::Wish { chunk_bytes: CHUNK as u32, stripe: 4 };
+    let new_file = kiln_types::LayoutWish { chunk_bytes: CHUNK as u32, stripe: 4 };
     let parts = StoreParts {
         kv: Arc::clone(kv),
         env: env.clone(),

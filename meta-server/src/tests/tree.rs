@@ -2,9 +2,9 @@
 
 use crate::placement::Tables;
 use crate::store::{CreateArgs, SetAttrArgs, SetTime, Settings, Store, StoreParts, XattrMode};
-use crate::tests::{CHUNK, ROOT, WRITE, World, code, key, root, simulate, user};
-use crate::{Table, Wish, XATTR_BYTES_MAX};
-use kiln_types::{Code, InodeId, Timestamp};
+use crate::tests::{CHUNK, Client, ROOT, WRITE, World, code, key, root, simulate, user};
+use crate::{Table, XATTR_BYTES_MAX};
+use kiln_types::{Code, InodeId, LayoutWish, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -237,7 +237,7 @@ fn layouts_follow_the_request() {
         let mut args = CreateArgs {
             parent: ROOT,
             name: b"g".to_vec(),
-            wish: Wish { chunk_bytes: 4 << 20, stripe: 99 },
+            wish: LayoutWish { chunk_bytes: 4 << 20, stripe: 99 },
             ..CreateArgs::default()
         };
         let change = client.change();
@@ -249,6 +249,42 @@ fn layouts_follow_the_request() {
         let change = client.change();
         let made = world.store.create(&change, &args).await;
         assert_eq!(code(made), Err(Code::Invalid));
+    });
+}
+
+#[test]
+fn layouts_follow_the_directory() {
+    simulate(1, false, |world| async move {
+        let mut client = world.client(1);
+        let old = client.mkdir(ROOT, "old", 0o755).await.expect("a directory");
+        assert_eq!(old.layout, None);
+        let top = client.mkdir(ROOT, "top", 0o777).await.expect("a directory").inode;
+        let set = async |client: &mut Client, inode, wish| {
+            let args = SetAttrArgs { layout: Some(wish), ..SetAttrArgs::default() };
+            let change = client.change();
+            world.store.set_attr(&change, inode, &args).await
+        };
+        let wish = LayoutWish { chunk_bytes: 2 << 20, stripe: 0 };
+        let said = set(&mut client, top, wish).await.expect("a change").layout.expect("one");
+        assert_eq!((said.chunk_bytes, said.stripe), (2 << 20, 4));
+        let below = client.mkdir(top, "below", 0o755).await.expect("a directory").inode;
+        let file = client.touch(below, "f", 0o644).await.expect("a file");
+        let layout = file.layout.expect("one");
+        assert_eq!((layout.chunk_bytes, layout.stripe), (2 << 20, 4));
+        let narrow = LayoutWish { stripe: 1, ..wish };
+        set(&mut client, below, narrow).await.expect("a change");
+        let layout = client.touch(below, "g", 0o644).await.expect("a file").layout.expect("one");
+        assert_eq!((layout.chunk_bytes, layout.stripe), (2 << 20, 1));
+        // What is there stays, and elsewhere nothing changes.
+        assert_eq!(client.lookup(below, "f").await.expect("it").layout, file.layout);
+        let layout = client.touch(old.inode, "f", 0o644).await.expect("a file").layout;
+        assert_eq!(layout.map(|layout| layout.chunk_bytes), Some(CHUNK as u32));
+        assert_eq!(set(&mut client, top, LayoutWish::default()).await.expect("it").layout, None);
+        let wrong = LayoutWish { chunk_bytes: 5, ..wish };
+        assert_eq!(code(set(&mut client, top, wrong).await), Err(Code::Invalid));
+        assert_eq!(code(set(&mut client, file.inode, wish).await), Err(Code::NotDirectory));
+        client.with(user(10, 100, &[]));
+        assert_eq!(code(set(&mut client, top, wish).await), Err(Code::NotPermitted));
     });
 }
 

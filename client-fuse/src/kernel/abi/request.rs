@@ -237,6 +237,7 @@ fn set_attr(fields: &mut Decoder<'_>) -> Result<Operation> {
         length: has(SIZE).then_some(length),
         atime: time(ATIME, ATIME_NOW, atime, atime_nanos),
         mtime: time(MTIME, MTIME_NOW, mtime, mtime_nanos),
+        layout: None,
     };
     Ok(Operation::SetAttr { change, through: has(FH).then_some(through) })
 }

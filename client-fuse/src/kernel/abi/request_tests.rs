@@ -93,6 +93,7 @@ fn attributes_to_set_are_those_that_are_named() {
         length: Some(1 << 33),
         atime: Some(SetTime::Now),
         mtime: Some(SetTime::At(Timestamp(7_000_000_001))),
+        layout: None,
     };
     let through = Some(Handle(11));
     assert_eq!(asks(4, &all, &[]), shown(Operation::SetAttr { change, through }));

@@ -66,6 +66,7 @@ fn change(remote: &Remote, info: &Info) -> SetAttr {
         length: None,
         atime: Some(SetTime::At(info.atime)),
         mtime: Some(SetTime::At(info.mtime)),
+        layout: None,
     }
 }
 

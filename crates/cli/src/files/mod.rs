@@ -1,8 +1,9 @@
-//! Commands on files in the cluster: ls, cat, mkdir, mv, rm, stat, df, find.
+//! Commands on files in the cluster: ls, cat, mkdir, mv, rm, stat, df, find, layout.
 
 mod cat;
 mod df;
 mod find;
+mod layout;
 mod ls;
 mod mkdir;
 mod mv;
@@ -13,6 +14,7 @@ mod stat;
 pub(crate) use cat::{Args as CatArgs, run as cat};
 pub(crate) use df::{Args as DfArgs, run as df};
 pub(crate) use find::{Args as FindArgs, run as find};
+pub(crate) use layout::{Args as LayoutArgs, run as layout};
 pub(crate) use ls::{Args as LsArgs, run as ls};
 pub(crate) use mkdir::{Args as MkdirArgs, run as mkdir};
 pub(crate) use mv::{Args as MvArgs, run as mv};

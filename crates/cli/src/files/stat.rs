@@ -78,7 +78,8 @@ fn details(name: &[u8], attr: &Attr, target: Option<&[u8]>) -> Details {
 fn text(details: &Details, attr: &Attr) -> String {
     let shown = &details.shown;
     let arrow = shown.target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
-    let layout = attr.layout.map(|layout| {
+    // Of a directory, that of files yet to come.
+    let layout = attr.layout.filter(|_| attr.kind == FileKind::File).map(|layout| {
         format!(
             "  Layout: chunks of {} over {} of chain table {} version {}\n",
             output::bytes(layout.chunk_bytes.into()),

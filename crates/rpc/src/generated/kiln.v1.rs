@@ -1984,6 +1984,17 @@ pub struct SetAttrRequest {
     /// What the session wrote before: taken in first, as sync does it.
     #[prost(message, optional, tag = "12")]
     pub written: ::core::option::Option<Written>,
+    /// Of a directory: what new files in it are to be like.
+    #[prost(message, optional, tag = "13")]
+    pub layout: ::core::option::Option<LayoutWish>,
+}
+/// 0: as elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LayoutWish {
+    #[prost(uint32, tag = "1")]
+    pub chunk_bytes: u32,
+    #[prost(uint32, tag = "2")]
+    pub stripe: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateRequest {
