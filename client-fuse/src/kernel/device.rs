@@ -158,3 +158,48 @@ impl Inbox {
         payload.freeze()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An inbox as the kernel fills it: the head first, then the rest.
+    fn received(pool: &Pool, opcode: u32, length: usize) -> (Inbox, Vec<u8>) {
+        let mut message: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+        message[4..8].copy_from_slice(&opcode.to_le_bytes());
+        let mut inbox = Inbox::new(pool);
+        let (head, rest) = message.split_at(inbox.head.len().min(length));
+        inbox.head[..head.len()].copy_from_slice(head);
+        inbox.rest[..rest.len()].copy_from_slice(rest);
+        inbox.length = length;
+        (inbox, message)
+    }
+
+    #[test]
+    fn a_large_write_is_handed_on_where_it_lies_and_a_small_one_keeps_no_room() {
+        const WRITE: u32 = 16;
+        let pool = Inbox::pool();
+        for (bytes, stays) in [(1 << 20, true), (600 << 10, true), (4096, false), (0, false)] {
+            let (mut inbox, message) = received(&pool, WRITE, abi::WRITE_HEAD_BYTES + bytes);
+            let lay_at = inbox.rest.as_ptr();
+            let (head, payload, length) = inbox.take();
+            assert_eq!((head, length), (&message[..abi::WRITE_HEAD_BYTES], message.len()));
+            let payload = payload.unwrap();
+            assert!(payload[..] == message[abi::WRITE_HEAD_BYTES..] && payload.is_aligned());
+            assert_eq!(payload.as_ptr() == lay_at, stays, "{bytes}");
+            assert_eq!(inbox.rest.as_ptr() == lay_at, !stays, "{bytes}");
+            assert_eq!(inbox.rest.len(), abi::REQUEST_BYTES_MAX as usize);
+        }
+    }
+
+    #[test]
+    fn other_requests_come_in_one_piece() {
+        const SETXATTR: u32 = 21;
+        let pool = Inbox::pool();
+        for length in [40, 80, 81, 70_000] {
+            let (mut inbox, message) = received(&pool, SETXATTR, length);
+            let (whole, payload, told) = inbox.take();
+            assert!(whole == message && payload.is_none() && told == length, "{length}");
+        }
+    }
+}
