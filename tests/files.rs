@@ -42,7 +42,7 @@ fn commands_do_what_their_names_say() {
     cluster.ok(&["layout", "--chunk-size", "64KiB", "kiln:/a/b"]);
     cluster.ok(&["cp", file.to_str().unwrap(), "kiln:/a/b/"]);
     let layout = cluster.ok(&["layout", "kiln:/a/b", "kiln:/a/b/hello", "kiln:/a"]);
-    assert_eq!(layout.matches("chunks of 64 KiB").count(), 2, "{layout}");
+    assert_eq!(layout.matches("chunks of 64.0 KiB").count(), 2, "{layout}");
     cluster.ok(&["df"]);
     let refused = cluster.run(&["rm", "kiln:/a"]);
     assert_eq!(refused.status.code(), Some(1), "a directory wants -r");

@@ -78,7 +78,8 @@ fn flock_excludes_other_mounts_and_shows_what_was_written_before() {
 }
 
 /// A Python process that does as it is told, a line at a time: `lock START LENGTH`, `try START LENGTH`,
-/// `unlock START LENGTH`, `look START LENGTH` (F_GETLK), `touch` (opens and closes the file).
+/// `unlock START LENGTH`, `look START LENGTH` (F_GETLK), `touch` (opens and closes the file), `ofd START LENGTH`
+/// and `ofd-end` (a lock of another open file description).
 const LOCKER: &str = r#"
 import fcntl, struct, sys
 file = open(sys.argv[1], "r+b")
@@ -92,6 +93,11 @@ for line in sys.stdin:
         elif what == "try": fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
         elif what == "unlock": fcntl.lockf(file, fcntl.LOCK_UN, length, start)
         elif what == "touch": open(sys.argv[1]).close()
+        elif what == "ofd":
+            other = open(sys.argv[1], "r+b")
+            # F_OFD_SETLK, for which Python has no name.
+            fcntl.fcntl(other, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, start, length, 0))
+        elif what == "ofd-end": other.close()
         elif what == "look":
             asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, start, length, 0)
             kind, _, at, bytes, _ = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
@@ -173,6 +179,15 @@ fn fcntl_locks_are_ranges_of_processes_on_any_mount() {
     // Closing any descriptor of the file ends the process's locks.
     assert_eq!(c.ask("touch"), "yes");
     assert_eq!(b.answer(), "yes");
+    // A lock of an open file description outlives other descriptors, and ends with its own.
+    assert_eq!(b.ask("unlock 0 0"), "yes");
+    assert_eq!(c.ask("ofd 30 5"), "yes");
+    assert_eq!(c.ask("touch"), "yes");
+    assert_eq!(b.ask("look 0 0"), "30 5");
+    assert_eq!(c.ask("ofd-end"), "yes");
+    let free = || (b.ask("look 0 0") == "free").then_some(());
+    assert!(wait_for(LATE, free).is_some());
+    assert_eq!(b.ask("lock 18 1"), "yes");
     // Who waits and is killed is gone at once, and leaves nothing; so is who holds and is killed.
     a.tell("lock 0 0");
     pause(Duration::from_millis(300));

@@ -99,7 +99,10 @@ fn by_helper(path: &Path, options: &MountOptions) -> Result<Device> {
     let failed = |error: io::Error| refused(path, &format!("{HELPER}: {error}"));
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     ours.set_read_timeout(Some(HELPED_WITHIN)).map_err(failed)?;
-    let helper = start_helper(theirs.into(), path, options).map_err(failed)?;
+    let helper = start_helper(theirs.into(), path, options).map_err(|error| {
+        let failed = failed(error);
+        failed.with_hint("mounting needs root (CAP_SYS_ADMIN in a container) or the package fuse3")
+    })?;
     let received = receive(&ours);
     let said = end_helper(helper, received.is_err()).map_err(failed)?;
     match received.map_err(failed)? {
