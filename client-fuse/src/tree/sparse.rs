@@ -108,11 +108,11 @@ async fn holes_exceed(file: &OpenFile, range: &Range<u64>, free: u64) -> Result<
     Ok(holes > free)
 }
 
-/// How many bytes from `at` on are not stored.
-async fn hole_at(file: &OpenFile, at: u64) -> Result<u64> {
-    match file.open.content().seek(at, SeekTo::Data).await {
-        Err(error) if error.code() == Code::BeyondEnd => Ok(u64::MAX),
-        found => found.map(|data| data - at),
+/// How many bytes from `at` on are others than those.
+async fn until(file: &OpenFile, at: u64, to: SeekTo) -> Result<u64> {
+    match file.open.content().seek(at, to).await {
+        Err(error) if error.code() == Code::BeyondEnd => Ok(u64::MAX >> 1),
+        found => found.map(|found| found - at),
     }
 }
 
@@ -137,14 +137,15 @@ pub(crate) async fn copy_range(
     file.open.wrote(tree.env.wall());
     let mut copied = 0;
     while copied < length {
-        let hole = hole_at(&source, from_offset + copied).await?.min(length - copied);
+        let hole = until(&source, from_offset + copied, SeekTo::Data).await?.min(length - copied);
         if hole >= HOLE_MIN {
             let start = to_offset + copied;
             file.open.content().zero(start..start + hole, false).await?;
             copied += hole;
             continue;
         }
-        let batch_end = length.min(copied + PIECE * PIECES);
+        let data = hole + until(&source, from_offset + copied + hole, SeekTo::Hole).await?;
+        let batch_end = length.min(copied + data.clamp(PIECE, PIECE * PIECES));
         let mut pieces = Vec::new();
         for at in (copied..batch_end).step_by(PIECE as usize) {
             let (source, file) = (Arc::clone(&source), Arc::clone(&file));
