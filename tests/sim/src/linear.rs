@@ -49,9 +49,20 @@ pub(crate) fn check(operations: &[Operation]) -> Verdict {
 
 /// The reads that may have seen a write that did not return, as far as they tell.
 fn witnesses(operation: &Operation, all: &[Operation]) -> Vec<usize> {
+    let zeros = match operation.kind {
+        Kind::Zero { offset, length } => offset..offset + length,
+        _ => 0..0,
+    };
     let saw = |read: &Operation| match (read.kind, &read.outcome) {
+        (Kind::Read { offset, .. }, Outcome::Saw(bytes)) if !zeros.is_empty() => {
+            (offset..).zip(bytes).any(|(at, byte)| *byte == 0 && zeros.contains(&at))
+        }
         (Kind::Read { offset, .. }, Outcome::Saw(bytes)) => {
             content::has_part_of(operation.tag, offset, bytes)
+        }
+        (Kind::Extents { offset, length }, Outcome::Stored(data)) => {
+            let (from, to) = (offset.max(zeros.start), (offset + length).min(zeros.end));
+            from < to && !data.iter().any(|data| data.start <= from && to <= data.end)
         }
         _ => false,
     };
@@ -96,7 +107,7 @@ impl<'a> Search<'a> {
             if !is_open {
                 returned[i / 64] |= 1 << (i % 64);
             }
-            let is_write = matches!(operation.kind, Kind::Write { .. });
+            let is_write = matches!(operation.kind, Kind::Write { .. } | Kind::Zero { .. });
             let limited = match scope {
                 Scope::Seen => true,
                 Scope::Ordered => operation.order == u128::MAX,
