@@ -48,7 +48,10 @@ impl Pruner {
                 return Ok(());
             }
             for directory in page {
-                while !self.store.prune(directory).await? {}
+                let mut after = 0;
+                while let Some(next) = self.store.prune(directory, after).await? {
+                    after = next;
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 //! are detached in their turn, so that depth costs nothing.
 
 use crate::access::{self, READ, SEARCH, WRITE};
-use crate::keys::detached_of;
+use crate::keys::{cookie_of, detached_of};
 use crate::name;
 use crate::records::{Dentry, Inode, Record, Slot};
 use crate::store::lookup::{expect, inode_of, reach_directory};
@@ -89,12 +89,13 @@ impl Store {
         .await
     }
 
-    /// Removes a page of what is in a detached directory, or the directory when it is empty. Whether it is gone.
+    /// Removes a page of what is in a detached directory behind the cookie `after`, or the directory when it is
+    /// empty. Where to go on; `None` when it is gone.
     ///
     /// # Errors
     /// What kv reports.
-    pub(crate) async fn prune(&self, directory: InodeId) -> Result<bool> {
-        self.transact("removal of a tree", &|tx| Box::pin(prune(tx, directory))).await
+    pub(crate) async fn prune(&self, directory: InodeId, after: u64) -> Result<Option<u64>> {
+        self.transact("removal of a tree", &|tx| Box::pin(prune(tx, directory, after))).await
     }
 }
 
@@ -155,26 +156,33 @@ fn queue(tx: &mut Tx<'_, '_>, inode: &mut Inode) {
     tx.kv.set(&key, &[]);
 }
 
-async fn prune(tx: &mut Tx<'_, '_>, directory: InodeId) -> Result<bool> {
+/// An engine may step over what was removed as slowly as over what is there: so each page begins behind the last
+/// one, and only an empty one is looked for from the start.
+async fn prune(tx: &mut Tx<'_, '_>, directory: InodeId, after: u64) -> Result<Option<u64>> {
     let key = tx.keys.detached(directory);
     let inode = tx.find_inode(directory).await?.filter(|inode| inode.parent == DETACHED);
     let Some(inode) = inode else {
         tx.kv.clear(&key);
-        return Ok(true);
+        return Ok(None);
     };
-    let page = tx.range(tx.keys.slots(directory), PAGE).await?;
-    if page.is_empty() {
+    let rest = tx.keys.slots(directory).after(&tx.keys.slot(directory, after));
+    let page = tx.range(rest, PAGE).await?;
+    let Some((last, _)) = page.last() else {
+        if after > 0 {
+            return Ok(Some(0));
+        }
         tx.kv.clear(&key);
         tx.drop_inode(&inode);
-        return Ok(true);
-    }
+        return Ok(None);
+    };
+    let next = cookie_of(last)?;
     for (key, value) in page {
         if let Some(entry) = Slot::decode(&value)?.entry {
             remove_entry(tx, directory, &entry).await?;
         }
         tx.kv.clear(&key);
     }
-    Ok(false)
+    Ok(Some(next))
 }
 
 async fn remove_entry(tx: &mut Tx<'_, '_>, directory: InodeId, entry: &Dentry) -> Result<()> {
