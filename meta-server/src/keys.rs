@@ -108,8 +108,9 @@ impl Keys {
         KeyRange::prefix(&self.of(b'S').u64(inode.0).u8(0).finish())
     }
 
-    pub(crate) fn writers_of(self, inode: InodeId, client: ClientId) -> KeyRange {
-        KeyRange::prefix(&self.of(b'S').u64(inode.0).u8(0).u128(client.0).finish())
+    pub(crate) fn sessions_of(self, inode: InodeId, write: bool, client: ClientId) -> KeyRange {
+        let class = u8::from(!write);
+        KeyRange::prefix(&self.of(b'S').u64(inode.0).u8(class).u128(client.0).finish())
     }
 
     pub(crate) fn handle(self, client: ClientId, session: SessionId) -> Vec<u8> {
@@ -252,7 +253,8 @@ mod tests {
         let reader = KEYS.session(inode, false, client, session);
         assert!(writer < reader);
         assert!(KEYS.writers(inode).contains(&writer) && !KEYS.writers(inode).contains(&reader));
-        assert!(KEYS.writers_of(inode, client).contains(&writer));
+        assert!(KEYS.sessions_of(inode, true, client).contains(&writer));
+        assert!(!KEYS.sessions_of(inode, true, client).contains(&reader));
         assert!(KEYS.sessions(inode).contains(&reader));
         assert!(!KEYS.sessions(InodeId(256)).contains(&reader));
         assert!(!KEYS.slots(InodeId(254)).contains(&KEYS.slot(inode, 0)));

@@ -25,6 +25,12 @@ impl Held {
         let family = self.lock.family == other.lock.family;
         family && self.client == other.client && self.owner == other.owner
     }
+
+    /// The right to append is a client's; its owners are one behind the other.
+    fn shares_with(&self, other: &Self) -> bool {
+        let one_client = self.client == other.client;
+        self.is_of(other) || one_client && self.lock.family == LockFamily::Append
+    }
 }
 
 /// All locks of an inode.
@@ -54,7 +60,7 @@ impl Locks {
 
     /// Somebody else's lock that excludes `wanted`.
     pub(crate) fn conflict(&self, wanted: &Held) -> Option<&Held> {
-        self.held.iter().find(|held| held.lock.excludes(&wanted.lock) && !held.is_of(wanted))
+        self.held.iter().find(|held| held.lock.excludes(&wanted.lock) && !held.shares_with(wanted))
     }
 
     /// Takes a lock that nothing excludes. Whether others can lock more than before.
@@ -265,6 +271,31 @@ mod tests {
                 prop_assert_eq!(Locks::decode(&locks.encode()), Ok(locks.clone()));
             }
         }
+    }
+
+    #[test]
+    fn the_right_to_append_is_a_clients() {
+        let of = |client, owner| Held {
+            client: ClientId(client),
+            owner: LockOwner(owner),
+            lock: Lock {
+                family: LockFamily::Append,
+                mode: LockMode::Exclusive,
+                range: LockRange::ALL,
+                pid: 0,
+            },
+        };
+        let mut locks = Locks::default();
+        for owner in [1, 2] {
+            assert_eq!(locks.conflict(&of(1, owner)), None);
+            locks.lock(&of(1, owner)).unwrap();
+        }
+        assert!(locks.conflict(&of(2, 1)).is_some());
+        // What one let go of, another one still has.
+        locks.unlock(&of(1, 1)).unwrap();
+        assert!(locks.conflict(&of(2, 1)).is_some());
+        locks.unlock(&of(1, 2)).unwrap();
+        assert_eq!(locks.conflict(&of(2, 1)), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::records::{
 };
 use crate::store::capability_end;
 use crate::store::garbage::Task;
+use crate::store::lock::end_without_session;
 use crate::watch::Changes;
 use kiln_kv::{KeyRange, RangeOptions, Transaction};
 use kiln_telemetry::about;
@@ -377,7 +378,8 @@ impl Tx<'_, '_> {
         })
     }
 
-    /// Forgets an open file, and the inode if that was its last hold.
+    /// Forgets an open file; with the client's last one of the inode its locks, and the inode if that was its
+    /// last hold.
     pub(crate) async fn end_session(
         &mut self,
         client: ClientId,
@@ -387,6 +389,7 @@ impl Tx<'_, '_> {
     ) -> Result<()> {
         self.kv.clear(&self.keys.session(inode.id, write, client, id));
         self.kv.clear(&self.keys.handle(client, id));
+        end_without_session(self, client, inode.id).await?;
         if write {
             inode.file_mut()?.writer_left = self.now;
         }
@@ -396,6 +399,17 @@ impl Tx<'_, '_> {
             self.put_unseen(inode);
         }
         Ok(())
+    }
+
+    /// Whether a client has the inode open.
+    pub(crate) async fn has_open(&mut self, client: ClientId, inode: InodeId) -> Result<bool> {
+        for write in [true, false] {
+            let own = self.keys.sessions_of(inode, write, client);
+            if !self.range(own, 1).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether anyone has the inode open.
@@ -409,7 +423,7 @@ impl Tx<'_, '_> {
         inode: InodeId,
         client: ClientId,
     ) -> Result<bool> {
-        let (all, own) = (self.keys.writers(inode), self.keys.writers_of(inode, client));
+        let (all, own) = (self.keys.writers(inode), self.keys.sessions_of(inode, true, client));
         let before = KeyRange::new(all.start, own.start);
         let behind = KeyRange::new(own.end, all.end);
         Ok(!self.range(before, 1).await?.is_empty() || !self.range(behind, 1).await?.is_empty())

@@ -1,7 +1,7 @@
 //! O_APPEND: each write lands behind all others, also of other mounts.
 //!
-//! A mount appends under a right that one client has at a time. It keeps it until another one wants it; then it
-//! brings to the cluster what it has appended, so that the next one learns where the file ends.
+//! A mount appends under a right that one client has at a time. It keeps it until another one wants it or the file
+//! is closed; then it brings to the cluster what it has appended, so that the next one learns where the file ends.
 
 use crate::tree::open_inode::OpenInode;
 use crate::tree::{Tree, locks};
@@ -16,7 +16,7 @@ const RIGHT: Lock =
 
 /// The right to append to an inode that is open here.
 pub(crate) struct Append {
-    /// Nobody else's on this mount.
+    /// Nobody else's on this mount: what one that is closed lets go of late is not this one's.
     owner: LockOwner,
     /// Whoever holds this appends, or gives the right back; in the order in which they come.
     right: Mutex<Right>,
@@ -84,7 +84,7 @@ pub(crate) fn give_back(tree: &Arc<Tree>, inode: InodeId) {
 }
 
 /// Gives the right back, if it may be here, after what was appended.
-pub(crate) async fn end(tree: &Tree, open: &OpenInode) {
+async fn end(tree: &Tree, open: &OpenInode) {
     let mut right = open.append.right.lock().await;
     if *right == Right::Elsewhere {
         return;

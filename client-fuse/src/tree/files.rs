@@ -175,13 +175,9 @@ pub(crate) async fn release(tree: &Tree, handle: Handle) {
         tracing::error!(inode = %open.inode(), %error, "written data is lost");
     }
     locks::end_handle(tree, &open, handle).await;
-    if open.is_last() {
-        append::end(tree, &open).await;
-    }
     let io = open.io();
     if tree.nodes.leave_open(open.inode(), &open) {
-        // Two that left at once may both have taken the other one for the last.
-        append::end(tree, &open).await;
+        // The right to append ends with the session.
         close(&io).await;
     }
     if !Arc::ptr_eq(&io, &file.file) {

@@ -89,11 +89,6 @@ impl OpenInode {
         self.state.lock().handles += 1;
     }
 
-    /// Whether there is only one handle.
-    pub(crate) fn is_last(&self) -> bool {
-        self.state.lock().handles == 1
-    }
-
     /// One handle less; how many are left.
     pub(crate) fn leave(&self) -> usize {
         let mut state = self.state.lock();

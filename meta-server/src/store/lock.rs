@@ -1,5 +1,5 @@
 //! Advisory locks of open files. They are kept in kv as open files are, so that any server gives them, none
-//! forgets them, and they end when their client does.
+//! forgets them, and they end with the last open file that their client has of the inode.
 
 use crate::SessionId;
 use crate::keys::inode_of_lock;
@@ -116,6 +116,25 @@ impl Store {
             }
         }
     }
+}
+
+/// Ends what a client holds on an inode that it has not open any more.
+pub(crate) async fn end_without_session(
+    tx: &mut Tx<'_, '_>,
+    client: ClientId,
+    inode: InodeId,
+) -> Result<()> {
+    let mark = tx.keys.lock_of(client, inode);
+    if tx.kv.get(&mark).await?.is_none() || tx.has_open(client, inode).await? {
+        return Ok(());
+    }
+    let mut locks = Standing::of(tx, inode, client).await?;
+    if locks.now.end_client(client) {
+        locks.released();
+    }
+    locks.put(tx);
+    tx.kv.clear(&mark);
+    Ok(())
 }
 
 async fn lock(

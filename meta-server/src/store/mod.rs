@@ -7,7 +7,7 @@ mod cut;
 mod dir;
 pub(crate) mod garbage;
 mod ids;
-mod lock;
+pub(crate) mod lock;
 mod lookup;
 mod names;
 mod open;

@@ -61,7 +61,7 @@ pub(crate) async fn check(world: &World) {
     }
 }
 
-/// The marks of clients say where they hold locks; those of files that are gone stay until the client ends.
+/// The marks of clients say where they hold locks.
 fn check_locks(locks: &Pairs, marks: &Pairs) {
     for (key, value) in locks {
         let (inode, locks) = (inode_in(key), Locks::decode(value).expect("locks"));

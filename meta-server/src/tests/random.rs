@@ -315,6 +315,7 @@ impl Run {
         if closes {
             self.model.close(number);
             let file = self.open.swap_remove(at);
+            self.end_closed();
             if file.write {
                 self.gone.push((file.attr, self.world.env.wall()));
             }

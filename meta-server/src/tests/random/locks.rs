@@ -35,6 +35,19 @@ impl Run {
         (self.rng.u64(1..3), lock)
     }
 
+    /// A client holds locks only on what it has open.
+    pub(super) fn end_closed(&mut self) {
+        let open: BTreeSet<_> = self.open.iter().map(|file| (file.inode, file.client)).collect();
+        let awaited = &mut self.locks.awaited;
+        self.locks.held.retain(|byte, _| {
+            let is_open = open.contains(&(byte.0, byte.3));
+            is_open || {
+                awaited.remove(&byte.0);
+                false
+            }
+        });
+    }
+
     /// Locks, unlocks or asks through an open file.
     pub(super) async fn lock(&mut self) {
         let Some(at) = self.any_open(false) else { return };
@@ -42,7 +55,6 @@ impl Run {
             (self.open[at].client, self.open[at].inode, self.open[at].session);
         let (owner, lock) = self.any_lock();
         let args = LockArgs { inode, session, owner: LockOwner(owner), lock };
-        self.locks.held.retain(|byte, _| self.model.nodes.contains_key(&byte.0));
         let bytes = (lock.range.start..=lock.range.last.min(BYTES - 1))
             .map(|byte| (inode, lock.family, byte, client, owner));
         let bytes: Vec<Byte> = bytes.collect();
