@@ -50,8 +50,13 @@ mod tests {
         let of = |flags: OFlags| open_flags(flags.bits());
         let reads = OpenFlags { read: true, ..OpenFlags::default() };
         assert_eq!(of(OFlags::RDONLY), reads);
-        let writes =
-            OpenFlags { write: true, truncate: true, direct: true, ..OpenFlags::default() };
+        let writes = OpenFlags {
+            write: true,
+            truncate: true,
+            direct: true,
+            append: true,
+            ..OpenFlags::default()
+        };
         assert_eq!(of(OFlags::WRONLY | OFlags::TRUNC | OFlags::DIRECT | OFlags::APPEND), writes);
         assert!(of(OFlags::RDWR | OFlags::DSYNC).sync && of(OFlags::RDWR | OFlags::SYNC).sync);
         assert!(!of(OFlags::RDWR).sync);
