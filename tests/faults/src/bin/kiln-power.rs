@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     command(&arguments.common, |setting| {
         let vm = match arguments.vm {
             Some(vm) => vm,
-            None => std::env::current_exe().context("this program")?.join("../../vm"),
+            // By the name of a file nothing leads on.
+            None => std::env::current_exe().context("this program")?.with_file_name("../vm"),
         };
         Ok(async move { cut_power(&setting, arguments.cuts, &vm, arguments.disks_lie).await })
     })
