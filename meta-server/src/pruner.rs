@@ -3,7 +3,7 @@
 use crate::store::Store;
 use kiln_env::Env;
 use kiln_telemetry::metrics;
-use kiln_types::Result;
+use kiln_types::{InodeId, Result};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,12 +47,20 @@ impl Pruner {
             if page.is_empty() {
                 return Ok(());
             }
+            let mut failure = Ok(());
             for directory in page {
-                let mut after = 0;
-                while let Some(next) = self.store.prune(directory, after).await? {
-                    after = next;
-                }
+                // One that cannot be emptied keeps none of the others.
+                failure = self.empty(directory).await.and(failure);
             }
+            failure?;
         }
+    }
+
+    async fn empty(&self, directory: InodeId) -> Result<()> {
+        let mut after = 0;
+        while let Some(next) = self.store.prune(directory, after).await? {
+            after = next;
+        }
+        Ok(())
     }
 }

@@ -120,7 +120,6 @@ impl Tx<'_, '_> {
         let keys = self.keys;
         self.changes.attr(inode.id);
         self.kv.clear(&keys.inode(inode.id));
-        self.kv.clear(&keys.locks(inode.id));
         self.kv.clear_range(keys.xattr_names(inode.id));
         self.kv.clear_range(keys.xattrs(inode.id));
         self.kv.add(&keys.inode_count(), -1);

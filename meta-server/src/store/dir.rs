@@ -6,7 +6,7 @@ use crate::records::{Body, Directory, Inode};
 use crate::store::lookup::{expect, inode_of, reach_directory};
 use crate::store::prune::require_attached;
 use crate::store::{Change, Outcome, Store, Who};
-use crate::tx::{Tx, dentry};
+use crate::tx::{Found, Tx, dentry};
 use kiln_types::{Attr, Code, Error, FileKind, InodeId, MODE_PERMISSIONS, Result};
 
 /// The most entries in one page.
@@ -158,18 +158,38 @@ async fn remove(
     parent: InodeId,
     name: &[u8],
 ) -> Result<Outcome> {
+    let (above, found, inode) = reach_removable(tx, change, parent, name).await?;
+    require_empty(tx, &inode).await?;
+    take_out(tx, above, &found).await?;
+    tx.drop_inode(&inode);
+    Ok(Outcome::done())
+}
+
+/// The directory with a name that the caller may take away: where the name is, its entry, the inode.
+///
+/// # Errors
+/// `NotFound`, `NotDirectory`, `PermissionDenied`, `NotPermitted`.
+pub(crate) async fn reach_removable(
+    tx: &mut Tx<'_, '_>,
+    change: &Change,
+    parent: InodeId,
+    name: &[u8],
+) -> Result<(InodeId, Found, Inode)> {
     let above = reach_directory(tx, &change.who, parent, SEARCH).await?;
     let found = expect(tx, above.id, name).await?;
     access::require(&above, &change.who.caller, WRITE | SEARCH)?;
     let inode = inode_of(tx, &found).await?;
     access::require_sticky(&above, &inode, &change.who.caller)?;
     inode.directory()?;
-    require_empty(tx, &inode).await?;
-    tx.remove(above.id, &found).await?;
-    tx.touch(above.id);
-    tx.add_links(above.id, -1);
-    tx.drop_inode(&inode);
-    Ok(Outcome::done())
+    Ok((above.id, found, inode))
+}
+
+/// Takes the name of a directory away.
+pub(crate) async fn take_out(tx: &mut Tx<'_, '_>, above: InodeId, found: &Found) -> Result<()> {
+    tx.remove(above, found).await?;
+    tx.touch(above);
+    tx.add_links(above, -1);
+    Ok(())
 }
 
 /// # Errors

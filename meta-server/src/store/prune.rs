@@ -8,7 +8,8 @@ use crate::access::{self, READ, SEARCH, WRITE};
 use crate::keys::{cookie_of, detached_of};
 use crate::name;
 use crate::records::{Dentry, Inode, Record, Slot};
-use crate::store::lookup::{expect, inode_of, reach_directory};
+use crate::store::dir::{reach_removable, take_out};
+use crate::store::lookup::{expect, reach_directory};
 use crate::store::{Change, Outcome, Store};
 use crate::tx::Tx;
 use kiln_kv::RangeOptions;
@@ -134,15 +135,8 @@ async fn detach(
     parent: InodeId,
     name: &[u8],
 ) -> Result<Outcome> {
-    let above = reach_directory(tx, &change.who, parent, SEARCH).await?;
-    let found = expect(tx, above.id, name).await?;
-    access::require(&above, &change.who.caller, WRITE | SEARCH)?;
-    let mut inode = inode_of(tx, &found).await?;
-    access::require_sticky(&above, &inode, &change.who.caller)?;
-    inode.directory()?;
-    tx.remove(above.id, &found).await?;
-    tx.touch(above.id);
-    tx.add_links(above.id, -1);
+    let (above, found, mut inode) = reach_removable(tx, change, parent, name).await?;
+    take_out(tx, above, &found).await?;
     queue(tx, &mut inode);
     Ok(Outcome::done())
 }

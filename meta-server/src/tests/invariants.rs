@@ -55,20 +55,9 @@ pub(crate) async fn check(world: &World) {
     let queued = take(b'P').iter().map(|(key, _)| inode_in(key)).collect::<Vec<_>>();
     let detached = found.inodes.values().filter(|inode| inode.parent == DETACHED);
     assert_eq!(queued, detached.map(|inode| inode.id).collect::<Vec<_>>());
-    check_locks(&take(b'K'), &take(b'J'));
+    found.check_locks(&take(b'K'), &take(b'J'));
     for (_, value) in take(b'C') {
         Client::decode(&value).expect("a client");
-    }
-}
-
-/// The marks of clients say where they hold locks.
-fn check_locks(locks: &Pairs, marks: &Pairs) {
-    for (key, value) in locks {
-        let (inode, locks) = (inode_in(key), Locks::decode(value).expect("locks"));
-        for client in locks.clients() {
-            let mark = KEYS.lock_of(client, inode);
-            assert!(marks.iter().any(|(key, _)| *key == mark), "no mark of {client} at {inode}");
-        }
     }
 }
 
@@ -106,6 +95,21 @@ impl Found {
             assert!(first.1.more || followers.is_empty(), "{group:?} says that there are more");
             assert!(first.1.entry.is_some() || !followers.is_empty(), "{group:?} is empty");
             assert!(followers.iter().all(|(_, slot)| slot.entry.is_some() && !slot.more));
+        }
+    }
+
+    /// The marks of clients say where they hold locks.
+    fn check_locks(&self, locks: &Pairs, marks: &Pairs) {
+        for (key, value) in locks {
+            let (inode, locks) = (inode_in(key), Locks::decode(value).expect("locks"));
+            assert!(self.inodes.contains_key(&inode), "locks of {inode}, which is gone");
+            for client in locks.clients() {
+                let mark = KEYS.lock_of(client, inode);
+                assert!(
+                    marks.iter().any(|(key, _)| *key == mark),
+                    "no mark of {client} at {inode}"
+                );
+            }
         }
     }
 

@@ -6,7 +6,6 @@ use crate::place::Place;
 use crate::remote::{self, Remote};
 use kiln_types::{Code, Context, Error, FileKind, Result};
 use std::ffi::OsString;
-use std::sync::Arc;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -37,7 +36,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     })
 }
 
-async fn one(remote: &Arc<Remote>, path: &KilnPath, recursive: bool) -> Result<()> {
+async fn one(remote: &Remote, path: &KilnPath, recursive: bool) -> Result<()> {
     let Some((parent, name)) = path.split() else {
         return Err(Error::invalid(format!("{path} cannot be removed"))
             .with_hint("name what is in it: kiln find kiln:/ --max-depth 1 shows that"));
