@@ -4,9 +4,7 @@
 use async_trait::async_trait;
 pub use kiln_client::{SeekTo, SetAttr, SetTime, SetXattr, Space};
 use kiln_memory::Bytes;
-use kiln_types::{
-    Attr, Caller, Code, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange, Result,
-};
+use kiln_types::{Attr, Caller, FileKind, InodeId, Lock, LockFamily, LockOwner, LockRange, Result};
 use std::time::Duration;
 
 /// The extended attribute in which the kernel keeps a program's capabilities. It asks for it before a
@@ -204,8 +202,8 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Reads; shorter than `length` at the end of the file only.
     async fn read(&self, handle: Handle, offset: u64, length: usize) -> Result<Bytes>;
 
-    /// Writes all of `bytes`; the bytes of one call with `append` stay together. Durable when [`Self::fsync`] has returned, or at once for a handle that was
-    /// opened with `sync`.
+    /// Writes all of `bytes`; the bytes of one call with `append` stay together. Durable when [`Self::fsync`]
+    /// has returned, or at once for a handle that was opened with `sync`.
     async fn write(&self, handle: Handle, at: WriteAt, bytes: Bytes) -> Result<()>;
 
     /// Allocates or frees space of a range: `mode` as in fallocate(2), 1 KEEP_SIZE, 2 PUNCH_HOLE,
@@ -238,21 +236,13 @@ pub trait FileSystem: Send + Sync + 'static {
         parent: InodeId,
         mode: u32,
         flags: OpenFlags,
-    ) -> Result<(Known, Opened)> {
-        let _ = (caller, parent, mode, flags);
-        Err(Code::Unsupported.into())
-    }
-
-    /// Whether locks come here; without, the kernel keeps them for the processes of this mount.
-    fn locks(&self) -> bool {
-        false
-    }
+    ) -> Result<(Known, Opened)>;
 
     /// A lock of another owner that excludes `lock`, if there is one; its process is 0 on another host.
     async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>>;
 
     /// Locks a range; what `owner` held of it before is replaced. With `wait` it waits until no other
-    /// owner's lock excludes it, or `interrupt` is told; without, that is an error (`Locked`).
+    /// owner's lock excludes it, or is told to end; without, that is an error (`Locked`).
     async fn set_lock(
         &self,
         handle: Handle,

@@ -59,7 +59,7 @@ impl Session {
         env: &Env,
     ) -> Result<Self> {
         let pool = Inbox::pool();
-        greet(&device, &pool, fs.locks())?;
+        greet(&device, &pool)?;
         let devices = ways(device);
         link.connect(Arc::clone(&devices[0]), env)?;
         let adapter = Adapter::new(fs, Arc::clone(&link) as _, env.clone());
@@ -96,7 +96,7 @@ impl Session {
 }
 
 /// Agrees with the kernel about what both can do, which it asks first.
-fn greet(device: &Device, pool: &Pool, locks: bool) -> Result<()> {
+fn greet(device: &Device, pool: &Pool) -> Result<()> {
     let mut inbox = Inbox::new(pool);
     let kernel = |errno: Errno| Error::new(Code::Local, format!("/dev/fuse: {errno}"));
     loop {
@@ -106,7 +106,7 @@ fn greet(device: &Device, pool: &Pool, locks: bool) -> Result<()> {
         let Operation::Init(offer) = abi::operation(&header, message, payload)? else {
             return Err(Error::corrupt("the kernel's FUSE does not begin with its offer"));
         };
-        match abi::accept(&offer, locks) {
+        match abi::accept(&offer) {
             Ok((reply, again)) => {
                 device.answer(header.unique, &reply).map_err(kernel)?;
                 if !again {

@@ -347,10 +347,6 @@ impl FileSystem for Tree {
         files::release(self, handle).await;
     }
 
-    fn locks(&self) -> bool {
-        true
-    }
-
     async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>> {
         locks::get(self, handle, owner, lock).await
     }

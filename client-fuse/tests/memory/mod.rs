@@ -410,10 +410,6 @@ impl FileSystem for Memory {
         Ok((self.known(state.look_up(inode)), opened))
     }
 
-    fn locks(&self) -> bool {
-        true
-    }
-
     async fn get_lock(&self, handle: Handle, owner: LockOwner, lock: Lock) -> Result<Option<Lock>> {
         Ok(self.locks.in_the_way(self.named(handle)?.0, owner, lock))
     }

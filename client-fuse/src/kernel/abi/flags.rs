@@ -5,7 +5,6 @@ use rustix::fs::OFlags;
 
 const FOPEN_DIRECT_IO: u32 = 1 << 0;
 const FOPEN_KEEP_CACHE: u32 = 1 << 1;
-const FOPEN_NOFLUSH: u32 = 1 << 5;
 const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 
 /// What open(2) was given.
@@ -26,17 +25,14 @@ pub(super) fn is_exclusive(flags: u32) -> bool {
     OFlags::from_bits_retain(flags).contains(OFlags::EXCL)
 }
 
-/// How the kernel is to treat an opened file. `tells_close`: it has to tell when a descriptor is closed.
-pub(super) fn opened_flags(opened: Opened, tells_close: bool) -> u32 {
+/// How the kernel is to treat an opened file.
+pub(super) fn opened_flags(opened: Opened) -> u32 {
     let mut how = 0;
     if opened.direct {
         how |= FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
     }
     if opened.keep_cache {
         how |= FOPEN_KEEP_CACHE;
-    }
-    if !tells_close {
-        how |= FOPEN_NOFLUSH;
     }
     how
 }

@@ -49,7 +49,9 @@ const WANTED: u64 = ASYNC_READ
     | EXPLICIT_INVAL_DATA
     | HANDLE_KILLPRIV_V2
     | INIT_EXT
-    | DIRECT_IO_ALLOW_MMAP;
+    | DIRECT_IO_ALLOW_MMAP
+    | POSIX_LOCKS
+    | FLOCK_LOCKS;
 
 /// What the kernel offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +71,11 @@ impl Offer {
     }
 }
 
-/// The answer to an offer, and whether the kernel will make another one. With `locks`, those of this
-/// mount's processes come here; else the kernel keeps them to itself.
+/// The answer to an offer, and whether the kernel will make another one.
 ///
 /// # Errors
 /// `Unsupported` for a kernel that is too old.
-pub(crate) fn accept(offer: &Offer, locks: bool) -> Result<(Reply, bool)> {
+pub(crate) fn accept(offer: &Offer) -> Result<(Reply, bool)> {
     if offer.major > MAJOR {
         return Ok((Reply::Fields(encode(0, 0)), true));
     }
@@ -83,10 +84,9 @@ pub(crate) fn accept(offer: &Offer, locks: bool) -> Result<(Reply, bool)> {
         return Err(Error::new(Code::Unsupported, message)
             .with_hint("7.31 is the oldest that serves: Linux 5.4"));
     }
-    let asked = WANTED | if locks { POSIX_LOCKS | FLOCK_LOCKS } else { 0 };
-    let missing = asked & !offer.flags;
+    let missing = WANTED & !offer.flags;
     tracing::debug!(?offer, missing = format_args!("{missing:#x}"), "the kernel's FUSE");
-    Ok((Reply::Fields(encode(offer.read_ahead_max, asked & offer.flags)), false))
+    Ok((Reply::Fields(encode(offer.read_ahead_max, WANTED & offer.flags)), false))
 }
 
 fn encode(read_ahead_max: u32, flags: u64) -> Vec<u8> {
@@ -108,8 +108,8 @@ mod tests {
         Offer { major, minor, read_ahead_max: 128 << 10, flags }
     }
 
-    fn accepted(offer: &Offer, locks: bool) -> Vec<u8> {
-        match accept(offer, locks).unwrap() {
+    fn accepted(offer: &Offer) -> Vec<u8> {
+        match accept(offer).unwrap() {
             (Reply::Fields(fields), false) => fields,
             other => panic!("{other:?}"),
         }
@@ -119,15 +119,16 @@ mod tests {
     fn only_what_is_offered_and_wanted_is_used() {
         let word =
             |fields: &[u8], at: usize| u32::from_le_bytes(fields[at..at + 4].try_into().unwrap());
-        let all = accepted(&offer(7, 45, u64::MAX), true);
+        let all = accepted(&offer(7, 45, u64::MAX));
         assert_eq!(all.len(), 64);
         assert_eq!((word(&all, 0), word(&all, 8), word(&all, 20)), (7, 128 << 10, 1 << 20));
         let flags = |fields: &[u8]| u64::from(word(fields, 12)) | u64::from(word(fields, 32)) << 32;
         assert_eq!(flags(&all), WANTED | POSIX_LOCKS | FLOCK_LOCKS);
-        assert_eq!(flags(&accepted(&offer(7, 45, u64::MAX), false)), WANTED);
+        let locks = POSIX_LOCKS | FLOCK_LOCKS;
+        assert_eq!(flags(&accepted(&offer(7, 45, !locks))), WANTED & !locks);
         let few = ASYNC_READ | FLOCK_LOCKS;
-        assert_eq!(flags(&accepted(&offer(7, 31, few), true)), few);
-        assert_eq!(accept(&offer(7, 30, u64::MAX), false).unwrap_err().code(), Code::Unsupported);
-        assert!(matches!(accept(&offer(8, 1, 0), false), Ok((_, true))));
+        assert_eq!(flags(&accepted(&offer(7, 31, few))), few);
+        assert_eq!(accept(&offer(7, 30, u64::MAX)).unwrap_err().code(), Code::Unsupported);
+        assert!(matches!(accept(&offer(8, 1, 0)), Ok((_, true))));
     }
 }

@@ -67,15 +67,14 @@ impl Reply {
         })
     }
 
-    /// `tells_close`: the kernel has to tell when a descriptor of the file is closed.
-    pub(crate) fn opened(opened: Opened, tells_close: bool) -> Self {
-        Self::fields(|fields| handle(fields, opened, tells_close))
+    pub(crate) fn opened(opened: Opened) -> Self {
+        Self::fields(|fields| handle(fields, opened))
     }
 
-    pub(crate) fn created(known: &Known, opened: Opened, tells_close: bool) -> Self {
+    pub(crate) fn created(known: &Known, opened: Opened) -> Self {
         Self::fields(|fields| {
             entry(fields, known);
-            handle(fields, opened, tells_close);
+            handle(fields, opened);
         })
     }
 
@@ -147,8 +146,8 @@ fn times(fields: &mut Encoder, name: Duration, attr: Duration) {
     fields.u32(name.subsec_nanos()).u32(attr.subsec_nanos());
 }
 
-fn handle(fields: &mut Encoder, opened: Opened, tells_close: bool) {
-    fields.u64(opened.handle.0).u32(opened_flags(opened, tells_close)).u32(0);
+fn handle(fields: &mut Encoder, opened: Opened) {
+    fields.u64(opened.handle.0).u32(opened_flags(opened)).u32(0);
 }
 
 fn file_type(kind: FileKind) -> u32 {
@@ -245,8 +244,8 @@ mod tests {
             (Reply::entry(&known()), 128),
             (Reply::no_entry(Duration::ZERO), 128),
             (Reply::attributes(&known()), 104),
-            (Reply::opened(opened, true), 16),
-            (Reply::created(&known(), opened, true), 144),
+            (Reply::opened(opened), 16),
+            (Reply::created(&known(), opened), 144),
             (Reply::count(4096), 8),
             (Reply::place(4096), 8),
             (Reply::lock(None), 24),

@@ -54,18 +54,13 @@ impl Adapter {
         }
     }
 
-    /// Whether closing a descriptor has to be told: a writer learns of errors then, and locks end.
-    fn tells_close(&self, flags: OpenFlags) -> bool {
-        flags.write || self.fs.locks()
-    }
-
     pub(super) async fn open(&self, header: &Header, flags: OpenFlags) -> Result<Reply> {
         let (caller, inode) = (caller(header), header.inode);
         if flags.truncate {
             self.privileges.take_from(&*self.fs, inode, caller.uid != 0).await?;
         }
         let opened = self.fs.open(&caller, inode, flags).await?;
-        Ok(Reply::opened(opened, self.tells_close(flags)))
+        Ok(Reply::opened(opened))
     }
 
     pub(super) async fn create(
@@ -78,7 +73,7 @@ impl Adapter {
         let new = NewFile { parent: header.inode, name, mode, exclusive, flags };
         let (known, opened) = self.fs.create(&caller(header), new).await?;
         self.privileges.note(&known.attr);
-        Ok(Reply::created(&known, opened, self.tells_close(flags)))
+        Ok(Reply::created(&known, opened))
     }
 
     pub(super) async fn make_temporary(
@@ -90,7 +85,7 @@ impl Adapter {
         let made = self.fs.make_temporary(&caller(header), header.inode, mode, flags).await;
         let (known, opened) = made?;
         self.privileges.note(&known.attr);
-        Ok(Reply::created(&known, opened, self.tells_close(flags)))
+        Ok(Reply::created(&known, opened))
     }
 
     async fn read(&self, handle: Handle, offset: u64, length: usize) -> Result<Reply> {

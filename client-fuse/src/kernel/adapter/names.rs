@@ -37,7 +37,7 @@ impl Adapter {
 
     pub(super) async fn open_dir(&self, header: &Header) -> Result<Reply> {
         let handle = self.fs.open_dir(&caller(header), header.inode).await?;
-        Ok(Reply::opened(Opened { handle, keep_cache: false, direct: false }, true))
+        Ok(Reply::opened(Opened { handle, keep_cache: false, direct: false }))
     }
 
     pub(super) async fn read_dir(
