@@ -105,6 +105,10 @@ fn entry(attr: &Attr) -> v1::Entry {
     v1::Entry { attr: Some(attr.into()) }
 }
 
+fn moved(attr: Option<&Attr>) -> v1::Moved {
+    v1::Moved { attr: attr.map(Into::into) }
+}
+
 fn opened(opened: Opened) -> v1::OpenReply {
     let session = opened.session.map(|session| session.0.to_be_bytes().to_vec());
     v1::OpenReply {
@@ -319,11 +323,11 @@ impl Meta for Service {
         .await
     }
 
-    async fn remove_dir(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
+    async fn remove_dir(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Moved> {
         answer(&self.store, "rmdir", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
-            self.store.remove_dir(&change, InodeId(ask.parent), &ask.name).await?;
-            Ok(v1::Empty {})
+            let gone = self.store.remove_dir(&change, InodeId(ask.parent), &ask.name);
+            Ok(moved(gone.await?.as_ref()))
         })
         .await
     }
@@ -337,16 +341,16 @@ impl Meta for Service {
         .await
     }
 
-    async fn unlink(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
+    async fn unlink(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Moved> {
         answer(&self.store, "unlink", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
-            self.store.unlink(&change, InodeId(ask.parent), &ask.name).await?;
-            Ok(v1::Empty {})
+            let gone = self.store.unlink(&change, InodeId(ask.parent), &ask.name);
+            Ok(moved(gone.await?.as_ref()))
         })
         .await
     }
 
-    async fn rename(&self, request: Request<v1::RenameRequest>) -> Reply<v1::Empty> {
+    async fn rename(&self, request: Request<v1::RenameRequest>) -> Reply<v1::Moved> {
         answer(&self.store, "rename", request, async |peer, ask| {
             let change = change(peer, ask.origin)?;
             let args = RenameArgs {
@@ -357,8 +361,7 @@ impl Meta for Service {
                 no_replace: ask.no_replace,
                 exchange: ask.exchange,
             };
-            self.store.rename(&change, &args).await?;
-            Ok(v1::Empty {})
+            Ok(moved(self.store.rename(&change, &args).await?.as_ref()))
         })
         .await
     }

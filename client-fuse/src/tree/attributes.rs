@@ -33,6 +33,7 @@ pub(crate) async fn set(
             None => tree.client.set_attr(caller, inode, rest).await?,
         };
         tree.nodes.changed_here(&attr, change.mtime.is_some());
+        tree.fresh.lock().changed_here(Some(inode));
         answered = Some(attr);
     }
     let attr = match answered {

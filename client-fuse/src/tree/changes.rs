@@ -44,7 +44,7 @@ fn apply(tree: &Arc<Tree>, change: Change) {
             }
         }
         Change::Name { parent, name } => {
-            tree.fresh.lock().change(parent);
+            tree.fresh.lock().name_changed(parent, &name);
             tree.kernel.drop_name(tree.shown(parent), &name);
         }
         Change::Unlocked { inode } => {
@@ -54,7 +54,7 @@ fn apply(tree: &Arc<Tree>, change: Change) {
         }
         Change::Append { inode } => append::give_back(tree, inode),
         Change::Everything => {
-            tree.fresh.lock().change_everything();
+            tree.fresh.lock().miss();
             everything(tree);
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::filesystem::{DirEntry, Handle, Known};
 use crate::tree::Tree;
+use crate::tree::fresh::{Mark, Names};
 use kiln_client::DirEntry as Entry;
 use kiln_types::{Attr, Caller, FileKind, InodeId, Result, Timestamp, TruncateEpoch};
 use std::time::Duration;
@@ -26,7 +27,16 @@ struct Page {
     entries: Vec<Entry>,
     /// Nothing follows.
     end: bool,
-    sent: Option<crate::tree::fresh::Mark>,
+    sent: Option<Mark>,
+    listing: Option<Listing>,
+}
+
+/// What was read from the start without a gap.
+struct Listing {
+    sent: Mark,
+    names: Names,
+    /// The cookie behind which it goes on.
+    next: u64,
 }
 
 impl OpenDirectory {
@@ -45,6 +55,19 @@ impl Page {
         let at = self.entries.iter().position(|entry| entry.cookie == after)?;
         let rest = &self.entries[at + 1..];
         (!rest.is_empty() || self.end).then_some(rest)
+    }
+}
+
+impl Listing {
+    /// Takes in what follows; once it is complete, the mount knows all names of `inode`.
+    fn go_on(mut self, tree: &Tree, inode: InodeId, entries: &[Entry], end: bool) -> Option<Self> {
+        entries.iter().for_each(|entry| self.names.add(&entry.name));
+        self.next = entries.last().map_or(self.next, |entry| entry.cookie);
+        if !end {
+            return self.names.is_small().then_some(self);
+        }
+        tree.fresh.lock().all_names(self.sent, inode, self.names);
+        None
     }
 }
 
@@ -70,7 +93,11 @@ pub(crate) async fn read(
         let sent = tree.mark();
         let (caller, inode) = (&directory.caller, directory.inode);
         let (entries, end) = tree.client.read_dir(caller, inode, after, PAGE, true).await?;
-        *page = Page { after, entries, end, sent: Some(sent) };
+        let listing = page.listing.take().filter(|listing| listing.next == after && after != 0);
+        let start = Listing { sent, names: Names::default(), next: after };
+        let listing = listing.or_else(|| (after == 0).then_some(start));
+        let listing = listing.and_then(|listing| listing.go_on(tree, inode, &entries, end));
+        *page = Page { after, entries, end, sent: Some(sent), listing };
     }
     let Some(sent) = page.sent else { return Ok(found) };
     for entry in page.behind(after).unwrap_or_default().iter().take(limit.max(1)) {

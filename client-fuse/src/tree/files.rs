@@ -3,6 +3,7 @@
 use crate::data::{ErrorMark, Stream};
 use crate::filesystem::{Handle, Known, NewFile, OpenFlags, Opened, WriteAt};
 use crate::tree::handles::OpenFile;
+use crate::tree::names::made;
 use crate::tree::open_inode::{OpenInode, bad_handle};
 use crate::tree::{Tree, append, locks};
 use kiln_client::{File, OpenMode};
@@ -52,7 +53,9 @@ pub(crate) async fn create(
         exclusive: new.exclusive,
         open: mode(new.flags),
     };
-    let file = Arc::new(tree.client.create(caller, &args).await?);
+    let edit = tree.edit(new.parent, Some(new.name));
+    let file =
+        Arc::new(edit.end(tree.client.create(caller, &args).await, |file| made(&file.attr()))?);
     let attr = file.attr();
     if let Some(open) = tree.nodes.open(attr.inode).filter(|_| new.flags.truncate) {
         // It was there after all, open here, and is empty now.

@@ -19,7 +19,7 @@ use crate::filesystem::{
     OpenFlags, Opened, SeekTo, SetAttr, SetXattr, Space, WriteAt,
 };
 use async_trait::async_trait;
-use fresh::{Freshness, Mark};
+use fresh::{Freshness, Mark, Names};
 use handles::Handles;
 use kiln_client::Client;
 use kiln_env::{Env, Task};
@@ -152,8 +152,10 @@ impl Tree {
             None => attr,
         };
         self.nodes.gave(inode, &attr);
+        let mut fresh = self.fresh.lock();
+        fresh.learn(sent, self.env.now(), &attr);
+        let attr_for = fresh.keep_for(sent, inode);
         attr.inode = self.shown(inode);
-        let attr_for = self.fresh.lock().keep_for(sent, inode);
         Known { attr, attr_for, name_for: Duration::ZERO }
     }
 
@@ -181,12 +183,19 @@ impl FileSystem for Tree {
     }
 
     fn forget(&self, inode: InodeId, count: u64) {
-        self.nodes.forget(self.inode(inode), count);
+        let inode = self.inode(inode);
+        if self.nodes.forget(inode, count) {
+            self.fresh.lock().forget(inode);
+        }
     }
 
     async fn get_attr(&self, caller: &Caller, inode: InodeId) -> Result<Known> {
-        let sent = self.mark();
-        Ok(self.known(sent, self.client.get_attr(caller, self.inode(inode)).await?))
+        let (sent, inode) = (self.mark(), self.inode(inode));
+        let known = self.fresh.lock().directory(inode, self.env.now());
+        if let Some((sent, attr)) = known {
+            return Ok(self.known(sent, attr));
+        }
+        Ok(self.known(sent, self.client.get_attr(caller, inode).await?))
     }
 
     async fn set_attr(
@@ -213,7 +222,9 @@ impl FileSystem for Tree {
     ) -> Result<Known> {
         self.changes()?;
         let (sent, parent) = (self.mark(), self.inode(parent));
-        let attr = self.client.make_dir(caller, parent, name, mode).await?;
+        let call = self.client.make_dir(caller, parent, name, mode);
+        let attr = names::make(self, (parent, name), call).await?;
+        self.fresh.lock().all_names(sent, attr.inode, Names::default());
         Ok(self.looked(sent, parent, attr))
     }
 
@@ -226,7 +237,8 @@ impl FileSystem for Tree {
     ) -> Result<Known> {
         self.changes()?;
         let (sent, parent) = (self.mark(), self.inode(parent));
-        let attr = self.client.symlink(caller, parent, name, target).await?;
+        let call = self.client.symlink(caller, parent, name, target);
+        let attr = names::make(self, (parent, name), call).await?;
         Ok(self.looked(sent, parent, attr))
     }
 
@@ -239,7 +251,8 @@ impl FileSystem for Tree {
     ) -> Result<Known> {
         self.changes()?;
         let (sent, parent) = (self.mark(), self.inode(parent));
-        let attr = self.client.make_node(caller, (parent, name), mode, node).await?;
+        let call = self.client.make_node(caller, (parent, name), mode, node);
+        let attr = names::make(self, (parent, name), call).await?;
         Ok(self.looked(sent, parent, attr))
     }
 
@@ -256,12 +269,12 @@ impl FileSystem for Tree {
 
     async fn unlink(&self, caller: &Caller, parent: InodeId, name: &[u8]) -> Result<()> {
         self.changes()?;
-        self.client.remove(caller, self.inode(parent), name, false).await
+        names::remove(self, caller, (self.inode(parent), name), false).await
     }
 
     async fn remove_dir(&self, caller: &Caller, parent: InodeId, name: &[u8]) -> Result<()> {
         self.changes()?;
-        self.client.remove(caller, self.inode(parent), name, true).await
+        names::remove(self, caller, (self.inode(parent), name), true).await
     }
 
     async fn rename(
@@ -308,7 +321,8 @@ impl FileSystem for Tree {
     ) -> Result<Known> {
         self.changes()?;
         let (sent, parent) = (self.mark(), self.inode(parent));
-        let attr = self.client.make_file(caller, parent, name, mode).await?;
+        let call = self.client.make_file(caller, parent, name, mode);
+        let attr = names::make(self, (parent, name), call).await?;
         Ok(self.looked(sent, parent, attr))
     }
 
@@ -405,9 +419,11 @@ impl FileSystem for Tree {
         attributes::offered(name)?;
         let inode = self.inode(inode);
         let set = self.client.set_xattr(caller, inode, name, value, how).await;
+        let mut fresh = self.fresh.lock();
         if name == CAPABILITY {
-            self.fresh.lock().change(inode);
+            fresh.change(inode);
         }
+        fresh.changed_here(Some(inode));
         set
     }
 
@@ -417,7 +433,10 @@ impl FileSystem for Tree {
 
     async fn remove_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<()> {
         self.changes()?;
-        self.client.remove_xattr(caller, self.inode(inode), name).await
+        let inode = self.inode(inode);
+        let removed = self.client.remove_xattr(caller, inode, name).await;
+        self.fresh.lock().changed_here(Some(inode));
+        removed
     }
 
     async fn shut_down(&self) {

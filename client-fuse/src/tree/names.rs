@@ -1,9 +1,10 @@
-//! Names: lookup, link, rename.
+//! Names: lookup, and what is made, moved and removed.
 
 use crate::filesystem::{Known, Looked};
 use crate::tree::Tree;
+use crate::tree::fresh::Ended;
 use kiln_client::Rename;
-use kiln_types::{Caller, Code, Error, InodeId, Result};
+use kiln_types::{Action, Attr, Caller, Code, Error, FileKind, InodeId, Result};
 
 /// See [`crate::FileSystem::lookup`].
 pub(crate) async fn lookup(
@@ -13,6 +14,12 @@ pub(crate) async fn lookup(
     name: &[u8],
 ) -> Result<Looked> {
     let sent = tree.mark();
+    {
+        let fresh = tree.fresh.lock();
+        if fresh.lacks(parent, name) {
+            return Ok(Looked::Nothing(fresh.keep_for(sent, parent)));
+        }
+    }
     match tree.client.lookup(caller, parent, name).await {
         Ok(attr) => Ok(Looked::Up(tree.looked(sent, parent, attr))),
         Err(error) if error.code() == Code::NotFound => {
@@ -31,7 +38,9 @@ pub(crate) async fn link(
     (parent, name): (InodeId, &[u8]),
 ) -> Result<Known> {
     let sent = tree.mark();
-    let attr = tree.client.link(caller, inode, parent, name).await?;
+    let edit = tree.edit(parent, Some(name));
+    let linked = tree.client.link(caller, inode, parent, name).await;
+    let attr = edit.end(linked, |attr| Ended::Made(attr.ctime))?;
     tree.nodes.changed_here(&attr, false);
     Ok(tree.looked(sent, parent, attr))
 }
@@ -53,5 +62,87 @@ pub(crate) async fn rename(
         EXCHANGE => Rename::Exchange,
         _ => return Err(Error::invalid(format!("rename flags {flags:#x}"))),
     };
-    tree.client.rename(caller, from, to, how).await
+    let edits = [tree.edit(from.0, None), tree.edit(to.0, Some(to.1))];
+    let mut moved = tree.client.rename(caller, from, to, how).await;
+    for edit in edits {
+        moved = edit.end(moved, |moved| {
+            moved.as_ref().map_or(Ended::Changed, |attr| Ended::Made(attr.ctime))
+        });
+    }
+    if moved.as_ref().is_ok_and(Option::is_none) {
+        // Perhaps a directory: its time is another.
+        tree.fresh.lock().changed_here(None);
+    }
+    moved.map(drop)
+}
+
+/// See [`crate::FileSystem::unlink`] and [`crate::FileSystem::remove_dir`].
+pub(crate) async fn remove(
+    tree: &Tree,
+    caller: &Caller,
+    (parent, name): (InodeId, &[u8]),
+    directory: bool,
+) -> Result<()> {
+    let edit = tree.edit(parent, None);
+    let removed = tree.client.remove(caller, parent, name, directory).await;
+    let gone = edit.end(removed, |gone| match gone {
+        Some(attr) if !directory => Ended::Made(attr.ctime),
+        _ => Ended::Changed,
+    })?;
+    if let Some(attr) = gone.filter(|_| directory) {
+        tree.fresh.lock().removed(attr);
+    }
+    Ok(())
+}
+
+/// Makes a name by `call`, which answers with what has it then.
+pub(crate) async fn make(
+    tree: &Tree,
+    (parent, name): (InodeId, &[u8]),
+    call: impl Future<Output = Result<Attr>>,
+) -> Result<Attr> {
+    let edit = tree.edit(parent, Some(name));
+    edit.end(call.await, made)
+}
+
+/// What making this changed in its directory: a new inode is as old as the change.
+pub(crate) fn made(attr: &Attr) -> Ended {
+    if attr.kind == FileKind::Directory { Ended::Changed } else { Ended::Made(attr.btime) }
+}
+
+/// A change in a directory that this mount makes.
+pub(crate) struct Edit<'a> {
+    tree: &'a Tree,
+    parent: InodeId,
+    has_ended: bool,
+}
+
+impl Tree {
+    /// A change in `parent` begins, after which it may have `name`.
+    pub(crate) fn edit(&self, parent: InodeId, name: Option<&[u8]>) -> Edit<'_> {
+        self.fresh.lock().begin(parent, name);
+        Edit { tree: self, parent, has_ended: false }
+    }
+}
+
+impl Edit<'_> {
+    /// It is answered.
+    pub(crate) fn end<T>(mut self, answer: Result<T>, how: impl Fn(&T) -> Ended) -> Result<T> {
+        let ended = match &answer {
+            Ok(value) => how(value),
+            Err(error) if error.action() == Action::GiveUp => Ended::Not,
+            Err(_) => Ended::Open,
+        };
+        self.has_ended = true;
+        self.tree.fresh.lock().end(self.parent, ended);
+        answer
+    }
+}
+
+impl Drop for Edit<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.tree.fresh.lock().end(self.parent, Ended::Open);
+        }
+    }
 }

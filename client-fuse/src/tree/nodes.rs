@@ -53,14 +53,16 @@ impl Nodes {
         self.nodes.lock().entry(inode).or_default().lookups += 1;
     }
 
-    /// The kernel forgets `count` lookups.
-    pub(crate) fn forget(&self, inode: InodeId, count: u64) {
+    /// The kernel forgets `count` lookups; whether it does not know `inode` any more.
+    pub(crate) fn forget(&self, inode: InodeId, count: u64) -> bool {
         let mut nodes = self.nodes.lock();
-        let Some(node) = nodes.get_mut(&inode) else { return };
+        let Some(node) = nodes.get_mut(&inode) else { return true };
         node.lookups = node.lookups.saturating_sub(count);
-        if node.is_unused() {
+        let is_unused = node.is_unused();
+        if is_unused {
             nodes.remove(&inode);
         }
+        is_unused
     }
 
     /// The open state of `inode`, if it is open here.

@@ -124,13 +124,13 @@ calls! {
     /// Makes a directory.
     make_dir(MakeDirRequest) -> Entry;
     /// Removes an empty directory.
-    remove_dir(RemoveRequest) -> Empty;
+    remove_dir(RemoveRequest) -> Moved;
     /// Removes a directory with everything in it.
     remove_tree(RemoveRequest) -> Empty;
     /// Removes a name of a file or symlink.
-    unlink(RemoveRequest) -> Empty;
+    unlink(RemoveRequest) -> Moved;
     /// Moves a name.
-    rename(RenameRequest) -> Empty;
+    rename(RenameRequest) -> Moved;
     /// Makes a symlink.
     symlink(SymlinkRequest) -> Entry;
     /// Makes a fifo, a socket or a device.

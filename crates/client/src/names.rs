@@ -148,7 +148,8 @@ impl Client {
         Ok(self.meta.read_link(request).await?.target.to_vec())
     }
 
-    /// Removes a name: of an empty directory with `directory`, of anything else without.
+    /// Removes a name: of an empty directory with `directory`, of anything else without. Answers with what had the
+    /// name, as it is then; an earlier version's server does not tell.
     ///
     /// # Errors
     /// `NotFound`, `NotEmpty`, `IsDirectory`, `NotDirectory`, `PermissionDenied`.
@@ -158,18 +159,18 @@ impl Client {
         parent: InodeId,
         name: &[u8],
         directory: bool,
-    ) -> Result<()> {
+    ) -> Result<Option<Attr>> {
         let turn = self.meta.turn(caller);
         let request = v1::RemoveRequest {
             origin: turn.origin(),
             parent: parent.0,
             name: name.to_vec().into(),
         };
-        match directory {
-            true => self.meta.remove_dir(request).await,
-            false => self.meta.unlink(request).await,
-        }
-        .map(drop)
+        let gone = match directory {
+            true => self.meta.remove_dir(request).await?,
+            false => self.meta.unlink(request).await?,
+        };
+        gone.attr.map(Attr::try_from).transpose()
     }
 
     /// Removes a directory with everything in it: its name at once, the rest in the background. What the caller
@@ -209,7 +210,7 @@ impl Client {
         required(self.meta.link(request).await?.attr, "attr")
     }
 
-    /// Moves a name.
+    /// Moves a name. Answers with what moved, where that is one thing and no directory.
     ///
     /// # Errors
     /// As renameat2(2).
@@ -219,7 +220,7 @@ impl Client {
         (parent, name): (InodeId, &[u8]),
         (new_parent, new_name): (InodeId, &[u8]),
         how: Rename,
-    ) -> Result<()> {
+    ) -> Result<Option<Attr>> {
         let turn = self.meta.turn(caller);
         let request = v1::RenameRequest {
             origin: turn.origin(),
@@ -230,7 +231,7 @@ impl Client {
             no_replace: how == Rename::NoReplace,
             exchange: how == Rename::Exchange,
         };
-        self.meta.rename(request).await.map(drop)
+        self.meta.rename(request).await?.attr.map(Attr::try_from).transpose()
     }
 
     /// At most `limit` entries of a directory behind the cookie `after` (0: from the start), in the

@@ -85,15 +85,21 @@ impl Store {
         answer.into_attr()
     }
 
-    /// Removes an empty directory.
+    /// Removes an empty directory. Answers as [`unlink`](Self::unlink).
     ///
     /// # Errors
     /// `NotFound`, `NotDirectory`, `NotEmpty`, `PermissionDenied`, `NotPermitted` (sticky
     /// directory), `StaleHandle`, or what kv reports.
-    pub async fn remove_dir(&self, change: &Change, parent: InodeId, name: &[u8]) -> Result<()> {
+    pub async fn remove_dir(
+        &self,
+        change: &Change,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<Option<Attr>> {
         name::check(name)?;
-        self.change(change, "rmdir", &|tx| Box::pin(remove(tx, change, parent, name))).await?;
-        Ok(())
+        let answer =
+            self.change(change, "rmdir", &|tx| Box::pin(remove(tx, change, parent, name))).await?;
+        Ok(answer.attr)
     }
 }
 
@@ -162,7 +168,8 @@ async fn remove(
     require_empty(tx, &inode).await?;
     take_out(tx, above, &found).await?;
     tx.drop_inode(&inode);
-    Ok(Outcome::done())
+    let attr = tx.attr(&inode).await?;
+    Ok(Outcome::from(Attr { links: 0, ctime: tx.now, ..attr }))
 }
 
 /// The directory with a name that the caller may take away: where the name is, its entry, the inode.

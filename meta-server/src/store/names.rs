@@ -14,15 +14,22 @@ const LINKS_MAX: u32 = 1 << 30;
 
 impl Store {
     /// Takes a name away from a file or symlink, and with the last one the inode, as soon as nobody
-    /// has it open. Its chunks are removed in the background.
+    /// has it open. Its chunks are removed in the background. Answers with the inode as it is then; without, to
+    /// whom an earlier version has answered before.
     ///
     /// # Errors
     /// `NotFound`, `IsDirectory`, `PermissionDenied`, `NotPermitted` (sticky directory),
     /// `StaleHandle`, or what kv reports.
-    pub async fn unlink(&self, change: &Change, parent: InodeId, name: &[u8]) -> Result<()> {
+    pub async fn unlink(
+        &self,
+        change: &Change,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Result<Option<Attr>> {
         name::check(name)?;
-        self.change(change, "unlink", &|tx| Box::pin(unlink(tx, change, parent, name))).await?;
-        Ok(())
+        let answer =
+            self.change(change, "unlink", &|tx| Box::pin(unlink(tx, change, parent, name))).await?;
+        Ok(answer.attr)
     }
 
     /// Gives an inode another name.
@@ -137,7 +144,7 @@ async fn unlink(
     tx.remove(directory.id, &found).await?;
     tx.touch(directory.id);
     tx.drop_name(&mut inode, directory.id).await?;
-    Ok(Outcome::done())
+    Ok(Outcome::from(tx.attr(&inode).await?))
 }
 
 async fn link(

@@ -8,7 +8,7 @@ use crate::store::lookup::{expect, inode_of, reach_directory};
 use crate::store::prune::require_attached;
 use crate::store::{Change, Outcome, Store};
 use crate::tx::{Found, Tx, dentry};
-use kiln_types::{Code, Error, InodeId, Result};
+use kiln_types::{Attr, Code, Error, InodeId, Result};
 
 /// How far up the way to the root may be.
 const DEPTH_MAX: u32 = 100_000;
@@ -31,20 +31,22 @@ pub struct RenameArgs {
 }
 
 impl Store {
-    /// Renames.
+    /// Renames. Answers with what moved, where that is one thing and no directory: reading a directory's times
+    /// would be a conflict with every change in it.
     ///
     /// # Errors
     /// `NotFound`, `Exists` (`no_replace`), `NotDirectory`, `IsDirectory`, `NotEmpty`, `Invalid`
     /// for a directory into itself and for both flags at once, `PermissionDenied`, `NotPermitted`
     /// (sticky directory), `NameTooLong`, `StaleHandle`, or what kv reports.
-    pub async fn rename(&self, change: &Change, args: &RenameArgs) -> Result<()> {
+    pub async fn rename(&self, change: &Change, args: &RenameArgs) -> Result<Option<Attr>> {
         name::check(&args.name)?;
         name::check(&args.new_name)?;
         if args.no_replace && args.exchange {
             return Err(Error::invalid("either no_replace or exchange"));
         }
-        self.change(change, "rename", &|tx| Box::pin(rename(tx, change, args))).await?;
-        Ok(())
+        let answer =
+            self.change(change, "rename", &|tx| Box::pin(rename(tx, change, args))).await?;
+        Ok(answer.attr)
     }
 }
 
@@ -147,7 +149,14 @@ async fn move_to(
     tx.touch(to.id);
     move_links(tx, &source.inode, from, to.id);
     arrive(tx, &mut source.inode, to.id);
-    Ok(Outcome::done())
+    moved(tx, &source.inode).await
+}
+
+async fn moved(tx: &mut Tx<'_, '_>, inode: &Inode) -> Result<Outcome> {
+    if inode.is_directory() {
+        return Ok(Outcome::done());
+    }
+    Ok(Outcome::from(tx.attr(inode).await?))
 }
 
 async fn replace(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Result<Outcome> {
@@ -172,7 +181,7 @@ async fn replace(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Res
     }
     move_links(tx, &source.inode, from, to);
     arrive(tx, &mut source.inode, to);
-    Ok(Outcome::done())
+    moved(tx, &source.inode).await
 }
 
 fn exchange(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Result<Outcome> {

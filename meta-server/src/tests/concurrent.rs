@@ -54,10 +54,10 @@ impl Op {
                 store.create(&change, &args).await.map(|opened| Some(opened.attr.inode))
             }
             Self::Unlink(parent, name) => {
-                store.unlink(&change, parent, name.as_bytes()).await.map(|()| None)
+                store.unlink(&change, parent, name.as_bytes()).await.map(|_| None)
             }
             Self::RemoveDir(parent, name) => {
-                store.remove_dir(&change, parent, name.as_bytes()).await.map(|()| None)
+                store.remove_dir(&change, parent, name.as_bytes()).await.map(|_| None)
             }
             Self::Link(inode, parent, name) => {
                 store.link(&change, inode, parent, name.as_bytes()).await.map(|_| None)
@@ -65,7 +65,7 @@ impl Op {
             Self::Rename((parent, name), (new_parent, new_name), no_replace, exchange) => {
                 let (name, new_name) = (name.into_bytes(), new_name.into_bytes());
                 let args = RenameArgs { parent, name, new_parent, new_name, no_replace, exchange };
-                store.rename(&change, &args).await.map(|()| None)
+                store.rename(&change, &args).await.map(|_| None)
             }
         }
     }

@@ -149,7 +149,7 @@ impl Client {
 
     pub(crate) async fn unlink(&mut self, parent: InodeId, name: &str) -> Result<()> {
         let change = self.change();
-        self.world.store.unlink(&change, parent, name.as_bytes()).await
+        self.world.store.unlink(&change, parent, name.as_bytes()).await.map(drop)
     }
 
     pub(crate) async fn open(&mut self, inode: InodeId, args: OpenArgs) -> Result<Opened> {
@@ -188,7 +188,7 @@ impl Client {
         let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
         let args = RenameArgs { parent, name, new_parent, new_name, ..RenameArgs::default() };
         let change = self.change();
-        self.world.store.rename(&change, &args).await
+        self.world.store.rename(&change, &args).await.map(drop)
     }
 
     pub(crate) async fn attr(&self, inode: InodeId) -> Result<Attr> {

@@ -48,7 +48,7 @@ impl Directory {
         for (parent, name, is_directory) in found.into_iter().rev() {
             client.remove(caller, parent, &name, is_directory).await?;
         }
-        client.remove(caller, InodeId::ROOT, self.name.as_bytes(), true).await
+        client.remove(caller, InodeId::ROOT, self.name.as_bytes(), true).await.map(drop)
     }
 }
 

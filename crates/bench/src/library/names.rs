@@ -121,7 +121,7 @@ impl Files {
             Operation::Unlink => match client.remove(caller, parent, &name('r'), false).await {
                 // The renaming did not come that far.
                 Err(error) if error.code() == kiln_types::Code::NotFound => return Ok(0),
-                removed => removed?,
+                removed => drop(removed?),
             },
             Operation::MakeDir => drop(client.make_dir(caller, parent, &name('m'), 0o700).await?),
             _ => drop(client.lookup(caller, parent, &name('c')).await?),

@@ -76,5 +76,5 @@ async fn one(
         }
     };
     let moved = remote.client.rename(&remote.caller, (from, name), to, Rename::Replace).await;
-    moved.context(format_args!("{source} to {destination}"))
+    moved.map(drop).context(format_args!("{source} to {destination}"))
 }

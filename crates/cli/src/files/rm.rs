@@ -51,7 +51,7 @@ async fn one(remote: &Remote, path: &KilnPath, recursive: bool) -> Result<()> {
     let (client, caller) = (&remote.client, &remote.caller);
     match is_directory {
         true => client.remove_tree(caller, parent, name).await,
-        false => client.remove(caller, parent, name, false).await,
+        false => client.remove(caller, parent, name, false).await.map(drop),
     }
     .context(path)
 }

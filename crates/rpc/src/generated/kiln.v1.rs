@@ -1926,6 +1926,11 @@ pub struct Entry {
     #[prost(message, optional, tag = "1")]
     pub attr: ::core::option::Option<Attr>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Moved {
+    #[prost(message, optional, tag = "1")]
+    pub attr: ::core::option::Option<Attr>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LookupRequest {
     #[prost(message, optional, tag = "1")]
@@ -2770,24 +2775,6 @@ pub mod meta_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "MakeDir"));
             self.inner.unary(req, path, codec).await
         }
-        pub async fn remove_dir(
-            &mut self,
-            request: impl tonic::IntoRequest<super::RemoveRequest>,
-        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/RemoveDir");
-            let mut req = request.into_request();
-            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "RemoveDir"));
-            self.inner.unary(req, path, codec).await
-        }
         /// Removes a directory with everything in it: its name at once, the rest in the background.
         pub async fn remove_tree(
             &mut self,
@@ -2807,10 +2794,30 @@ pub mod meta_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "RemoveTree"));
             self.inner.unary(req, path, codec).await
         }
+        /// This and the next two answer with what they took away or moved, as it is then. Without: a directory moved, two
+        /// things changed places, nothing happened, or an earlier server answers.
+        pub async fn remove_dir(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveRequest>,
+        ) -> std::result::Result<tonic::Response<super::Moved>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/RemoveDir");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "RemoveDir"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn unlink(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveRequest>,
-        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+        ) -> std::result::Result<tonic::Response<super::Moved>, tonic::Status> {
             self.inner
                 .ready()
                 .await
@@ -2828,7 +2835,7 @@ pub mod meta_client {
         pub async fn rename(
             &mut self,
             request: impl tonic::IntoRequest<super::RenameRequest>,
-        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+        ) -> std::result::Result<tonic::Response<super::Moved>, tonic::Status> {
             self.inner
                 .ready()
                 .await
@@ -3181,23 +3188,25 @@ pub mod meta_server {
             &self,
             request: tonic::Request<super::MakeDirRequest>,
         ) -> std::result::Result<tonic::Response<super::Entry>, tonic::Status>;
-        async fn remove_dir(
-            &self,
-            request: tonic::Request<super::RemoveRequest>,
-        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
         /// Removes a directory with everything in it: its name at once, the rest in the background.
         async fn remove_tree(
             &self,
             request: tonic::Request<super::RemoveRequest>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// This and the next two answer with what they took away or moved, as it is then. Without: a directory moved, two
+        /// things changed places, nothing happened, or an earlier server answers.
+        async fn remove_dir(
+            &self,
+            request: tonic::Request<super::RemoveRequest>,
+        ) -> std::result::Result<tonic::Response<super::Moved>, tonic::Status>;
         async fn unlink(
             &self,
             request: tonic::Request<super::RemoveRequest>,
-        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<super::Moved>, tonic::Status>;
         async fn rename(
             &self,
             request: tonic::Request<super::RenameRequest>,
-        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<super::Moved>, tonic::Status>;
         async fn symlink(
             &self,
             request: tonic::Request<super::SymlinkRequest>,
@@ -3904,49 +3913,6 @@ pub mod meta_server {
                     };
                     Box::pin(fut)
                 }
-                "/kiln.v1.Meta/RemoveDir" => {
-                    #[allow(non_camel_case_types)]
-                    struct RemoveDirSvc<T: Meta>(pub Arc<T>);
-                    impl<T: Meta> tonic::server::UnaryService<super::RemoveRequest>
-                    for RemoveDirSvc<T> {
-                        type Response = super::Empty;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::RemoveRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Meta>::remove_dir(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = RemoveDirSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
                 "/kiln.v1.Meta/RemoveTree" => {
                     #[allow(non_camel_case_types)]
                     struct RemoveTreeSvc<T: Meta>(pub Arc<T>);
@@ -3990,12 +3956,55 @@ pub mod meta_server {
                     };
                     Box::pin(fut)
                 }
+                "/kiln.v1.Meta/RemoveDir" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveDirSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::RemoveRequest>
+                    for RemoveDirSvc<T> {
+                        type Response = super::Moved;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::remove_dir(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveDirSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/kiln.v1.Meta/Unlink" => {
                     #[allow(non_camel_case_types)]
                     struct UnlinkSvc<T: Meta>(pub Arc<T>);
                     impl<T: Meta> tonic::server::UnaryService<super::RemoveRequest>
                     for UnlinkSvc<T> {
-                        type Response = super::Empty;
+                        type Response = super::Moved;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
                             tonic::Status,
@@ -4038,7 +4047,7 @@ pub mod meta_server {
                     struct RenameSvc<T: Meta>(pub Arc<T>);
                     impl<T: Meta> tonic::server::UnaryService<super::RenameRequest>
                     for RenameSvc<T> {
-                        type Response = super::Empty;
+                        type Response = super::Moved;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
                             tonic::Status,

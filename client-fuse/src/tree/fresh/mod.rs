@@ -4,6 +4,11 @@
 //! kernel drop what it has. An answer that was on its way at that moment would slip past: it may be kept
 //! only if nothing that it is about changed since its request was sent.
 
+mod directories;
+
+pub(crate) use directories::{Ended, Names};
+
+use directories::Directories;
 use kiln_types::InodeId;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,6 +25,7 @@ pub(crate) struct Freshness {
     /// Everything may have changed then.
     everything: u64,
     changed: HashMap<InodeId, u64>,
+    directories: Directories,
 }
 
 /// The moment at which a request was sent.
@@ -29,8 +35,8 @@ pub(crate) struct Mark(u64);
 impl Freshness {
     /// Answers may be kept for `keep_for` while the change stream is up.
     pub(crate) fn new(keep_for: Duration) -> Self {
-        let changed = HashMap::new();
-        Self { keep_for, connected: false, clock: 0, everything: 0, changed }
+        let (changed, directories) = (HashMap::new(), Directories::default());
+        Self { keep_for, connected: false, clock: 0, everything: 0, changed, directories }
     }
 
     /// A request is sent now.
@@ -54,8 +60,13 @@ impl Freshness {
         }
     }
 
-    /// Other clients may have changed anything.
-    pub(crate) fn change_everything(&mut self) {
+    /// Other clients may have changed anything, and made any names.
+    pub(crate) fn miss(&mut self) {
+        self.change_everything();
+        self.directories.forget_names();
+    }
+
+    fn change_everything(&mut self) {
         self.clock += 1;
         self.everything = self.clock;
         self.changed.clear();
@@ -64,7 +75,7 @@ impl Freshness {
     /// The change stream is up, or down: then nothing may be kept.
     pub(crate) fn set_connected(&mut self, connected: bool) {
         self.connected = connected;
-        self.change_everything();
+        self.miss();
     }
 }
 
@@ -89,7 +100,7 @@ mod tests {
         assert_eq!(fresh.keep_for(sent, B), KEEP);
         assert_eq!(fresh.keep_for(fresh.mark(), A), KEEP);
         let sent = fresh.mark();
-        fresh.change_everything();
+        fresh.miss();
         assert_eq!(fresh.keep_for(sent, B), Duration::ZERO);
         fresh.set_connected(false);
         assert_eq!(fresh.keep_for(fresh.mark(), B), Duration::ZERO);
