@@ -63,17 +63,25 @@ pub(crate) async fn rename(
         _ => return Err(Error::invalid(format!("rename flags {flags:#x}"))),
     };
     let edits = [tree.edit(from.0, None), tree.edit(to.0, Some(to.1))];
-    let mut moved = tree.client.rename(caller, from, to, how).await;
+    let mut answer = tree.client.rename(caller, from, to, how).await;
     for edit in edits {
-        moved = edit.end(moved, |moved| {
-            moved.as_ref().map_or(Ended::Changed, |attr| Ended::Made(attr.ctime))
-        });
+        answer = edit.end(answer, |moved| moved.as_ref().map_or(Ended::Changed, moved_or_gone));
     }
-    if moved.as_ref().is_ok_and(Option::is_none) {
-        // Perhaps a directory: its time is another.
-        tree.fresh.lock().changed_here(None);
+    let moved = answer?;
+    let mut fresh = tree.fresh.lock();
+    if moved.as_ref().is_none_or(|attr| attr.kind == FileKind::Directory) {
+        // Perhaps a directory moved: its time is another.
+        fresh.changed_here(None);
     }
-    moved.map(drop)
+    if let Some(gone) = moved.filter(|attr| attr.kind == FileKind::Directory) {
+        fresh.removed(gone);
+    }
+    Ok(())
+}
+
+/// What taking this out of a directory, or moving it there, changed in it.
+fn moved_or_gone(attr: &Attr) -> Ended {
+    if attr.kind == FileKind::Directory { Ended::Changed } else { Ended::Made(attr.ctime) }
 }
 
 /// See [`crate::FileSystem::unlink`] and [`crate::FileSystem::remove_dir`].
@@ -85,10 +93,7 @@ pub(crate) async fn remove(
 ) -> Result<()> {
     let edit = tree.edit(parent, None);
     let removed = tree.client.remove(caller, parent, name, directory).await;
-    let gone = edit.end(removed, |gone| match gone {
-        Some(attr) if !directory => Ended::Made(attr.ctime),
-        _ => Ended::Changed,
-    })?;
+    let gone = edit.end(removed, |gone| gone.as_ref().map_or(Ended::Changed, moved_or_gone))?;
     if let Some(attr) = gone.filter(|_| directory) {
         tree.fresh.lock().removed(attr);
     }

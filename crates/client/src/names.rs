@@ -210,7 +210,8 @@ impl Client {
         required(self.meta.link(request).await?.attr, "attr")
     }
 
-    /// Moves a name. Answers with what moved, where that is one thing and no directory.
+    /// Moves a name. Answers with what moved, where that is one thing and no directory, or with the directory that
+    /// another one replaced.
     ///
     /// # Errors
     /// As renameat2(2).

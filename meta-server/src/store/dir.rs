@@ -167,8 +167,13 @@ async fn remove(
     let (above, found, inode) = reach_removable(tx, change, parent, name).await?;
     require_empty(tx, &inode).await?;
     take_out(tx, above, &found).await?;
-    tx.drop_inode(&inode);
-    let attr = tx.attr(&inode).await?;
+    drop_directory(tx, &inode).await
+}
+
+/// Drops an empty directory whose entry is gone, and answers with it as who has it open sees it.
+pub(crate) async fn drop_directory(tx: &mut Tx<'_, '_>, inode: &Inode) -> Result<Outcome> {
+    let attr = tx.attr(inode).await?;
+    tx.drop_inode(inode);
     Ok(Outcome::from(Attr { links: 0, ctime: tx.now, ..attr }))
 }
 

@@ -3,7 +3,7 @@
 use crate::access::{self, SEARCH, WRITE};
 use crate::name;
 use crate::records::Inode;
-use crate::store::dir::require_empty;
+use crate::store::dir::{drop_directory, require_empty};
 use crate::store::lookup::{expect, inode_of, reach_directory};
 use crate::store::prune::require_attached;
 use crate::store::{Change, Outcome, Store};
@@ -31,8 +31,8 @@ pub struct RenameArgs {
 }
 
 impl Store {
-    /// Renames. Answers with what moved, where that is one thing and no directory: reading a directory's times
-    /// would be a conflict with every change in it.
+    /// Renames. Answers with what moved, where that is one thing and no directory, or with the directory that
+    /// another one replaced: reading the times of one that stays would be a conflict with every change in it.
     ///
     /// # Errors
     /// `NotFound`, `Exists` (`no_replace`), `NotDirectory`, `IsDirectory`, `NotEmpty`, `Invalid`
@@ -173,14 +173,13 @@ async fn replace(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Res
     tx.redirect(to, &target.found, &source.inode);
     tx.touch(from);
     tx.touch(to);
-    if target.inode.is_directory() {
-        tx.add_links(to, -1);
-        tx.drop_inode(&target.inode);
-    } else {
-        tx.drop_name(&mut target.inode, to).await?;
-    }
     move_links(tx, &source.inode, from, to);
     arrive(tx, &mut source.inode, to);
+    if target.inode.is_directory() {
+        tx.add_links(to, -1);
+        return drop_directory(tx, &target.inode).await;
+    }
+    tx.drop_name(&mut target.inode, to).await?;
     moved(tx, &source.inode).await
 }
 

@@ -13,6 +13,8 @@ use kiln_types::{Attr, FileKind, InodeId, Monotonic, Timestamp};
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+/// A longer one is an error.
+const NAME_BYTES_MAX: usize = 255;
 /// Directories of which something is known.
 const DIRECTORIES_MAX: usize = 16 << 10;
 /// Names that are known, over all directories: 9 bytes each and as much again for growth.
@@ -118,7 +120,8 @@ impl Freshness {
     /// Whether a directory surely has nothing under a name.
     pub(crate) fn lacks(&self, parent: InodeId, name: &[u8]) -> bool {
         let names = self.directories.known.get(&parent).and_then(|known| known.names.as_ref());
-        self.connected && names.is_some_and(|names| !names.0.contains(&hash(name)))
+        let is_name = name.len() <= NAME_BYTES_MAX;
+        self.connected && is_name && names.is_some_and(|names| !names.0.contains(&hash(name)))
     }
 
     /// All names of a directory, by a listing (or the making of it) that began at `sent`.

@@ -2794,8 +2794,8 @@ pub mod meta_client {
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "RemoveTree"));
             self.inner.unary(req, path, codec).await
         }
-        /// This and the next two answer with what they took away or moved, as it is then. Without: a directory moved, two
-        /// things changed places, nothing happened, or an earlier server answers.
+        /// This and the next two answer with what they took away or moved, as it is then, or with the directory that another
+        /// one replaced. Without: a directory moved, two things changed places, nothing happened, or an earlier server answers.
         pub async fn remove_dir(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveRequest>,
@@ -3193,8 +3193,8 @@ pub mod meta_server {
             &self,
             request: tonic::Request<super::RemoveRequest>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
-        /// This and the next two answer with what they took away or moved, as it is then. Without: a directory moved, two
-        /// things changed places, nothing happened, or an earlier server answers.
+        /// This and the next two answer with what they took away or moved, as it is then, or with the directory that another
+        /// one replaced. Without: a directory moved, two things changed places, nothing happened, or an earlier server answers.
         async fn remove_dir(
             &self,
             request: tonic::Request<super::RemoveRequest>,
