@@ -13,42 +13,30 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Another server of a cluster, of a kind that it has one of.
-struct Another {
-    kind: &'static str,
-    process: Child,
-}
+/// A second manager of a cluster.
+struct Another(Child);
 
 impl Another {
-    fn start(cluster: &TestCluster, kind: &'static str, id: u32) -> Self {
-        let managers = addresses(&cluster.ok(&["admin", "nodes"]), "mgmtd");
-        let directory = cluster.path().join(format!("{kind}-{id}"));
+    fn start(cluster: &TestCluster, id: u32) -> Self {
+        let directory = cluster.path().join(format!("mgmtd-{id}"));
         std::fs::create_dir_all(&directory).unwrap();
-        let config = cluster.path().join(kind).join("config.toml");
+        let config = cluster.path().join("mgmtd/config.toml");
         let config = std::fs::read_to_string(config).unwrap();
         let line = config.lines().find(|line| line.starts_with("id = ")).unwrap();
         let config = config.replacen(line, &format!("id = {id}"), 1);
         std::fs::write(directory.join("config.toml"), config).unwrap();
-        let log = cluster.path().join(format!("logs/{kind}-{id}.log"));
+        let log = cluster.path().join(format!("logs/mgmtd-{id}.log"));
         let log = std::fs::File::create(log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        command.args([kind, "--listen", "127.0.0.1:0", "--config"]);
+        command.args(["mgmtd", "--listen", "127.0.0.1:0", "--config"]);
         command.arg(directory.join("config.toml"));
-        if kind != "mgmtd" {
-            command.args(["--mgmtd", &managers[0]]);
-        }
         // Ends with this thread.
         command.env("KILN_SUPERVISOR", std::process::id().to_string());
         let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let another = Self { kind, process: command.spawn().unwrap() };
-        another.await_alive(cluster);
-        another
-    }
-
-    fn await_alive(&self, cluster: &TestCluster) {
+        let another = Self(command.spawn().unwrap());
         for _ in 0..150 {
-            if addresses(&cluster.ok(&["admin", "nodes"]), self.kind).len() == 2 {
-                return;
+            if managers(cluster).len() == 2 {
+                return another;
             }
             cluster.sleep(Duration::from_millis(100));
         }
@@ -56,36 +44,36 @@ impl Another {
     }
 }
 
-/// The addresses of the living servers of a kind, in a list of nodes.
-fn addresses(nodes: &str, kind: &str) -> Vec<String> {
+/// The addresses of the living managers.
+fn managers(cluster: &TestCluster) -> Vec<String> {
+    let nodes = cluster.ok(&["admin", "nodes"]);
     let words = nodes.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let alive = words.filter(|words| words.len() > 3 && words[1] == kind && words[2] == "alive");
+    let alive = words.filter(|words| words.len() > 3 && words[1] == "mgmtd" && words[2] == "alive");
     alive.map(|words| words[3].to_owned()).collect()
 }
 
 impl Drop for Another {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
 #[test]
 fn two_metadata_servers_share_a_tree() {
     let Some(postgres) = Server::start() else { return };
-    let mut cluster = TestCluster::start_on_postgres(1, 1, postgres.url());
+    let mut cluster = TestCluster::start_on_postgres(1, 1, 2, postgres.url());
     cluster.ok(&["mkdir", "kiln:/first"]);
-    let another = Another::start(&cluster, "meta", 3);
     for at in 0..10 {
         cluster.ok(&["mkdir", &format!("kiln:/both-{at}")]);
     }
-    cluster.kill("meta");
-    cluster.ok(&["mkdir", "kiln:/another"]);
-    cluster.restart("meta");
-    another.await_alive(&cluster);
-    drop(another);
+    cluster.kill("meta-1");
+    cluster.ok(&["mkdir", "kiln:/second"]);
+    cluster.restart("meta-1");
+    cluster.kill("meta-2");
     let listed = cluster.ok(&["ls", "kiln:/"]);
     assert_eq!(listed.split_whitespace().count(), 12, "{listed}");
+    cluster.restart("meta-2");
     cluster.check();
 }
 
@@ -95,7 +83,7 @@ fn a_cluster_and_its_postgresql_are_killed_and_go_on() {
     let local = tempfile::tempdir().unwrap();
     let (source, back) = (local.path().join("source"), local.path().join("back"));
     tree::make(&source, 200, 3);
-    let mut cluster = TestCluster::start_on_postgres(3, 3, postgres.url());
+    let mut cluster = TestCluster::start_on_postgres(3, 3, 1, postgres.url());
     assert!(!cluster.path().join("meta/kv").exists(), "nothing is kept in this machine's files");
     cluster.ok(&["cp", "-r", source.to_str().unwrap(), "kiln:/"]);
     // Everything at once, then the PostgreSQL alone: the servers connect anew.
@@ -136,9 +124,9 @@ fn the_primary_manager_dies_and_programs_do_not_notice() {
     if !cluster::mount::possible() {
         return;
     }
-    let mut cluster = TestCluster::start_on_postgres(3, 3, postgres.url());
-    let second = Another::start(&cluster, "mgmtd", 11);
-    let managers = addresses(&cluster.ok(&["admin", "nodes"]), "mgmtd").join(",");
+    let mut cluster = TestCluster::start_on_postgres(3, 3, 1, postgres.url());
+    let second = Another::start(&cluster, 11);
+    let managers = managers(&cluster).join(",");
     let credential = cluster.path().join("credentials/admin.toml");
     let credential = credential.to_str().unwrap();
     let anywhere = ["--cluster", &managers, "--credential", credential];
@@ -169,7 +157,7 @@ fn the_primary_manager_dies_and_programs_do_not_notice() {
     cluster.restart("mgmtd");
     drop(second);
     assert_eq!(cluster_chains(&cluster, &[]), before, "{}", cluster.logs());
-    let _second = Another::start(&cluster, "mgmtd", 11);
+    let _second = Another::start(&cluster, 11);
     cluster.check();
 }
 

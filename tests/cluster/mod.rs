@@ -11,7 +11,7 @@ pub(crate) mod program;
 pub(crate) mod tree;
 
 use kiln_env::Env;
-use kiln_launch::{Cluster, ClusterDir, Event, Wishes};
+use kiln_launch::{Cluster, ClusterDir, Event, Postgres, Wishes};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -28,8 +28,6 @@ pub(crate) struct TestCluster {
     wishes: Wishes,
     /// How long a client that is not heard keeps its open files, when not as long as usual.
     lease: Option<Duration>,
-    /// The PostgreSQL under manager and metadata, when it is one.
-    postgres: Option<String>,
     path: PathBuf,
     events: Arc<Mutex<Vec<Event>>>,
     _temporary: tempfile::TempDir,
@@ -64,35 +62,26 @@ impl TestCluster {
         lease: Option<Duration>,
         capacity: u64,
     ) -> Self {
-        Self::start_over(storage, replicas, lease, capacity, None)
+        let wishes = Wishes { capacity: Some(capacity), ..wishes(storage, replicas) };
+        Self::start_as(wishes, lease)
     }
 
-    /// Starts one whose manager and metadata server keep their state in a PostgreSQL.
-    pub(crate) fn start_on_postgres(storage: u32, replicas: u32, url: String) -> Self {
-        Self::start_over(storage, replicas, None, 8 << 30, Some(url))
+    /// Starts one whose manager and `meta` metadata servers keep their state in a PostgreSQL.
+    pub(crate) fn start_on_postgres(storage: u32, replicas: u32, meta: u32, url: String) -> Self {
+        let (password_file, allow) = Default::default();
+        let (meta, postgres) = (Some(meta), Some(Postgres { url, password_file, allow }));
+        Self::start_as(Wishes { meta, postgres, ..wishes(storage, replicas) }, None)
     }
 
-    fn start_over(
-        storage: u32,
-        replicas: u32,
-        lease: Option<Duration>,
-        capacity: u64,
-        postgres: Option<String>,
-    ) -> Self {
+    fn start_as(wishes: Wishes, lease: Option<Duration>) -> Self {
         let temporary = tempfile::tempdir().expect("a temporary directory");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let mut cluster = Self {
             runtime: runtime.expect("a runtime"),
             env: Env::real(),
             cluster: None,
-            wishes: Wishes {
-                storage: Some(storage),
-                replicas: Some(replicas),
-                disks: Some(1),
-                capacity: Some(capacity),
-            },
+            wishes,
             lease,
-            postgres,
             path: temporary.path().join("cluster"),
             events: Arc::default(),
             _temporary: temporary,
@@ -113,7 +102,6 @@ impl TestCluster {
         panic!("no chains after 10 s\n{}", self.logs());
     }
 
-    /// Starts all servers again after [`Self::down`] or [`Self::kill_all`].
     /// Waits until this many replicas serve.
     pub(crate) fn await_serving(&self, count: usize) {
         let mut chains = String::new();
@@ -127,6 +115,7 @@ impl TestCluster {
         panic!("never serve {count} replicas: {chains}\n{}", self.logs());
     }
 
+    /// Starts all servers again after [`Self::down`] or [`Self::kill_all`].
     pub(crate) fn up(&mut self) {
         assert!(self.cluster.is_none(), "it runs already");
         let log = Arc::clone(&self.events);
@@ -134,7 +123,6 @@ impl TestCluster {
         let start = async {
             let (dir, lock) = ClusterDir::take(&self.path, &self.wishes, &self.env).await?;
             self.lease.iter().for_each(|lease| set_lease(&self.path, *lease));
-            self.postgres.iter().for_each(|url| set_postgres(&self.path, url));
             Cluster::start(dir, lock, Path::new(KILN), self.env.clone(), report).await
         };
         let started = self.runtime.block_on(start);
@@ -294,22 +282,16 @@ impl TestCluster {
     }
 }
 
+fn wishes(storage: u32, replicas: u32) -> Wishes {
+    let (storage, replicas) = (Some(storage), Some(replicas));
+    Wishes { storage, replicas, disks: Some(1), capacity: Some(8 << 30), ..Wishes::default() }
+}
+
 /// Sets the clients' lease, and how long a capability counts, in the metadata server's configuration.
 fn set_lease(cluster: &Path, lease: Duration) {
     let lease = format!("\"{}s\"", lease.as_secs());
     let set = |key: &str| matches!(key, "lease" | "capability").then(|| lease.clone());
     set_values(&cluster.join("meta/config.toml"), set);
-}
-
-/// Lets manager and metadata server use a PostgreSQL.
-fn set_postgres(cluster: &Path, url: &str) {
-    for server in ["mgmtd", "meta"] {
-        set_values(&cluster.join(server).join("config.toml"), |key| match key {
-            "engine" => Some("\"postgres\"".into()),
-            "url" => Some(format!("\"{url}\"")),
-            _ => None,
-        });
-    }
 }
 
 fn set_values(file: &Path, new: impl Fn(&str) -> Option<String>) {

@@ -44,6 +44,13 @@ struct Failure {
     what: String,
 }
 
+impl Failure {
+    fn tell(&self, seed: u64) -> ! {
+        let ops: Vec<_> = self.ops.iter().map(|op| format!("  {op:?}")).collect();
+        panic!("KILN_SEED={seed}: after\n{}\n{}", ops.join("\n"), self.what);
+    }
+}
+
 /// Both worlds, and what was done in them.
 struct Run {
     model: World,
@@ -100,17 +107,30 @@ impl Run {
 /// Does `steps` random operations in both and compares what came of each, and the trees at the end. A
 /// difference is brought down to few operations and panics. Returns the name of the trees.
 pub(crate) fn random_run(pair: &Pair<'_>, seed: u64, steps: usize) -> String {
-    println!("KILN_SEED={seed} KILN_STEPS={steps}");
     let name = format!("run-{seed}");
-    let mut run = Run::new(pair, &name);
-    if let Err(what) = run.random(seed, steps) {
-        run.model.close_all();
-        run.tried.close_all();
-        let failure = shrink(pair, &name, Failure { ops: run.ops, what });
-        let ops: Vec<_> = failure.ops.iter().map(|op| format!("  {op:?}")).collect();
-        panic!("KILN_SEED={seed}: after\n{}\n{}", ops.join("\n"), failure.what);
+    if let Err(failure) = once(pair, &name, seed, steps) {
+        shrink(pair, &name, failure).tell(seed);
     }
     name
+}
+
+/// The same where a difference hangs on more than the operations: it is told as it came.
+pub(crate) fn random_run_once(pair: &Pair<'_>, seed: u64, steps: usize) -> String {
+    let name = format!("run-{seed}");
+    if let Err(failure) = once(pair, &name, seed, steps) {
+        failure.tell(seed);
+    }
+    name
+}
+
+fn once(pair: &Pair<'_>, name: &str, seed: u64, steps: usize) -> Result<(), Failure> {
+    println!("KILN_SEED={seed} KILN_STEPS={steps}");
+    let mut run = Run::new(pair, name);
+    run.random(seed, steps).map_err(|what| {
+        run.model.close_all();
+        run.tried.close_all();
+        Failure { ops: std::mem::take(&mut run.ops), what }
+    })
 }
 
 /// Whether random operations find a defect in what is beside the model.

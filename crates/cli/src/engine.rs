@@ -57,6 +57,12 @@ impl Engine {
     }
 }
 
+/// Whether the PostgreSQL that a configuration names can keep a store; changes nothing.
+pub(crate) async fn check(kv: &KvConfig, env: &Env) -> Result<()> {
+    kv.validate()?;
+    PostgresKv::check(postgres(&kv.postgres)?, env).await
+}
+
 fn postgres(config: &PostgresConfig) -> Result<kiln_kv_postgres::Options> {
     let allow = config.allow.iter().map(|name| name.parse()).collect::<Result<_>>();
     let password = match config.password_file.as_os_str().is_empty() {

@@ -6,7 +6,7 @@ use crate::remote::{Remote, of_dir};
 use crate::serve::METRICS_TAG;
 use crate::{admin, output, runtime};
 use kiln_client_fuse::mount::{Record, records};
-use kiln_config::{KvEngine, MetaConfig, format_size};
+use kiln_config::{KvEngine, MetaConfig, PostgresConfig, format_size};
 use kiln_env::Env;
 use kiln_launch::{ClusterDir, Lock, ServerState, State};
 use kiln_types::{ClusterId, Code, Error, Result, RoutingInfo, ServiceKind, Timestamp};
@@ -35,6 +35,10 @@ struct Status {
     disk_capacity_bytes: u64,
     /// Copies of the metadata; absent when a PostgreSQL keeps it.
     metadata_copies: Option<u32>,
+    /// The PostgreSQL that keeps the metadata; absent when the metadata server does.
+    postgres: Option<String>,
+    /// The schema there.
+    postgres_schema: Option<String>,
     servers: Vec<Server>,
     /// Targets that serve, and all of them; absent when the manager does not answer.
     targets: Option<(usize, usize)>,
@@ -85,7 +89,7 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
         )
         .with_hint(format!("'{} up' starts it", invoked_as())));
     };
-    let shape = dir.shape();
+    let (shape, postgres) = (dir.shape(), postgres(dir)?);
     let servers = State::read(dir.path())?.servers.into_iter();
     let mut servers: Vec<_> = servers.map(|server| look_at(server, env)).collect();
     add_mounts(&mut servers, dir, env)?;
@@ -97,21 +101,23 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
         replicas: shape.replicas,
         disks: shape.disks,
         disk_capacity_bytes: shape.capacity,
-        metadata_copies: metadata_copies(dir)?,
+        metadata_copies: postgres.is_none().then_some(1),
+        postgres_schema: postgres.as_ref().map(|postgres| postgres.schema.clone()),
+        postgres: postgres.map(|postgres| postgres.url),
         servers,
         targets: None,
         trouble: None,
     })
 }
 
-/// How many copies there are of the metadata, as far as the engine of the metadata server tells.
-fn metadata_copies(dir: &ClusterDir) -> Result<Option<u32>> {
+/// The PostgreSQL under the metadata servers, when they do not keep it themselves.
+fn postgres(dir: &ClusterDir) -> Result<Option<PostgresConfig>> {
     let mut services = dir.services().into_iter();
     let Some(meta) = services.find(|service| service.kind == ServiceKind::Meta) else {
         return Ok(None);
     };
     let config: MetaConfig = kiln_config::load(Some(&dir.config(&meta)), [], &[])?;
-    Ok((config.kv.engine == KvEngine::Embedded).then_some(1))
+    Ok((config.kv.engine == KvEngine::Postgres).then_some(config.kv.postgres))
 }
 
 /// What the manager knows.
@@ -235,9 +241,9 @@ fn show(status: &Status) -> String {
     };
     let trouble = status.trouble.as_ref().map(|why| format!("\nTrouble: {why}\n"));
     let trouble = trouble.unwrap_or_default();
-    let metadata = match status.metadata_copies {
-        Some(_) => "The metadata is one copy: the embedded store of the meta server.",
-        None => "The metadata is in PostgreSQL.",
+    let metadata = match (&status.postgres, &status.postgres_schema) {
+        (Some(url), Some(schema)) => format!("The metadata is in {url}, schema {schema}."),
+        _ => "The metadata is one copy: the embedded store of the meta server.".into(),
     };
     let header = ["SERVER", "STATE", "PID", "ADDRESS", "UP", "RESTARTS", "MEMORY", "METRICS"];
     let table = output::table(&header, &[2, 5, 6], rows.collect());

@@ -2,10 +2,11 @@
 
 use crate::failure::{Failure, Outcome};
 use crate::place::{Place, invoked_as, quoted};
-use crate::{detached, output, runtime, usable};
+use crate::{detached, engine, output, runtime, usable};
 use kiln_client_fuse::mount::prepare;
 use kiln_env::Env;
-use kiln_launch::{Cluster, ClusterDir, Event, Shape, Stop, Wishes};
+use kiln_kv_postgres::SCHEMA;
+use kiln_launch::{Cluster, ClusterDir, Event, Postgres, Shape, Stop, Wishes};
 use kiln_types::{Code, Context, Result};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -30,6 +31,23 @@ pub(crate) struct Args {
     /// [default: 64GiB, less where less is free]
     #[arg(long, value_name = "SIZE", value_parser = kiln_config::parse_size)]
     capacity: Option<u64>,
+
+    /// Keep metadata and the manager's state in this PostgreSQL: postgres://USER@HOST:PORT/DATABASE
+    /// [default: each server keeps its own]
+    #[arg(long, value_name = "URL")]
+    postgres: Option<String>,
+
+    /// The file with the PostgreSQL user's password, mode 0600 [default: it wants none]
+    #[arg(long, value_name = "FILE", requires = "postgres")]
+    postgres_password: Option<PathBuf>,
+
+    /// What of the PostgreSQL is accepted although it may lose or show data
+    #[arg(long, value_name = "DANGER", requires = "postgres")]
+    postgres_allow: Vec<String>,
+
+    /// Metadata servers; more than one need --postgres [default: 1]
+    #[arg(long, value_name = "N")]
+    meta: Option<u32>,
 
     /// Mount the cluster on this directory while it runs
     #[arg(long, value_name = "PATH")]
@@ -72,13 +90,24 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
 }
 
 impl Args {
-    fn wishes(&self) -> Wishes {
-        Wishes {
+    fn wishes(&self) -> Result<Wishes> {
+        Ok(Wishes {
             storage: self.storage,
             replicas: self.replicas,
             disks: self.disks,
             capacity: self.capacity,
-        }
+            meta: self.meta,
+            postgres: self.postgres()?,
+        })
+    }
+
+    fn postgres(&self) -> Result<Option<Postgres>> {
+        let Some(url) = self.postgres.clone() else { return Ok(None) };
+        let password_file = match &self.postgres_password {
+            Some(path) => std::path::absolute(path).context(path.display())?,
+            None => PathBuf::new(),
+        };
+        Ok(Some(Postgres { url, password_file, allow: self.postgres_allow.clone() }))
     }
 }
 
@@ -112,10 +141,20 @@ async fn detach(place: &Place, args: &Args, path: &Path) -> Outcome {
         ("--replicas", args.replicas.map(u64::from)),
         ("--disks", args.disks.map(u64::from)),
         ("--capacity", args.capacity),
+        ("--meta", args.meta.map(u64::from)),
     ];
     for (option, value) in options {
         if let Some(value) = value {
             command.arg(option).arg(value.to_string());
+        }
+    }
+    if let Some(Postgres { url, password_file, allow }) = args.postgres()? {
+        command.arg("--postgres").arg(url);
+        allow.iter().for_each(|danger| {
+            command.arg("--postgres-allow").arg(danger);
+        });
+        if !password_file.as_os_str().is_empty() {
+            command.arg("--postgres-password").arg(password_file);
         }
     }
     if let Some(mount) = &args.mount {
@@ -154,7 +193,13 @@ async fn background(args: &Args, path: &Path) -> Outcome {
 }
 
 async fn take(args: &Args, path: &Path, env: &Env) -> Outcome<(ClusterDir, kiln_launch::Lock)> {
-    ClusterDir::take(path, &args.wishes(), env).await.map_err(|error| {
+    let wishes = args.wishes()?;
+    if let Some(postgres) = &wishes.postgres {
+        // Before the directory is made, which keeps what was chosen.
+        let kv = postgres.kv(SCHEMA.into());
+        engine::check(&kv, env).await.context("--postgres")?;
+    }
+    ClusterDir::take(path, &wishes, env).await.map_err(|error| {
         if error.code() == Code::Invalid && error.message().starts_with("--") {
             Failure::usage(error)
         } else {
@@ -218,12 +263,16 @@ impl Ready {
         took: Duration,
     ) -> Self {
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        Self { milliseconds, shape: *cluster.dir().shape(), mount, notes, unready }
+        Self { milliseconds, shape: cluster.dir().shape().clone(), mount, notes, unready }
     }
 
     fn text(&self, place: &Place, dir: &Path, detached: bool) -> String {
         let kiln = format!("{}{}", invoked_as(), place.as_options(dir));
         let servers = output::count(self.shape.storage, "storage server");
+        let servers = match self.shape.meta {
+            1 => servers,
+            meta => format!("{}, {servers}", output::count(meta, "metadata server")),
+        };
         let replicas = output::count(self.shape.replicas, "replica");
         let stop = if detached {
             format!("  {kiln} down")

@@ -61,7 +61,11 @@ impl Default for PostgresConfig {
 }
 
 impl KvConfig {
-    pub(crate) fn validate(&self) -> Result<()> {
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key and what is allowed.
+    pub fn validate(&self) -> Result<()> {
         check_size("kv.cache", self.cache, 1 << 20, 1 << 40)?;
         match self.engine {
             KvEngine::Embedded => Ok(()),
@@ -84,7 +88,8 @@ impl PostgresConfig {
         let user = place.split('/').next().and_then(|host| host.rsplit_once('@'));
         if user.is_some_and(|(user, _)| user.contains(':')) || place.contains("password=") {
             let text = "kv.postgres.url has a password in it, and a configuration is no secret";
-            let hint = "put it into a file of mode 0600 and name that as kv.postgres.password_file";
+            let hint = "put it into a file of mode 0600 and name that: kv.postgres.password_file, or kiln up \
+                        --postgres-password";
             return Err(Error::invalid(text).with_hint(hint));
         }
         Ok(())

@@ -35,6 +35,11 @@ pub(crate) fn refused(what: &str, error: &tokio_postgres::Error) -> Error {
     let error = Error::new(code, format!("PostgreSQL, {what}: {}", text(error)));
     match code {
         Code::DiskFailed | Code::Corrupt => error.with_hint("look into PostgreSQL's log"),
+        Code::Unreachable => error.with_hint("is it running and reachable?"),
+        Code::NotAuthenticated => {
+            error.with_hint("look at the user in the URL, the password and pg_hba.conf")
+        }
+        Code::NotFound => error.with_hint("PostgreSQL's createdb makes it"),
         Code::Internal => error.with_hint("look into PostgreSQL's log; this is not expected"),
         _ => error,
     }

@@ -28,7 +28,7 @@ mod writer;
 pub use options::{Allow, Options, SCHEMA};
 
 use crate::committer::{Committer, Request};
-use crate::connection::Connector;
+use crate::connection::{Connection, Connector};
 use crate::durability::Settings;
 use crate::view::{Pool, View};
 use async_trait::async_trait;
@@ -64,6 +64,14 @@ struct Shared {
 }
 
 impl PostgresKv {
+    /// Whether a store could be opened there; changes nothing.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for what is in the schema.
+    pub async fn check(options: Options, env: &Env) -> Result<()> {
+        connect(Arc::new(options), env).await.map(drop)
+    }
+
     /// Opens the store, or creates it when its schema is empty or missing.
     ///
     /// # Errors
@@ -71,11 +79,8 @@ impl PostgresKv {
     /// are allowed; `Unsupported` for a format of another version, `Invalid` for a schema with something
     /// else in it, `NotAuthenticated`, `NotFound` for a database, `Corrupt` or `Unreachable`.
     pub async fn open(options: Options, env: &Env) -> Result<Self> {
-        let config = options::connect_config(&options)?;
         let options = Arc::new(options);
-        let connector = Connector::new(config, Arc::clone(&options), env.clone());
-        let connection = connector.connect().await.context("store in PostgreSQL")?;
-        Settings::read(&connection).await?.check_standbys(&options)?;
+        let (connector, connection) = connect(Arc::clone(&options), env).await?;
         schema::open(&connection, &options.schema).await?;
         drop(connection);
         let (sender, queue) = mpsc::channel(QUEUE_KIB as usize);
@@ -106,6 +111,15 @@ impl PostgresKv {
         }
         Ok(())
     }
+}
+
+/// A first connection, and where more come from.
+async fn connect(options: Arc<Options>, env: &Env) -> Result<(Connector, Connection)> {
+    let config = options::connect_config(&options)?;
+    let connector = Connector::new(config, Arc::clone(&options), env.clone());
+    let connection = connector.connect().await.context("store in PostgreSQL")?;
+    Settings::read(&connection).await?.check_standbys(&options)?;
+    Ok((connector, connection))
 }
 
 impl Drop for PostgresKv {

@@ -165,7 +165,7 @@ impl Cluster {
     }
 
     /// Stops everything: a mount first, while its servers can take what was written; then the manager, so
-    /// that nobody is declared dead meanwhile, the metadata server, and the storage servers. Whoever takes
+    /// that nobody is declared dead meanwhile, the metadata servers, and the storage servers. Whoever takes
     /// too long is killed.
     pub async fn stop(&mut self) {
         self.stop_kind(None, FLUSH_WITHIN).await;

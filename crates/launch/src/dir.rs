@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `cluster.toml` | kind, layout version, cluster id, shape; written last: without it there is no cluster |
 //! | `server.key`, `credentials/admin.toml` | secrets, mode 0600 |
-//! | `mgmtd/`, `meta/`, `storage-N/` | each server's `config.toml` and data; disks as `storage-N/disk-M` |
+//! | `mgmtd/`, `meta/` (or `meta-N/`), `storage-N/` | each server's `config.toml` and data; disks as `storage-N/disk-M` |
 //! | `logs/` | one file for each server, and the detached supervisor's |
 //! | `run/` | the supervisor's lock, and which processes run at which addresses |
 //! | `.new` | while the directory is being made |
@@ -127,11 +127,15 @@ impl ClusterDir {
         make_dir(&dir.logs())?;
         for service in dir.services() {
             make_dir(&dir.path.join(&service.name))?;
-            let config = service.config(&shape)?;
+            let config = service.config(dir.id, &dir.shape)?;
             write_file(&dir.config(&service), config.as_bytes(), 0o644)?;
         }
-        let content =
-            ClusterFile { kind: KIND.into(), version: VERSION, id: dir.id, shape: dir.shape };
+        let content = ClusterFile {
+            kind: KIND.into(),
+            version: VERSION,
+            id: dir.id,
+            shape: dir.shape.clone(),
+        };
         let text = kiln_config::to_toml(&content)?;
         create_file(&dir.path.join("cluster.toml"), text.as_bytes(), 0o644)?;
         remove_if_there(&dir.path.join(MARKER))?;

@@ -30,6 +30,6 @@ pub use event::Event;
 pub use lock::Lock;
 pub use process::Exit;
 pub use service::Service;
-pub use shape::{Shape, Wishes};
+pub use shape::{Postgres, Shape, Wishes};
 pub use state::{ServerState, State};
 pub use supervise::Stop;

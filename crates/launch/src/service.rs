@@ -2,15 +2,16 @@
 
 use crate::Shape;
 use kiln_config::{
-    BootstrapConfig, DiskConfig, MetaConfig, MgmtdConfig, NodeConfig, StorageConfig, to_toml,
+    BootstrapConfig, DiskConfig, KvConfig, MetaConfig, MgmtdConfig, NodeConfig, StorageConfig,
+    to_toml,
 };
-use kiln_types::{NodeId, Result, ServiceKind};
+use kiln_types::{ClusterId, NodeId, Result, ServiceKind};
 use std::path::PathBuf;
 
 /// One server of a local cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// `mgmtd`, `meta`, `storage-1`, ..: its directory and how people name it.
+    /// `mgmtd`, `meta` (of several: `meta-1`, ..), `storage-1`, ..: its directory and how people name it.
     pub name: String,
     /// What it runs.
     pub kind: ServiceKind,
@@ -25,10 +26,11 @@ impl Service {
     /// All servers, in the order in which they start.
     pub fn all(shape: &Shape) -> Vec<Self> {
         let one = |kind: ServiceKind, name: String, node| Self { name, kind, node: NodeId(node) };
-        let mut services = vec![
-            one(ServiceKind::Mgmtd, "mgmtd".into(), 1),
-            one(ServiceKind::Meta, "meta".into(), 2),
-        ];
+        let mut services = vec![one(ServiceKind::Mgmtd, "mgmtd".into(), 1)];
+        services.extend((1..=shape.meta).map(|i| {
+            let name = if shape.meta == 1 { "meta".into() } else { format!("meta-{i}") };
+            one(ServiceKind::Meta, name, u64::from(1 + i))
+        }));
         services.extend(
             (1..=shape.storage)
                 .map(|i| one(ServiceKind::Storage, format!("storage-{i}"), u64::from(100 + i))),
@@ -38,13 +40,18 @@ impl Service {
 
     /// The configuration file that it starts with. Paths are relative to the file, so that the cluster's
     /// directory can be moved; addresses are given as flags at each start.
-    pub(crate) fn config(&self, shape: &Shape) -> Result<String> {
+    pub(crate) fn config(&self, cluster: ClusterId, shape: &Shape) -> Result<String> {
         let node = NodeConfig {
             id: self.node,
             data_dir: ".".into(),
             server_key: "../server.key".into(),
             listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
             ..NodeConfig::of(self.kind)
+        };
+        // A schema for each cluster: several may use one database.
+        let kv = || match &shape.postgres {
+            Some(postgres) => postgres.kv(format!("kiln_{cluster}")),
+            None => KvConfig::default(),
         };
         match self.kind {
             ServiceKind::Mgmtd => to_toml(&MgmtdConfig {
@@ -55,9 +62,10 @@ impl Service {
                     credential: CREDENTIAL.into(),
                     ..BootstrapConfig::default()
                 },
+                kv: kv(),
                 ..MgmtdConfig::default()
             }),
-            ServiceKind::Meta => to_toml(&MetaConfig { node, ..MetaConfig::default() }),
+            ServiceKind::Meta => to_toml(&MetaConfig { node, kv: kv(), ..MetaConfig::default() }),
             ServiceKind::Storage => to_toml(&StorageConfig {
                 node,
                 disks: (1..=shape.disks)

@@ -1,11 +1,13 @@
-//! How many servers, disks and copies a local cluster has: chosen at its first start, then fixed.
+//! How many servers, disks and copies a local cluster has, and who keeps its metadata: chosen at its first
+//! start, then fixed.
 
-use kiln_config::format_size;
+use kiln_config::{KvConfig, KvEngine, PostgresConfig, format_size};
 use kiln_types::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// What a cluster consists of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
     /// Storage servers.
@@ -17,10 +19,48 @@ pub struct Shape {
     /// Bytes that each disk may take.
     #[serde(with = "kiln_config::size")]
     pub capacity: u64,
+    /// Metadata servers.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub meta: u32,
+    /// The PostgreSQL that keeps the state of manager and metadata servers; `None`: each keeps its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<Postgres>,
+}
+
+/// Where a PostgreSQL is, and how it is entered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgres {
+    /// `postgres://USER@HOST:PORT/DATABASE`, without a password.
+    pub url: String,
+    /// The file with the password, absolute; empty: none.
+    #[serde(default)]
+    pub password_file: PathBuf,
+    /// Dangers that are accepted by name.
+    #[serde(default)]
+    pub allow: Vec<String>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(count: &u32) -> bool {
+    *count == 1
+}
+
+impl Postgres {
+    /// The engine over it, as a server's configuration says it, with its tables in `schema`.
+    pub fn kv(&self, schema: String) -> KvConfig {
+        let Self { url, password_file, allow } = self.clone();
+        let connections = PostgresConfig::default().connections;
+        let postgres = PostgresConfig { url, password_file, schema, connections, allow };
+        KvConfig { engine: KvEngine::Postgres, postgres, ..KvConfig::default() }
+    }
 }
 
 /// What was asked for; `None`: the default at the first start, what there is later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Wishes {
     /// Storage servers; default 3.
     pub storage: Option<u32>,
@@ -30,6 +70,10 @@ pub struct Wishes {
     pub disks: Option<u32>,
     /// Bytes that each disk may take; default: its share of nine tenths of what is free, at most 64 GiB.
     pub capacity: Option<u64>,
+    /// Metadata servers; default 1. More of them need a PostgreSQL.
+    pub meta: Option<u32>,
+    /// The PostgreSQL that keeps the metadata; default: none.
+    pub postgres: Option<Postgres>,
 }
 
 const CAPACITY_DEFAULT: u64 = 64 << 30;
@@ -67,7 +111,15 @@ impl Wishes {
                 whole.clamp(CAPACITY_MIN, CAPACITY_DEFAULT)
             }
         };
-        Ok(Shape { storage, replicas, disks, capacity })
+        let meta = check("--meta", self.meta.unwrap_or(1), 1, 16)?;
+        let postgres = self.postgres.clone();
+        if meta > 1 && postgres.is_none() {
+            return Err(Error::invalid(format!(
+                "--meta {meta} needs a PostgreSQL: what one metadata server keeps by itself no other can read"
+            ))
+            .with_hint("--postgres postgres://USER@HOST:PORT/DATABASE names one"));
+        }
+        Ok(Shape { storage, replicas, disks, capacity, meta, postgres })
     }
 
     /// Whether a cluster of this shape is what was asked for.
@@ -85,6 +137,13 @@ impl Wishes {
             format!("keeps {} of everything", count(shape.replicas, "replica"))
         } else if self.capacity.is_some_and(|wish| wish != shape.capacity) {
             format!("has disks of {}", format_size(shape.capacity))
+        } else if differs(self.meta, shape.meta) {
+            format!("has {}", count(shape.meta, "metadata server"))
+        } else if self.postgres.is_some() && self.postgres != shape.postgres {
+            match &shape.postgres {
+                Some(postgres) => format!("keeps its metadata in {}", postgres.url),
+                None => "keeps its metadata itself".into(),
+            }
         } else {
             return Ok(());
         };
@@ -105,13 +164,21 @@ fn check(option: &str, value: u32, least: u32, most: u32) -> Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     const GIB: u64 = 1 << 30;
 
     #[test]
     fn defaults_follow_the_number_of_servers_and_the_free_space() {
         let shape = |storage, free| Wishes { storage, ..Wishes::default() }.shape(free).unwrap();
-        let expected = Shape { storage: 3, replicas: 3, disks: 1, capacity: 64 * GIB };
+        let expected = Shape {
+            storage: 3,
+            replicas: 3,
+            disks: 1,
+            capacity: 64 * GIB,
+            meta: 1,
+            postgres: None,
+        };
         assert_eq!(shape(None, 1 << 50), expected);
         assert_eq!(shape(Some(1), 1 << 50).replicas, 1);
         assert_eq!(shape(Some(2), 1 << 50).replicas, 2);
@@ -123,22 +190,26 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_with_the_option_named() {
         let wrong = |wishes: Wishes| wishes.shape(1 << 50).unwrap_err().to_string();
-        let none = Wishes::default();
-        assert!(wrong(Wishes { storage: Some(0), ..none }).contains("--storage is 0"));
-        assert!(wrong(Wishes { replicas: Some(4), ..none }).contains("--storage 4"));
-        assert!(wrong(Wishes { capacity: Some(5), ..none }).contains("--capacity 5B"));
+        let none = Wishes::default;
+        assert!(wrong(Wishes { storage: Some(0), ..none() }).contains("--storage is 0"));
+        assert!(wrong(Wishes { replicas: Some(4), ..none() }).contains("--storage 4"));
+        assert!(wrong(Wishes { capacity: Some(5), ..none() }).contains("--capacity 5B"));
+        assert!(wrong(Wishes { meta: Some(2), ..none() }).contains("needs a PostgreSQL"));
     }
 
     #[test]
     fn an_existing_cluster_keeps_its_shape() {
-        let shape = Shape { storage: 3, replicas: 2, disks: 1, capacity: GIB };
-        let none = Wishes::default();
-        none.check(&shape).unwrap();
-        Wishes { storage: Some(3), capacity: Some(GIB), ..none }.check(&shape).unwrap();
+        let file = "storage = 3\nreplicas = 2\ndisks = 1\ncapacity = \"1GiB\"\n";
+        let shape: Shape = kiln_config::parse_file(Path::new("cluster.toml"), file).unwrap();
+        let none = Wishes::default;
+        none().check(&shape).unwrap();
+        Wishes { storage: Some(3), capacity: Some(GIB), meta: Some(1), ..none() }
+            .check(&shape)
+            .unwrap();
         let wrong = |wishes: Wishes| wishes.check(&shape).unwrap_err().to_string();
-        assert!(wrong(Wishes { storage: Some(4), ..none }).contains("has 3 storage servers"));
-        assert!(wrong(Wishes { replicas: Some(3), ..none }).contains("keeps 2 replicas"));
-        assert!(wrong(Wishes { disks: Some(2), ..none }).contains("has 1 disk on"));
-        assert!(wrong(Wishes { capacity: Some(5), ..none }).contains("disks of 1GiB"));
+        assert!(wrong(Wishes { storage: Some(4), ..none() }).contains("has 3 storage servers"));
+        assert!(wrong(Wishes { replicas: Some(3), ..none() }).contains("keeps 2 replicas"));
+        assert!(wrong(Wishes { disks: Some(2), ..none() }).contains("has 1 disk on"));
+        assert!(wrong(Wishes { capacity: Some(5), ..none() }).contains("disks of 1GiB"));
     }
 }

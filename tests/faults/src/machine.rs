@@ -19,8 +19,8 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-const WISHES: Wishes =
-    Wishes { storage: Some(3), replicas: Some(3), disks: Some(1), capacity: Some(1 << 30) };
+/// What a disk may hold.
+const CAPACITY: u64 = 1 << 30;
 /// A server's disk: its store, and what a file system needs.
 const DISK_BYTES: u64 = 1400 << 20;
 const PORT: u16 = 7400;
@@ -44,7 +44,9 @@ impl Machine {
     /// Makes a cluster and its disks, which may ignore flushes. Nothing runs yet.
     pub(crate) async fn make(setting: &Setting, vm: &Path, lies: bool, env: &Env) -> Result<Self> {
         let (path, program) = (&setting.dir, &setting.program);
-        let (dir, lock) = ClusterDir::take(path, &WISHES, env).await?;
+        let (storage, replicas, disks, capacity) = (Some(3), Some(3), Some(1), Some(CAPACITY));
+        let wishes = Wishes { storage, replicas, disks, capacity, ..Wishes::default() };
+        let (dir, lock) = ClusterDir::take(path, &wishes, env).await?;
         let hosts = namespaces::make(&CLIENTS.map(String::from))?;
         let (host, address) = namespaces::join()?;
         let manager = format!("{address}:{PORT}");

@@ -52,6 +52,7 @@ impl Servers {
             replicas: Some(REPLICAS),
             disks: Some(1),
             capacity: Some(CAPACITY),
+            ..Wishes::default()
         };
         let (dir, lock) = ClusterDir::take(path, &wishes, env).await?;
         let services = dir.services();

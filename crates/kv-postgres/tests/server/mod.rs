@@ -76,13 +76,22 @@ impl Server {
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.data()).args(["-c", "listen_addresses="]);
         command.arg("-c").arg(format!("unix_socket_directories={}", self.shown()));
-        command.args(["-c", "max_connections=60"]);
+        command.args(["-c", "max_connections=80"]);
         self.process = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("postgres"));
         until("PostgreSQL answers", || self.psql("SELECT 1").is_ok());
     }
 
     fn shown(&self) -> String {
         self.directory.path().display().to_string()
+    }
+
+    /// Stops it with a signal: SIGINT ends connections, SIGQUIT leaves it to recover at its next start.
+    pub(crate) fn stop(&mut self, signal: Signal) {
+        let Some(mut main) = self.process.take() else { return };
+        let parts = children(main.id());
+        kill_process(Pid::from_child(&main), signal).expect("a running server");
+        main.wait().expect("its end");
+        await_end(&parts);
     }
 
     /// Kills all of its processes at once, as a crash of the machine would.
@@ -94,9 +103,7 @@ impl Server {
             let _ = kill_process(pid, Signal::KILL);
         });
         main.wait().expect("its end");
-        until("its processes are gone", || {
-            !parts.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists())
-        });
+        await_end(&parts);
     }
 
     /// Runs SQL; panics with what it said when it fails.
@@ -156,6 +163,11 @@ fn other_user() -> Option<(u32, u32)> {
         Some((ids.next()?.ok()?, ids.next()?.ok()?))
     };
     ids("postgres").or_else(|| ids("nobody")).or(Some((65534, 65534)))
+}
+
+fn await_end(processes: &[i32]) {
+    let exists = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists();
+    until("its processes are gone", || !processes.iter().any(exists));
 }
 
 /// The processes that this one has started.
