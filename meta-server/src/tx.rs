@@ -28,7 +28,7 @@ pub(crate) struct Tx<'a, 's> {
     pub(crate) kv: &'a mut (dyn Transaction + 's),
     pub(crate) keys: Keys,
     pub(crate) names: NameHash,
-    /// The server's wall clock at the start of the attempt.
+    /// The server's wall clock at the start of the attempt; later than the last change of each inode read.
     pub(crate) now: Timestamp,
     /// What watchers have to be told of it.
     pub(crate) changes: Changes,
@@ -80,6 +80,8 @@ impl Tx<'_, '_> {
         let inode: Option<Inode> = self.get(&self.keys.inode(id)).await?;
         if let Some(inode) = &inode {
             records::check_id(id, inode)?;
+            // Another server's clock may be ahead: a change is later than those before it.
+            self.now = self.now.max(Timestamp(inode.ctime.0.saturating_add(1)));
         }
         Ok(inode)
     }

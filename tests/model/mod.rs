@@ -1,5 +1,6 @@
 //! A local directory as the model of a file system: the same random operations are done in both, and
 //! whatever a program can see has to be the same.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 pub(crate) mod generate;
 mod memory;

@@ -3,9 +3,11 @@
 
 use crate::store::{CreateArgs, RenameArgs};
 use crate::tests::model::{By, Model, Span};
-use crate::tests::{Client, ROOT, World, code, invariants, root, simulate};
+use crate::tests::{Client, ROOT, WRITE, World, code, invariants, root, simulate};
+use kiln_env::Executor;
 use kiln_types::{Code, FileKind, InodeId, Result, Timestamp};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// What a client does.
 #[derive(Clone, Debug)]
@@ -247,6 +249,28 @@ fn of_two_moves_that_would_make_a_circle_one_fails() {
             invariants::check(&world).await;
         });
     }
+}
+
+/// Clients take the later of two states for the newer one.
+#[test]
+fn a_change_is_later_than_one_by_a_server_whose_clock_is_ahead() {
+    let executor = Executor::new(1);
+    let (env, ahead) = (executor.env(), executor.host());
+    ahead.jump_wall(Duration::from_secs(5).as_nanos() as i64);
+    executor.run(async move {
+        let one = World::new(env).await;
+        let other = World { env: ahead.env(), ..one.clone() }.another().await;
+        let (mut client, mut at_other) = (one.client(1), other.client(2));
+        let file = at_other.touch(ROOT, "f", 0o600).await.expect("a file");
+        let cut = client.truncate(file.inode, 7).await.expect("it is cut");
+        let opened = client.open(file.inode, WRITE).await.expect("it is opened");
+        let closed = client.close(&opened, 9).await.expect("it is closed");
+        let renamed = at_other.rename((ROOT, "f"), (ROOT, "g")).await;
+        assert_eq!(renamed, Ok(()));
+        let last = client.attr(file.inode).await.expect("its attributes");
+        let times = [&file, &cut, &closed, &last].map(|attr| attr.ctime);
+        assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
+    });
 }
 
 #[test]

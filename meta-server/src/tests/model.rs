@@ -16,7 +16,8 @@ impl Span {
     }
 
     pub(crate) fn holds(self, time: Timestamp) -> bool {
-        (self.0..=self.1).contains(&time)
+        // Of changes at one moment each is later by a nanosecond.
+        (self.0.0..=self.1.0 + 1000).contains(&time.0)
     }
 }
 

@@ -1,5 +1,5 @@
 //! Random operations on the store and on the model beside it: the same answers, the same errors,
-//! the same tree; with conflicts, commits of unknown outcome, servers that stop in the middle, lost
+//! the same tree; through two servers, with conflicts, commits of unknown outcome, servers that stop in the middle, lost
 //! and repeated requests, and storage that fails.
 
 use crate::Keeper;
@@ -58,8 +58,9 @@ struct OpenFile {
 
 struct Run {
     world: World,
-    /// Servers over the same kv.
+    /// Two servers over the same kv, and who keeps house there.
     servers: Vec<Arc<Store>>,
+    keepers: [Keeper; 2],
     lossy: bool,
     model: Model,
     rng: fastrand::Rng,
@@ -78,6 +79,7 @@ struct Run {
 impl Run {
     async fn new(world: World, seed: u64, lossy: bool) -> Self {
         let world = world.narrow(3).await;
+        let other = world.another().await.narrow(3).await;
         let span = Span(Timestamp(i64::MIN), world.env.wall());
         let users = vec![
             root(),
@@ -87,7 +89,8 @@ impl Run {
             user(13, 400, &[]),
         ];
         let mut run = Self {
-            servers: vec![Arc::clone(&world.store)],
+            keepers: [&world.store, &other.store].map(|store| Keeper::new(Arc::clone(store))),
+            servers: vec![Arc::clone(&world.store), other.store],
             lossy,
             model: Model::new(span),
             rng: fastrand::Rng::with_seed(seed),
@@ -491,8 +494,8 @@ impl Run {
         if self.lossy && self.rng.u8(..30) == 0 {
             let restarted = self.world.another().await.narrow(3).await.store;
             self.hear().await;
-            self.servers.truncate(1);
-            self.servers.push(restarted);
+            self.keepers[1] = Keeper::new(Arc::clone(&restarted));
+            self.servers[1] = restarted;
             self.cache.follow(&self.servers);
         }
         self.begin();
@@ -531,7 +534,6 @@ fn code_of<T>(outcome: &Result<T>) -> Option<Code> {
 
 async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
     let mut run = Run::new(world, seed, lossy).await;
-    let mut keeper = Keeper::new(Arc::clone(&run.world.store));
     for step in 0..steps {
         run.step().await;
         if step % 4 == 0 {
@@ -539,7 +541,7 @@ async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
         }
         if step % 40 == 0 {
             run.world.env.sleep(Duration::from_secs(run.rng.u64(..20))).await;
-            keeper_round(&mut keeper).await;
+            keepers_round(&mut run.keepers).await;
             run.beat().await;
             run.compare().await;
             invariants::check(&run.world).await;
@@ -553,7 +555,7 @@ async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
     for _ in 0..20 {
         run.world.env.sleep(Duration::from_secs(30)).await;
         run.beat().await;
-        keeper_round(&mut keeper).await;
+        keepers_round(&mut run.keepers).await;
         run.check_cache().await;
     }
     run.compare().await;
@@ -561,8 +563,10 @@ async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
     invariants::check_chunks(&run.world).await;
 }
 
-async fn keeper_round(keeper: &mut Keeper) {
-    if let Err(error) = keeper.round().await {
+/// Both servers do what is due, at the same time.
+async fn keepers_round([one, other]: &mut [Keeper; 2]) {
+    let (one, other) = tokio::join!(one.round(), other.round());
+    for error in [one, other].into_iter().filter_map(Result::err) {
         assert_eq!(error.code(), Code::Unreachable, "{error}");
     }
 }
