@@ -44,7 +44,7 @@ pub struct Changes {
 
 impl Changes {
     /// Anything may have changed.
-    fn anything() -> Self {
+    pub(crate) fn anything() -> Self {
         Self { lost: true, ..Self::default() }
     }
 

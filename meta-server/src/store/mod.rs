@@ -284,6 +284,8 @@ impl Store {
                 let mut tx = self.tx(kv);
                 tx.admit(change.client, &change.who.credential).await?;
                 if let Some(answer) = tx.replay(change.client, change.request).await? {
+                    // Who did it may have died before it told, or told before it was committed.
+                    telling.note(&Changes::anything());
                     return Ok((Outcome::Done(answer), Vec::new()));
                 }
                 let outcome = body(&mut tx).await?;

@@ -42,6 +42,19 @@ async fn exchange(client: &mut Client, a: (InodeId, &str), b: (InodeId, &str)) {
     client.world.store.rename(&change, &args).await.expect("an exchange");
 }
 
+/// The server that did it may have told nobody.
+#[test]
+fn a_repeated_request_is_told_by_whoever_answers_it() {
+    simulate(1, false, async |world| {
+        let other = world.another().await;
+        let mut heard = watcher(&other, 2, false).await;
+        let change = world.client(1).change();
+        let made = world.store.make_dir(&change, ROOT, b"d", 0o755).await;
+        assert_eq!(other.store.make_dir(&change, ROOT, b"d", 0o755).await, made);
+        assert_eq!(next(&mut heard).await, "lost");
+    });
+}
+
 #[test]
 fn each_operation_tells_exactly_what_it_changes() {
     simulate(1, false, async |world| {
