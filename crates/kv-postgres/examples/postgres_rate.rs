@@ -33,7 +33,7 @@ async fn measure(directory: &Path, url: &str, time: Duration) -> Result<()> {
     let one = || PostgresKv::open(Options::new(url), &env);
     let (first, second) = (Arc::new(one().await?), Arc::new(one().await?));
     for round in 1..=ROUNDS {
-        for writers in [1, 16] {
+        for writers in [1, 8, 32] {
             let engines: [(&str, Vec<Arc<dyn Kv>>); 3] = [
                 ("embedded", vec![embedded.clone()]),
                 ("postgres", vec![first.clone()]),

@@ -5,7 +5,7 @@ use crate::errors;
 use crate::options::Options;
 use futures_util::future::try_join_all;
 use kiln_env::{Env, Task};
-use kiln_types::{Code, Error, Result};
+use kiln_types::{Code, Error, Monotonic, Result};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 pub(crate) const ANSWER_TIME_MAX: Duration = Duration::from_secs(4);
 /// How long new attempts to connect are made.
 const RECONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+/// How often it is logged that there is no connection.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(300);
 
@@ -73,12 +75,33 @@ pub(crate) struct Connection {
 pub(crate) struct Connector {
     config: Config,
     options: Arc<Options>,
+    /// When it was said last that connections are refused.
+    said: Arc<Mutex<Option<Monotonic>>>,
     env: Env,
 }
 
 impl Connector {
     pub(crate) fn new(config: Config, options: Arc<Options>, env: Env) -> Self {
-        Self { config, options, env }
+        Self { config, options, said: Arc::default(), env }
+    }
+
+    /// [`connect`](Self::connect) for a store that is open: whatever refuses the connection, somebody can put
+    /// that right, and nobody may take it for what the store holds, a missing database for a missing file.
+    pub(crate) async fn reconnect(&self) -> Result<Connection> {
+        let error = match self.connect().await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        let now = self.env.now();
+        let mut said = self.said.lock();
+        if said.is_none_or(|said| now.since(said) >= SAID_EVERY) {
+            *said = Some(now);
+            tracing::warn!(%error, "no connection; trying again");
+        }
+        match error.code() {
+            Code::Overloaded => Err(error),
+            _ => Err(Error::new(Code::Unreachable, error.message())),
+        }
     }
 
     /// A connection to a server that may write and whose settings are fit; waits for one a while, since

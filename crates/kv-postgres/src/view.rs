@@ -93,7 +93,7 @@ impl Pool {
 
 impl Reader {
     async fn open(connector: &Connector, schema: &str) -> Result<Self> {
-        let connection = connector.connect().await?;
+        let connection = connector.reconnect().await?;
         // A reader that its process forgot does not hold back the clean-up of old rows.
         connection.batch("settings of a reader", "SET statement_timeout = '4s'").await?;
         let pairs = format!("SELECT key, value FROM {schema}.pairs WHERE key >= $1 AND key < $2");

@@ -35,7 +35,7 @@ pub(crate) struct Turn(Writer);
 
 impl Writer {
     pub(crate) async fn open(connector: &Connector, schema: &str) -> Result<Self> {
-        let connection = connector.connect().await?;
+        let connection = connector.reconnect().await?;
         // A cancelled commit may be visible before it is safe: none is cancelled by the server.
         connection.batch("settings of a writer", "SET statement_timeout = 0").await?;
         let statements = connection.prepare(statements(schema)).await?;

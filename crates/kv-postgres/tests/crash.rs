@@ -208,6 +208,23 @@ async fn a_commit_that_no_standby_has_confirmed_is_unknown() {
     assert!(error.message().contains("synchronous replication"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_comes_back_unfit_counts_as_away() {
+    let Some(mut server) = Server::start() else { return };
+    let env = Env::real();
+    let kv = PostgresKv::open(Options::new(server.url()), &env).await.unwrap();
+    server.sql("ALTER SYSTEM SET fsync = off");
+    server.kill();
+    server.run();
+    let error = kv.begin().await.err().unwrap();
+    assert_eq!(error.code(), Code::Unreachable, "{error}");
+    assert!(error.message().contains("fsync is off"), "{error}");
+    server.sql("ALTER SYSTEM RESET fsync");
+    server.kill();
+    server.run();
+    kv.begin().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_engine_that_hangs_with_the_turn_loses_it() {
     let Some(server) = Server::start() else { return };
