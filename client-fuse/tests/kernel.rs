@@ -337,6 +337,19 @@ fn what_others_change_is_seen_when_the_kernel_is_told() {
     let said = shell.wait_with_output().unwrap();
     let expected = mounted.path("d").canonicalize().unwrap();
     assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), expected.to_str().unwrap());
+
+    // Also when every name is dropped, and asked for again, all the time.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "for i in $(seq 300); do /bin/pwd || exit; done"]);
+    let mut shell = shell.current_dir(mounted.path("d")).stdout(Stdio::null()).spawn().unwrap();
+    let ended = loop {
+        mounted.link.drop_all_names();
+        fs::metadata(mounted.path("d")).unwrap();
+        if let Some(ended) = shell.try_wait().unwrap() {
+            break ended;
+        }
+    };
+    assert!(ended.success());
 }
 
 #[test]

@@ -5,19 +5,21 @@
 
 use super::abi::{self, Notice};
 use super::device::Device;
+use super::given::{Given, Name};
 use crate::filesystem::KernelCache;
 use kiln_env::Env;
-use kiln_types::{InodeId, Result};
+use kiln_types::{InodeId, Monotonic, Result};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// One thread may wait behind a request that a lost server holds up; the others go on.
-const THREADS: usize = 4;
+const THREADS: usize = 16;
 /// With more names than these to be dropped, all are.
-const NAMES_MAX: usize = 1 << 16;
+const NAMES_MAX: usize = 1 << 18;
 
 /// The way to the kernel. The file system has it before it is mounted; until then the kernel has nothing
 /// to drop.
@@ -26,11 +28,18 @@ pub struct KernelLink {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     device: OnceLock<Arc<Device>>,
+    given: Mutex<Given>,
     queue: Mutex<Queue>,
     changed: Condvar,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let (device, queue, changed) = Default::default();
+        Self { device, given: Mutex::new(Given::new(NAMES_MAX / 2)), queue, changed }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -108,6 +117,11 @@ impl KernelLink {
         self.shared.changed.notify_all();
     }
 
+    /// The kernel gets a name that it may keep for so long.
+    pub(super) fn give_name(&self, name: Name, keep_for: Duration, now: Monotonic) {
+        self.shared.given.lock().note(name, keep_for, now);
+    }
+
     fn queue(&self, what: Drop) {
         if self.shared.device.get().is_some() {
             self.shared.queue.lock().push(what);
@@ -148,7 +162,13 @@ impl KernelCache for KernelLink {
     }
 
     fn drop_all_names(&self) {
-        self.queue(Drop::AllNames);
+        let Some(names) = self.shared.given.lock().take() else {
+            return self.queue(Drop::AllNames);
+        };
+        let mut queue = self.shared.queue.lock();
+        names.for_each(|(parent, name)| queue.push(Drop::Name(parent, name)));
+        drop(queue);
+        self.shared.changed.notify_all();
     }
 }
 

@@ -62,7 +62,7 @@ impl Session {
         greet(&device, &pool)?;
         let devices = ways(device);
         link.connect(Arc::clone(&devices[0]), env)?;
-        let adapter = Adapter::new(fs, Arc::clone(&link) as _, env.clone());
+        let adapter = Adapter::new(fs, Arc::clone(&link), env.clone());
         let (alive, ended) = oneshot::channel();
         let under_way = Arc::<UnderWay>::default();
         let server = Server {

@@ -21,7 +21,7 @@ impl Adapter {
         let fs = &*self.fs;
         match operation {
             Op::ReadDir { handle, after, room, with_attributes } => {
-                self.read_dir(handle, after, room, with_attributes).await
+                self.read_dir(header.inode, handle, after, (room, with_attributes)).await
             }
             Op::Read { handle, offset, length } => self.read(handle, offset, length).await,
             Op::Write { handle, at, bytes, drop_set_ids } => {
@@ -72,7 +72,7 @@ impl Adapter {
     ) -> Result<Reply> {
         let new = NewFile { parent: header.inode, name, mode, exclusive, flags };
         let (known, opened) = self.fs.create(&caller(header), new).await?;
-        self.privileges.note(&known.attr);
+        self.note(header.inode, name, &known);
         Ok(Reply::created(&known, opened))
     }
 

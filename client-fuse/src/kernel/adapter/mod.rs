@@ -6,26 +6,30 @@ mod names;
 
 use super::abi::{Header, Operation, Reply};
 use super::caller::caller;
+use super::link::KernelLink;
 use super::pending::Pending;
 use super::privileges::Privileges;
 use super::requests::Requests;
-use crate::filesystem::{FileSystem, KernelCache, Known};
+use crate::filesystem::{FileSystem, Known};
 use kiln_env::Env;
 use kiln_telemetry::MOUNT;
 use kiln_types::{Error, InodeId, Result};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One mount's.
 pub(super) struct Adapter {
     fs: Arc<dyn FileSystem>,
     requests: Requests,
     privileges: Privileges,
+    link: Arc<KernelLink>,
 }
 
 impl Adapter {
     /// Requests are worked out in the runtime of the calling task.
-    pub(super) fn new(fs: Arc<dyn FileSystem>, kernel: Arc<dyn KernelCache>, env: Env) -> Self {
-        Self { fs, requests: Requests::new(env), privileges: Privileges::new(kernel) }
+    pub(super) fn new(fs: Arc<dyn FileSystem>, link: Arc<KernelLink>, env: Env) -> Self {
+        let privileges = Privileges::new(Arc::clone(&link) as _);
+        Self { fs, requests: Requests::new(env), privileges, link }
     }
 
     /// The kernel forgets inodes, each so many times.
@@ -85,13 +89,13 @@ impl Adapter {
         match operation {
             Op::Lookup { name } => self.lookup(header, &name).await,
             Op::Symlink { name, target } => {
-                Ok(self.entry(&fs.symlink(&who(), inode, &name, &target).await?))
+                Ok(self.entry(inode, &name, &fs.symlink(&who(), inode, &name, &target).await?))
             }
             Op::MakeNode { name, mode, device } => {
                 self.make_node(header, &name, mode, device).await
             }
             Op::MakeDir { name, mode } => {
-                Ok(self.entry(&fs.make_dir(&who(), inode, &name, mode).await?))
+                Ok(self.entry(inode, &name, &fs.make_dir(&who(), inode, &name, mode).await?))
             }
             Op::Unlink { name } => done(fs.unlink(&who(), inode, &name).await),
             Op::RemoveDir { name } => done(fs.remove_dir(&who(), inode, &name).await),
@@ -99,7 +103,7 @@ impl Adapter {
                 done(fs.rename(&who(), (inode, &from), (to.0, &to.1), flags).await)
             }
             Op::Link { inode: linked, name } => {
-                Ok(self.entry(&fs.link(&who(), linked, inode, &name).await?))
+                Ok(self.entry(inode, &name, &fs.link(&who(), linked, inode, &name).await?))
             }
             Op::OpenDir => self.open_dir(header).await,
             Op::GetAttr => Ok(self.attributes(&fs.get_attr(&who(), inode).await?)),
@@ -120,9 +124,22 @@ impl Adapter {
     }
 
     /// An entry for the kernel, which now has it.
-    fn entry(&self, known: &Known) -> Reply {
-        self.privileges.note(&known.attr);
+    fn entry(&self, parent: InodeId, name: &[u8], known: &Known) -> Reply {
+        self.note(parent, name, known);
         Reply::entry(known)
+    }
+
+    /// The kernel is about to have a name, and what it leads to.
+    fn note(&self, parent: InodeId, name: &[u8], known: &Known) {
+        self.privileges.note(&known.attr);
+        self.note_name(parent, name, known.name_for);
+    }
+
+    fn note_name(&self, parent: InodeId, name: &[u8], keep_for: Duration) {
+        if !keep_for.is_zero() {
+            let now = self.requests.env().now();
+            self.link.give_name((parent, name.to_vec()), keep_for, now);
+        }
     }
 
     fn attributes(&self, known: &Known) -> Reply {

@@ -4,7 +4,7 @@ use super::Adapter;
 use crate::filesystem::{DirEntry, Handle, Looked, Opened};
 use crate::kernel::abi::{Header, Listing, Reply};
 use crate::kernel::caller::caller;
-use kiln_types::{Error, FileKind, MODE_PERMISSIONS, Result};
+use kiln_types::{Error, FileKind, InodeId, MODE_PERMISSIONS, Result};
 use rustix::fs::FileType;
 
 /// About as many entries as fit into what getdents reads at once, without and with attributes.
@@ -14,8 +14,11 @@ const PAGE_WITH_ATTRIBUTES: usize = 200;
 impl Adapter {
     pub(super) async fn lookup(&self, header: &Header, name: &[u8]) -> Result<Reply> {
         Ok(match self.fs.lookup(&caller(header), header.inode, name).await? {
-            Looked::Up(known) => self.entry(&known),
-            Looked::Nothing(time) => Reply::no_entry(time),
+            Looked::Up(known) => self.entry(header.inode, name, &known),
+            Looked::Nothing(time) => {
+                self.note_name(header.inode, name, time);
+                Reply::no_entry(time)
+            }
         })
     }
 
@@ -32,7 +35,7 @@ impl Adapter {
             FileKind::File => self.fs.make_file(&caller, parent, name, mode).await,
             kind => self.fs.make_node(&caller, (parent, name), mode, (kind, device)).await,
         };
-        Ok(self.entry(&known?))
+        Ok(self.entry(parent, name, &known?))
     }
 
     pub(super) async fn open_dir(&self, header: &Header) -> Result<Reply> {
@@ -42,10 +45,10 @@ impl Adapter {
 
     pub(super) async fn read_dir(
         &self,
+        directory: InodeId,
         handle: Handle,
         after: u64,
-        room: usize,
-        with_attributes: bool,
+        (room, with_attributes): (usize, bool),
     ) -> Result<Reply> {
         let limit = if with_attributes { PAGE_WITH_ATTRIBUTES } else { PAGE };
         let entries = self.fs.read_dir(handle, after, limit).await?;
@@ -55,7 +58,7 @@ impl Adapter {
             // Before the answer goes, and with it the right to forget.
             if with_attributes && name != b"." && name != b".." {
                 self.fs.looked_up(known.attr.inode);
-                self.privileges.note(&known.attr);
+                self.note(directory, name, known);
             }
         }
         Ok(listing.finish())
