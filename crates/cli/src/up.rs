@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "postgres")]
     postgres_password: Option<PathBuf>,
 
-    /// What of the PostgreSQL is accepted although it may lose or show data
+    /// A danger of the PostgreSQL that is accepted, such as "unencrypted"; may be repeated
     #[arg(long, value_name = "DANGER", requires = "postgres")]
     postgres_allow: Vec<String>,
 
