@@ -95,9 +95,11 @@ pub struct DirEntry {
     pub name: Vec<u8>,
     /// Where to go on behind it.
     pub cookie: u64,
-    /// What it leads to. Entries that a kernel takes in as lookups (all but `.` and `..`) must be counted
+    /// What it leads to. Entries that a kernel takes in as lookups (all but bare ones) must be counted
     /// with [`FileSystem::looked_up`].
     pub known: Known,
+    /// No more is known than inode and kind.
+    pub bare: bool,
 }
 
 /// Told when the program that waits for an answer got a signal.

@@ -83,7 +83,7 @@ pub(crate) async fn read(
     for (cookie, name) in [(SELF, "."), (PARENT, "..")] {
         if after < cookie {
             let known = bare(tree.shown(directory.inode), FileKind::Directory);
-            found.push(DirEntry { name: name.into(), cookie, known });
+            found.push(DirEntry { name: name.into(), cookie, known, bare: true });
         }
     }
     let after = if after <= PARENT { 0 } else { after };
@@ -105,13 +105,14 @@ pub(crate) async fn read(
             Some(attr) => tree.named(sent, directory.inode, attr.clone()),
             None => bare(entry.inode, entry.kind),
         };
-        found.push(DirEntry { name: entry.name.clone(), cookie: entry.cookie, known });
+        let (name, cookie, bare) = (entry.name.clone(), entry.cookie, entry.attr.is_none());
+        found.push(DirEntry { name, cookie, known, bare });
     }
     Ok(found)
 }
 
-/// What is known without attributes: nothing that may be kept. `.` and `..` are given so, too: the kernel
-/// knows better where they lead.
+/// What is known without attributes: nothing that may be kept, nor taken for attributes. `.` and `..` are given so,
+/// too: the kernel knows better where they lead.
 fn bare(inode: InodeId, kind: FileKind) -> Known {
     let attr = Attr {
         inode,

@@ -452,7 +452,8 @@ impl FileSystem for Memory {
         Ok(rest
             .map(|(at, (name, inode))| {
                 let known = self.known(state.nodes[&inode].attr.clone());
-                DirEntry { name, cookie: at as u64 + 1, known }
+                let bare = name == b"." || name == b"..";
+                DirEntry { name, cookie: at as u64 + 1, known, bare }
             })
             .collect())
     }

@@ -183,8 +183,11 @@ impl Listing {
         }
         self.left -= bytes;
         let fields = &mut self.fields;
-        if with_attributes {
-            entry(fields, &found.known);
+        match (with_attributes, found.bare) {
+            (true, false) => entry(fields, &found.known),
+            // Inode 0: the kernel takes in the name alone.
+            (true, true) => drop(fields.raw(&[0; 40 + ATTRIBUTES_BYTES])),
+            (false, _) => {}
         }
         let length = u32::try_from(found.name.len()).unwrap_or(u32::MAX);
         let kind = file_type(found.known.attr.kind) >> 12;
@@ -274,7 +277,10 @@ mod tests {
 
     #[test]
     fn a_listing_ends_where_its_room_does() {
-        let entry = |name: &str| DirEntry { name: name.into(), cookie: 3, known: known() };
+        let entry = |name: &str| {
+            let (name, known) = (name.into(), known());
+            DirEntry { name, cookie: 3, known, bare: false }
+        };
         let mut listing = Listing::new(160 + 32);
         assert!(listing.add(&entry("12345678"), true));
         assert!(listing.add(&entry("1"), false));
@@ -283,5 +289,10 @@ mod tests {
         assert_eq!((bytes.len(), word(&bytes, 128 + 8), word(&bytes, 128 + 16)), (192, 3, 8));
         assert_eq!((word(&bytes, 128 + 20), &bytes[128 + 24..160]), (2, &b"12345678"[..]));
         assert_eq!(bytes[160 + 24..], *b"1\0\0\0\0\0\0\0");
+
+        let mut listing = Listing::new(160);
+        assert!(listing.add(&DirEntry { bare: true, ..entry("1") }, true));
+        let bytes = fields(listing.finish());
+        assert_eq!((&bytes[..128], word(&bytes, 128)), (&[0; 128][..], 7), "no attributes");
     }
 }

@@ -54,9 +54,9 @@ impl Adapter {
         let entries = self.fs.read_dir(handle, after, limit).await?;
         let mut listing = Listing::new(room);
         let added = entries.iter().take_while(|entry| listing.add(entry, with_attributes));
-        for DirEntry { name, known, .. } in added {
+        for DirEntry { name, known, bare, .. } in added {
             // Before the answer goes, and with it the right to forget.
-            if with_attributes && name != b"." && name != b".." {
+            if with_attributes && !bare {
                 self.fs.looked_up(known.attr.inode);
                 self.note(directory, name, known);
             }
