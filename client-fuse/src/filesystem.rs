@@ -272,8 +272,8 @@ pub trait FileSystem: Send + Sync + 'static {
     /// Ends the reading of a directory.
     fn release_dir(&self, handle: Handle);
 
-    /// Space and inodes.
-    async fn stat_fs(&self) -> Result<Space>;
+    /// Space and inodes, as they are left for what is at an inode.
+    async fn stat_fs(&self, caller: &Caller, inode: InodeId) -> Result<Space>;
 
     /// An extended attribute's value.
     async fn get_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<Vec<u8>>;

@@ -149,6 +149,8 @@ mod tests {
                 true => Body::Directory(Directory { mtime_set: zero, wish: LayoutWish::default() }),
                 false => Body::Symlink { target: Vec::new() },
             },
+            quota: InodeId(0),
+            counted: true,
         }
     }
 

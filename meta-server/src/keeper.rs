@@ -1,7 +1,8 @@
-//! The background work: removing what was in removed trees and chunks that nothing names any more, and
-//! retiring silent clients.
+//! The background work: removing what was in removed trees and chunks that nothing names any more, counting for
+//! quotas what was there before them, and retiring silent clients.
 //! Any server may do it at any time, twice, or stop in the middle.
 
+use crate::counter::Counter;
 use crate::pruner::Pruner;
 use crate::records::Client;
 use crate::store::Store;
@@ -21,6 +22,7 @@ const RETIRED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Does the background work of one server.
 pub struct Keeper {
     pruner: Pruner,
+    counter: Counter,
     sweeper: Sweeper,
     clients: Clients,
 }
@@ -39,20 +41,22 @@ impl Keeper {
     pub fn new(store: Arc<Store>) -> Self {
         let (env, seen) = (store.env().clone(), HashMap::new());
         let pruner = Pruner::new(Arc::clone(&store));
+        let counter = Counter::new(Arc::clone(&store));
         let sweeper = Sweeper::new(Arc::clone(&store));
-        Self { pruner, sweeper, clients: Clients { store, env, seen } }
+        Self { pruner, counter, sweeper, clients: Clients { store, env, seen } }
     }
 
     /// Works until it is dropped. Failures are logged and tried again.
     pub async fn run(self) {
-        tokio::join!(self.pruner.run(), self.sweeper.run(), self.clients.run());
+        tokio::join!(self.pruner.run(), self.counter.run(), self.sweeper.run(), self.clients.run());
     }
 
-    /// Looks at all clients, removes what is in removed trees, then collects all garbage that is due.
+    /// Looks at all clients, removes what is in removed trees, counts for quotas, then collects all garbage that is due.
     #[cfg(test)]
     pub(crate) async fn round(&mut self) -> Result<()> {
         self.clients.look_at_all().await?;
         self.pruner.round().await?;
+        self.counter.round().await?;
         self.sweeper.round().await
     }
 }

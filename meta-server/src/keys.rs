@@ -19,11 +19,17 @@
 //! | `K` | inode | [`Locks`](crate::locks::Locks): its advisory locks |
 //! | `J` | client, inode | empty: the client holds locks there |
 //! | `P` | directory | empty: it was removed with what is in it, which has yet to go |
+//! | `Q` | account | [`QuotaLimits`](kiln_types::QuotaLimits): the quota of a directory, user or group |
+//! | `W` | | counts changes of quotas, ADD |
+//! | `V` | account, 0 = bytes, 1 = inodes | what counts for it, ADD |
+//! | `O` | directory | directories that have yet to be counted for its quota, ADD |
+//! | `Y` | directory | [`Recount`](crate::records::Recount): its entries have yet to be counted for its quota |
+//! | `Z` | | up to which inode those are counted that were there before quotas, MAX |
 //! | `G` | inode, epoch | [`Garbage`](crate::records::Garbage): chunks to remove |
 
 use crate::SessionId;
 use kiln_kv::{KeyRange, KeyReader, KeyWriter};
-use kiln_types::{ClientId, InodeId, Result, TreeId, TruncateEpoch};
+use kiln_types::{Account, ClientId, Error, InodeId, Result, TreeId, TruncateEpoch};
 
 /// Builds the keys of one tree.
 #[derive(Clone, Copy, Debug)]
@@ -161,6 +167,47 @@ impl Keys {
         KeyRange::prefix(&self.of(b'P').finish())
     }
 
+    pub(crate) fn quota(self, account: Account) -> Vec<u8> {
+        let (kind, number) = account.to_parts();
+        self.of(b'Q').u8(kind).u64(number).finish()
+    }
+
+    pub(crate) fn quotas(self) -> KeyRange {
+        KeyRange::prefix(&self.of(b'Q').finish())
+    }
+
+    pub(crate) fn quota_changes(self) -> Vec<u8> {
+        self.of(b'W').finish()
+    }
+
+    /// Bytes, then inodes.
+    pub(crate) fn usage(self, account: Account) -> [Vec<u8>; 2] {
+        let (kind, number) = account.to_parts();
+        [0, 1].map(|what| self.of(b'V').u8(kind).u64(number).u8(what).finish())
+    }
+
+    /// Both.
+    pub(crate) fn whole_usage(self, account: Account) -> KeyRange {
+        let (kind, number) = account.to_parts();
+        KeyRange::prefix(&self.of(b'V').u8(kind).u64(number).finish())
+    }
+
+    pub(crate) fn uncounted(self, quota: InodeId) -> Vec<u8> {
+        self.of(b'O').u64(quota.0).finish()
+    }
+
+    pub(crate) fn recount(self, directory: InodeId) -> Vec<u8> {
+        self.of(b'Y').u64(directory.0).finish()
+    }
+
+    pub(crate) fn recounts(self) -> KeyRange {
+        KeyRange::prefix(&self.of(b'Y').finish())
+    }
+
+    pub(crate) fn counted_to(self) -> Vec<u8> {
+        self.of(b'Z').finish()
+    }
+
     pub(crate) fn garbage(self, inode: InodeId, epoch: TruncateEpoch) -> Vec<u8> {
         self.of(b'G').u64(inode.0).u64(epoch.0).finish()
     }
@@ -215,8 +262,16 @@ pub(crate) fn inode_of_lock(key: &[u8]) -> Result<InodeId> {
     Ok(InodeId(fields.u64()?))
 }
 
-/// The directory in the key of one that was removed with what is in it.
-pub(crate) fn detached_of(key: &[u8]) -> Result<InodeId> {
+/// The account in a quota's key.
+pub(crate) fn account_of(key: &[u8]) -> Result<Account> {
+    let mut fields = fields(key)?;
+    let (kind, number) = (fields.u8()?, fields.u64()?);
+    Account::from_parts(kind, number)
+        .ok_or_else(|| Error::corrupt(format!("a quota of kind {kind} for {number}")))
+}
+
+/// The directory in the key of one that was removed with what is in it, or whose entries are to be counted.
+pub(crate) fn directory_of(key: &[u8]) -> Result<InodeId> {
     Ok(InodeId(fields(key)?.u64()?))
 }
 
@@ -241,6 +296,9 @@ mod tests {
         let handle = KEYS.handle(client, session);
         assert_eq!((client_of(&handle), session_of(&handle)), (Ok(client), Ok(session)));
         assert_eq!(inode_of_lock(&KEYS.lock_of(client, inode)), Ok(inode));
+        for account in [Account::Directory(inode), Account::User(7), Account::Group(0)] {
+            assert_eq!(account_of(&KEYS.quota(account)), Ok(account));
+        }
         let garbage = KEYS.garbage(inode, TruncateEpoch(2));
         assert_eq!(garbage_name(&garbage), Ok((inode, TruncateEpoch(2))));
         assert!(garbage_name(&garbage[..12]).is_err());

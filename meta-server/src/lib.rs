@@ -5,7 +5,7 @@
 //! retries and changes of server, since its answer is recorded in the transaction that applies it.
 //! The store keeps nothing in memory that another server would need, so any number of servers run
 //! over one kv. [`Keeper`] works in the background: it removes what was in removed trees and the
-//! chunks of removed files, and retires silent clients. [`Service`] is the shell that speaks to clients, [`run`] the whole
+//! chunks of removed files, counts for new quotas what was there before, and retires silent clients. [`Service`] is the shell that speaks to clients, [`run`] the whole
 //! server.
 //!
 //! Invariants:
@@ -19,12 +19,14 @@
 mod access;
 mod chunks;
 mod collector;
+mod counter;
 mod keeper;
 mod keys;
 mod locks;
 mod name;
 mod placement;
 mod pruner;
+mod quota;
 mod records;
 mod removal;
 mod server;
@@ -45,8 +47,9 @@ pub use server::run;
 pub use service::Service;
 pub use storage::StorageChunks;
 pub use store::{
-    Change, CreateArgs, InodeChunks, LENGTH_MAX, Listed, LockArgs, OpenArgs, Opened, RenameArgs,
-    SetAttrArgs, SetTime, Settings, Store, StoreParts, Who, Written, XattrMode,
+    Change, CreateArgs, InodeChunks, LENGTH_MAX, Listed, LockArgs, OpenArgs, Opened, QuotaChange,
+    RenameArgs, Renewal, SetAttrArgs, SetTime, Settings, Store, StoreParts, Who, Written,
+    XattrMode,
 };
 
 pub use watch::{Changes, Watcher};

@@ -4,7 +4,7 @@
 
 use kiln_types::{
     Code, Decoder, Encoder, Error, FileKind, InodeId, Layout, LayoutWish, MODE_PERMISSIONS,
-    Redundancy, Result, Timestamp, TruncateEpoch,
+    QuotaLimits, Redundancy, Result, Timestamp, TruncateEpoch,
 };
 use kiln_wire::CREDENTIAL_NAME_BYTES_MAX;
 
@@ -86,6 +86,11 @@ pub(crate) struct Inode {
     pub(crate) ctime: Timestamp,
     pub(crate) btime: Timestamp,
     pub(crate) body: Body,
+    /// The nearest directory with a quota above it, or itself if it has one; 0: none.
+    pub(crate) quota: InodeId,
+    /// It counts for its accounts: what a version before quotas wrote does not until it is written anew. Not
+    /// in the record.
+    pub(crate) counted: bool,
 }
 
 /// What kinds of inodes do not have in common.
@@ -324,7 +329,7 @@ impl Record for Format {
 
 impl Record for Inode {
     const TYPE: u16 = 2;
-    const VERSION: u16 = 4;
+    const VERSION: u16 = 5;
     const WHAT: &'static str = "inode record";
 
     fn write(&self, to: &mut Encoder) {
@@ -356,6 +361,7 @@ impl Record for Inode {
                 to.u32(special.device);
             }
         }
+        to.u64(self.quota.0);
     }
 
     fn read(from: &mut Decoder<'_>, version: u16) -> Result<Self> {
@@ -389,7 +395,23 @@ impl Record for Inode {
             FileKind::Symlink => Body::Symlink { target: from.bytes(TARGET_BYTES_MAX)?.to_vec() },
             kind => Body::Special(Special { kind, device: from.u32()? }),
         };
-        Ok(Self { id, mode, uid, gid, parent, links, atime, mtime, ctime, btime, body })
+        let counted = version > 4;
+        let quota = InodeId(if counted { from.u64()? } else { 0 });
+        Ok(Self {
+            id,
+            mode,
+            uid,
+            gid,
+            parent,
+            links,
+            atime,
+            mtime,
+            ctime,
+            btime,
+            body,
+            quota,
+            counted,
+        })
     }
 }
 
@@ -490,6 +512,48 @@ impl Record for Xattr {
 
     fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         Ok(Self(from.bytes(XATTR_BYTES_MAX)?.to_vec()))
+    }
+}
+
+/// The limits of a quota.
+impl Record for QuotaLimits {
+    const TYPE: u16 = 10;
+    const WHAT: &'static str = "quota";
+
+    fn write(&self, to: &mut Encoder) {
+        for limit in [self.bytes, self.inodes] {
+            to.u8(u8::from(limit.is_some())).u64(limit.unwrap_or(0));
+        }
+    }
+
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
+        let mut limit = || match (read_flag(from)?, from.u64()?) {
+            (true, limit) => Ok(Some(limit)),
+            (false, 0) => Ok(None),
+            (false, _) => Err(Error::corrupt("a limit that is none")),
+        };
+        Ok(Self { bytes: limit()?, inodes: limit()? })
+    }
+}
+
+/// How far the entries of a directory are counted for the quota that it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Recount {
+    pub(crate) quota: InodeId,
+    /// The cookie of the last one.
+    pub(crate) after: u64,
+}
+
+impl Record for Recount {
+    const TYPE: u16 = 11;
+    const WHAT: &'static str = "count of a directory";
+
+    fn write(&self, to: &mut Encoder) {
+        to.u64(self.quota.0).u64(self.after);
+    }
+
+    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
+        Ok(Self { quota: InodeId(from.u64()?), after: from.u64()? })
     }
 }
 

@@ -70,6 +70,8 @@ fn inodes() -> impl Strategy<Value = Inode> {
             ctime: Timestamp(times[2]),
             btime: Timestamp(times[3]),
             body,
+            quota: InodeId(ids[0] ^ ids[1]),
+            counted: true,
         },
     )
 }
@@ -103,7 +105,10 @@ fn check_earlier_versions(inode: &Inode) {
     inode.write(&mut body);
     let mut body = body.finish();
     for version in (1..Inode::VERSION).rev() {
-        if let Body::File(file) = &mut inode.body {
+        if version == 4 {
+            body.truncate(body.len() - 8);
+            (inode.quota, inode.counted) = (InodeId(0), false);
+        } else if let Body::File(file) = &mut inode.body {
             body.truncate(body.len() - if version == 3 { 1 } else { 8 });
             match version {
                 3 => file.nameless = false,
@@ -137,6 +142,8 @@ proptest! {
         let writable_until = Timestamp(n[3] as i64);
         check(&Garbage { layout, first: n[1], end: n[2], writable_until }, at, flip);
         check(&Xattr(vec![7; n[0] as usize % 300]), at, flip);
+        check(&QuotaLimits { bytes: Some(n[0]), inodes: flag.then_some(n[1]) }, at, flip);
+        check(&Recount { quota: InodeId(n[0]), after: n[1] }, at, flip);
     }
 
     #[test]
@@ -167,11 +174,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_without_a_panic(kind in 1u16..9, version in 0u16..4, body: Vec<u8>) {
+    fn any_bytes_are_read_without_a_panic(kind in 1u16..12, version in 0u16..6, body: Vec<u8>) {
         let mut record = Encoder::new();
         let bytes = record.u16(kind).u16(version).bytes(&body).finish();
         let _ = (Inode::decode(&bytes), Slot::decode(&bytes), Reply::decode(&bytes));
         let _ = (Garbage::decode(&bytes), Client::decode(&bytes), Xattr::decode(&bytes));
+        let _ = (QuotaLimits::decode(&bytes), Recount::decode(&bytes));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use crate::SessionId;
 use crate::chunks::ChunkService;
 use crate::store::{
-    Change, CreateArgs, InodeChunks, Listed, LockArgs, OpenArgs, Opened, RenameArgs, SetAttrArgs,
-    SetTime, Store, Who, Written, XattrMode,
+    Change, CreateArgs, InodeChunks, Listed, LockArgs, OpenArgs, Opened, QuotaChange, RenameArgs,
+    Renewal, SetAttrArgs, SetTime, Store, Who, Written, XattrMode,
 };
 use crate::watching::{Messages, messages};
 use kiln_net::{Peer, peer_of};
@@ -14,7 +14,8 @@ use kiln_rpc::{Origin, status_from_error};
 use kiln_telemetry::REQUESTS;
 use kiln_types::LayoutWish;
 use kiln_types::{
-    Attr, ByteRange, Caller, Code, Error, InodeId, LockOwner, Result, Timestamp, TruncateEpoch,
+    Attr, ByteRange, Caller, Code, Error, InodeId, LockOwner, QuotaLimits, Result, Timestamp,
+    TruncateEpoch, Usage,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,6 +117,7 @@ fn opened(opened: Opened) -> v1::OpenReply {
         session: session.unwrap_or_default().into(),
         capability: opened.capability.into(),
         capability_ms: u64::try_from(opened.lifetime.as_millis()).unwrap_or(u64::MAX),
+        granted: opened.granted,
     }
 }
 
@@ -138,6 +140,16 @@ fn inode_chunks(found: InodeChunks) -> v1::InodeChunks {
         dense_end: found.dense_end,
         epoch: found.epoch.0,
         floors: floors(&found.floors),
+    }
+}
+
+/// The space that a quota leaves of a file system's.
+fn within((limits, usage): &(QuotaLimits, Usage), space: &mut v1::StatFsReply) {
+    space.inodes = usage.inodes;
+    space.free_inodes = limits.inodes.map(|limit| limit.saturating_sub(usage.inodes));
+    if let Some(limit) = limits.bytes {
+        space.total_bytes = space.total_bytes.min(limit);
+        space.free_bytes = space.free_bytes.min(limit.saturating_sub(usage.bytes));
     }
 }
 
@@ -290,7 +302,10 @@ impl Meta for Service {
         answer(&self.store, "renew", request, async |peer, ask| {
             let who = asker(peer, ask.caller)?;
             let (client, session) = (id_from(&ask.client)?, session(&ask.session)?);
-            Ok(opened(self.store.renew(&who, client, InodeId(ask.inode), session).await?))
+            let (end, promised) = (ask.end, ask.promised);
+            let wanted = Renewal { end, promised, capability: ask.capability.into() };
+            let inode = InodeId(ask.inode);
+            Ok(opened(self.store.renew(&who, client, inode, session, &wanted).await?))
         })
         .await
     }
@@ -404,12 +419,58 @@ impl Meta for Service {
         .await
     }
 
-    async fn stat_fs(&self, request: Request<v1::Empty>) -> Reply<v1::StatFsReply> {
-        answer(&self.store, "statfs", request, async |_, _| {
+    async fn stat_fs(&self, request: Request<v1::StatFsRequest>) -> Reply<v1::StatFsReply> {
+        answer(&self.store, "statfs", request, async |peer, ask| {
             let space = self.chunks.space().await?;
-            let inodes = self.store.inode_count().await?;
-            let (total_bytes, free_bytes) = (space.total_bytes, space.free_bytes);
-            Ok(v1::StatFsReply { total_bytes, free_bytes, inodes })
+            let mut reply = v1::StatFsReply {
+                total_bytes: space.total_bytes,
+                free_bytes: space.free_bytes,
+                inodes: self.store.inode_count().await?,
+                free_inodes: None,
+            };
+            if ask.inode != 0 {
+                let who = asker(peer, ask.caller)?;
+                let quota = self.store.space_at(&who, InodeId(ask.inode)).await?;
+                quota.iter().for_each(|quota| within(quota, &mut reply));
+            }
+            Ok(reply)
+        })
+        .await
+    }
+
+    async fn set_quota(&self, request: Request<v1::SetQuotaRequest>) -> Reply<v1::Empty> {
+        answer(&self.store, "setquota", request, async |peer, ask| {
+            let change = change(peer, ask.origin)?;
+            let account = required(ask.account, "account")?;
+            let to = match ask.clear {
+                true => QuotaChange::Clear,
+                false => QuotaChange::Set(QuotaLimits { bytes: ask.bytes, inodes: ask.inodes }),
+            };
+            self.store.set_quota(&change, account, to).await?;
+            Ok(v1::Empty {})
+        })
+        .await
+    }
+
+    async fn get_quota(&self, request: Request<v1::GetQuotaRequest>) -> Reply<v1::Quota> {
+        answer(&self.store, "getquota", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let account = required(ask.account, "account")?;
+            Ok(self.store.quota(&who, account).await?.into())
+        })
+        .await
+    }
+
+    async fn list_quotas(
+        &self,
+        request: Request<v1::ListQuotasRequest>,
+    ) -> Reply<v1::ListQuotasReply> {
+        answer(&self.store, "listquotas", request, async |peer, ask| {
+            let who = asker(peer, ask.caller)?;
+            let after = ask.after.map(TryInto::try_into).transpose()?;
+            let (quotas, end) = self.store.quotas(&who, after).await?;
+            let quotas = quotas.into_iter().map(Into::into).collect();
+            Ok(v1::ListQuotasReply { quotas, end })
         })
         .await
     }

@@ -4,6 +4,7 @@ use crate::SessionId;
 use crate::keys::{Keys, cookie_of};
 use crate::name::{NUMBERS, NameHash};
 use crate::placement;
+use crate::quota::{self, Ledger};
 use crate::records::{
     self, Answer, Body, Client, Dentry, File, Garbage, Handle, Inode, REMOVED, Record, Reply, Slot,
 };
@@ -14,8 +15,8 @@ use crate::watch::Changes;
 use kiln_kv::{KeyRange, RangeOptions, Transaction};
 use kiln_telemetry::about;
 use kiln_types::{
-    Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, LayoutWish, Redundancy,
-    RequestId, Result, Timestamp,
+    Account, Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, LayoutWish,
+    Redundancy, RequestId, Result, Timestamp,
 };
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(crate) struct Tx<'a, 's> {
     pub(crate) new_file: LayoutWish,
     /// Whether the engine has room for what grows; `NoSpace` if not.
     pub(crate) room: Result<()>,
+    /// What it changes of usages.
+    pub(crate) ledger: Ledger,
 }
 
 /// A directory entry and where it is stored.
@@ -82,6 +85,7 @@ impl Tx<'_, '_> {
             records::check_id(id, inode)?;
             // Another server's clock may be ahead: a change is later than those before it.
             self.now = self.now.max(Timestamp(inode.ctime.0.saturating_add(1)));
+            self.ledger.saw(inode);
         }
         Ok(inode)
     }
@@ -102,6 +106,7 @@ impl Tx<'_, '_> {
 
     /// Puts an inode of which nothing changed that anybody sees.
     pub(crate) fn put_unseen(&mut self, inode: &Inode) {
+        self.ledger.put(inode);
         self.put(&self.keys.inode(inode.id), inode);
     }
 
@@ -121,6 +126,10 @@ impl Tx<'_, '_> {
     pub(crate) fn drop_inode(&mut self, inode: &Inode) {
         let keys = self.keys;
         self.changes.attr(inode.id);
+        self.ledger.drop(inode.id);
+        if quota::has_own(inode) {
+            self.clear_quota(Account::Directory(inode.id));
+        }
         self.kv.clear(&keys.inode(inode.id));
         self.kv.clear_range(keys.xattr_names(inode.id));
         self.kv.clear_range(keys.xattrs(inode.id));

@@ -13,6 +13,9 @@ pub(crate) trait Backing: Send + Sync + 'static {
     /// of the file is.
     async fn read(&self, offset: u64, buffer: Buffer) -> Result<Buffer>;
 
+    /// Makes sure that nothing but the servers' health will keep writes up to `end` from it.
+    async fn reserve(&self, end: u64) -> Result<()>;
+
     /// Writes; durable on every replica when it returns. Writes of one chunk that overlap must not be
     /// under way at a time: which comes last is not defined.
     async fn write(&self, offset: u64, bytes: Bytes) -> Result<()>;

@@ -17,6 +17,9 @@ impl Content {
     /// # Errors
     /// The backing's; what waits in memory is as it was then.
     pub(crate) async fn zero(self: &Arc<Self>, range: Range<u64>, keep_length: bool) -> Result<()> {
+        if !keep_length {
+            self.reserve(range.end).await?;
+        }
         let _frozen = self.freeze().await;
         let (backing, length) = {
             let state = self.state.lock();

@@ -26,14 +26,32 @@ impl Content {
     ///
     /// # Errors
     /// `DeadlineExceeded` when there is no room for longer than a writer may be stalled; the backing's
-    /// while it fails.
+    /// while it fails, or when the file may not grow so far.
     pub(crate) async fn write(self: &Arc<Self>, offset: u64, bytes: Bytes) -> Result<()> {
         let stall = self.pool.options.stall;
         let deadline = stall.map(|stall| self.pool.env.deadline_after(stall));
-        for (offset, bytes) in self.pieces(offset, bytes)? {
+        let length = bytes.len() as u64;
+        let pieces = self.pieces(offset, bytes)?;
+        self.reserve(offset + length).await?;
+        for (offset, bytes) in pieces {
             self.write_piece(offset, bytes, deadline).await?;
         }
         Ok(())
+    }
+
+    /// Makes sure that the file may grow up to `end`: what is refused later would be lost.
+    ///
+    /// # Errors
+    /// The backing's.
+    pub(crate) async fn reserve(&self, end: u64) -> Result<()> {
+        let backing = {
+            let state = self.state.lock();
+            (end > state.length).then(|| Arc::clone(&state.backing))
+        };
+        match backing {
+            Some(backing) => backing.reserve(end).await,
+            None => Ok(()),
+        }
     }
 
     async fn write_piece(
@@ -93,7 +111,9 @@ impl Content {
     /// # Errors
     /// The backing's; it counts as told, and is not kept for fsync and close.
     pub(crate) async fn write_through(self: &Arc<Self>, offset: u64, bytes: Bytes) -> Result<()> {
+        let length = bytes.len() as u64;
         let pieces = self.pieces(offset, bytes)?;
+        self.reserve(offset + length).await?;
         let carried: Vec<_> = pieces.map(|(offset, bytes)| self.carry(offset, bytes)).collect();
         let mut result = Ok(());
         for carried in carried {

@@ -399,8 +399,8 @@ impl FileSystem for Tree {
         self.handles.remove_directory(handle);
     }
 
-    async fn stat_fs(&self) -> Result<Space> {
-        self.client.stat_fs().await
+    async fn stat_fs(&self, caller: &Caller, inode: InodeId) -> Result<Space> {
+        self.client.stat_fs_at(caller, self.inode(inode)).await
     }
 
     async fn get_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {

@@ -44,6 +44,10 @@ impl Backing for Session {
         self.0.write_at(offset, bytes).await
     }
 
+    async fn reserve(&self, end: u64) -> Result<()> {
+        self.0.reserve(end).await
+    }
+
     async fn zero(&self, range: Range<u64>) -> Result<()> {
         self.0.zero(range.start, range.end - range.start).await
     }

@@ -1,7 +1,7 @@
 //! Space of open files that is allocated, freed, looked for and copied.
 
 use crate::data::Stream;
-use crate::filesystem::{FileSystem, Handle, SeekTo};
+use crate::filesystem::{Handle, SeekTo};
 use crate::tree::Tree;
 use crate::tree::files::push;
 use crate::tree::handles::OpenFile;
@@ -32,7 +32,7 @@ fn writable(tree: &Tree, handle: Handle) -> Result<Arc<OpenFile>> {
     Ok(file)
 }
 
-/// See [`FileSystem::fallocate`].
+/// See [`crate::FileSystem::fallocate`].
 pub(crate) async fn fallocate(
     tree: &Tree,
     handle: Handle,
@@ -83,7 +83,10 @@ async fn allocate(
     range: Range<u64>,
     keep_length: bool,
 ) -> Result<()> {
-    let free = tree.stat_fs().await?.free_bytes;
+    if !keep_length {
+        file.open.content().reserve(range.end).await?;
+    }
+    let free = tree.client.stat_fs().await?.free_bytes;
     if range.end - range.start > free && holes_exceed(file, &range, free).await? {
         let text =
             format!("{} bytes are to be allocated, {free} are free", range.end - range.start);
@@ -116,7 +119,7 @@ async fn until(file: &OpenFile, at: u64, to: SeekTo) -> Result<u64> {
     }
 }
 
-/// See [`FileSystem::copy_range`].
+/// See [`crate::FileSystem::copy_range`].
 pub(crate) async fn copy_range(
     tree: &Tree,
     (from, from_offset): (Handle, u64),

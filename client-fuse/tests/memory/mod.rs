@@ -462,9 +462,9 @@ impl FileSystem for Memory {
         self.state.lock().open.remove(&handle);
     }
 
-    async fn stat_fs(&self) -> Result<Space> {
+    async fn stat_fs(&self, _: &Caller, _: InodeId) -> Result<Space> {
         let inodes = self.state.lock().nodes.len() as u64;
-        Ok(Space { total_bytes: 1 << 40, free_bytes: 1 << 39, inodes })
+        Ok(Space { total_bytes: 1 << 40, free_bytes: 1 << 39, inodes, free_inodes: None })
     }
 
     async fn get_xattr(&self, _: &Caller, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {

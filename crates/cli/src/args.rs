@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use crate::place::Place;
-use crate::{admin, bench, config, copy, files, mount, serve, status, top, umount, up};
+use crate::{admin, bench, config, copy, files, mount, quota, serve, status, top, umount, up};
 use clap::{Parser, Subcommand};
 
 /// A parallel file system for AI clusters, from one machine up.
@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Stat(files::StatArgs),
     /// Show the space of the cluster
     Df(files::DfArgs),
+    /// Limit what directories, users and groups may have; show what they have
+    Quota(quota::Args),
     /// Walk a tree of the cluster and print what matches
     Find(files::FindArgs),
     /// Look at the cluster as an operator; manage credentials

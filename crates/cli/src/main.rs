@@ -21,6 +21,7 @@ mod mount;
 mod output;
 mod path;
 mod place;
+mod quota;
 mod remote;
 mod runtime;
 mod serve;
@@ -64,6 +65,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Layout(args) => files::layout(place, &args),
         Command::Stat(args) => files::stat(place, &args),
         Command::Df(args) => files::df(place, &args),
+        Command::Quota(args) => quota::run(place, &args),
         Command::Find(args) => files::find(place, &args),
         Command::Admin(args) => admin::run(place, &args),
         Command::Bench(args) => bench::run(place, &args),

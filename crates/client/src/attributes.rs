@@ -86,6 +86,8 @@ pub struct Space {
     pub free_bytes: u64,
     /// Inodes in use.
     pub inodes: u64,
+    /// How many more there may be; `None`: as many as there is space for.
+    pub free_inodes: Option<u64>,
 }
 
 impl Client {
@@ -115,9 +117,22 @@ impl Client {
     /// # Errors
     /// `NotReady` when no storage server answers for the whole time.
     pub async fn stat_fs(&self) -> Result<Space> {
-        let reply = self.meta.stat_fs(v1::Empty {}).await?;
-        let v1::StatFsReply { total_bytes, free_bytes, inodes } = reply;
-        Ok(Space { total_bytes, free_bytes, inodes })
+        self.space(v1::StatFsRequest { caller: None, inode: 0 }).await
+    }
+
+    /// Space and inodes as the quota of the directory leaves them for which an inode counts.
+    ///
+    /// # Errors
+    /// As [`Self::stat_fs`], and `StaleHandle`.
+    pub async fn stat_fs_at(&self, caller: &Caller, inode: InodeId) -> Result<Space> {
+        let caller = Some(caller.into());
+        self.space(v1::StatFsRequest { caller, inode: inode.0 }).await
+    }
+
+    async fn space(&self, request: v1::StatFsRequest) -> Result<Space> {
+        let reply = self.meta.stat_fs(request).await?;
+        let v1::StatFsReply { total_bytes, free_bytes, inodes, free_inodes } = reply;
+        Ok(Space { total_bytes, free_bytes, inodes, free_inodes })
     }
 
     /// An extended attribute's value.

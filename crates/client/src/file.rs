@@ -172,11 +172,27 @@ impl File {
         Ok(whole)
     }
 
+    /// Makes sure that no quota will refuse writes up to `end`: they may be acknowledged before they are made.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`, or what the metadata service says.
+    pub async fn reserve(&self, end: u64) -> Result<()> {
+        let session = &self.shared.session;
+        if session.promise(end) {
+            return Ok(());
+        }
+        if self.needs_sync() {
+            // What is reported counts, and is not asked for again.
+            self.sync().await?;
+        }
+        session.grow(end).await
+    }
+
     /// Writes `bytes` at `offset`; durable when it returns.
     ///
     /// # Errors
     /// The first piece's error; the others may or may not have been written. `BadHandle` when it is
-    /// not open for writing, `FileTooLarge` beyond 2^63 - 1.
+    /// not open for writing, `FileTooLarge` beyond 2^63 - 1, `QuotaExceeded`.
     pub async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
         let end = check_end(offset, bytes.len() as u64)?;
         if !self.mode().write {
@@ -185,6 +201,7 @@ impl File {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.reserve(end).await?;
         // Before anything is sent: a write that fails may still have left bytes up to there.
         let epoch = self.shared.note_written(end);
         let range = ByteRange { start: offset, end };
@@ -224,12 +241,14 @@ impl File {
     /// Makes the file reach to `end` at least, with a hole, durably; it never gets shorter.
     ///
     /// # Errors
-    /// As [`Self::sync`]; `BadHandle` when it is not open for writing, `FileTooLarge` beyond 2^63 - 1.
+    /// As [`Self::sync`]; `BadHandle` when it is not open for writing, `FileTooLarge` beyond 2^63 - 1,
+    /// `QuotaExceeded`.
     pub async fn lengthen(&self, end: u64) -> Result<Attr> {
         check_end(end, 0)?;
         if !self.mode().write {
             return Err(Error::new(Code::BadHandle, "the file is not open for writing"));
         }
+        self.reserve(end).await?;
         self.shared.note_written(end);
         self.sync().await
     }

@@ -15,6 +15,7 @@ mod locks;
 mod meta;
 mod names;
 mod open;
+mod quota;
 mod session;
 mod sparse;
 mod watch;

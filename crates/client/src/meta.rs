@@ -140,7 +140,13 @@ calls! {
     /// Another name for a file.
     link(LinkRequest) -> Entry;
     /// Space and inodes of the file system.
-    stat_fs(Empty) -> StatFsReply;
+    stat_fs(StatFsRequest) -> StatFsReply;
+    /// Sets or takes away a quota.
+    set_quota(SetQuotaRequest) -> Empty;
+    /// A quota and its usage.
+    get_quota(GetQuotaRequest) -> Quota;
+    /// A page of the quotas.
+    list_quotas(ListQuotasRequest) -> ListQuotasReply;
     /// An extended attribute.
     get_xattr(XattrRequest) -> XattrValue;
     /// Sets an extended attribute.

@@ -35,6 +35,10 @@ struct State {
     renew_at: Monotonic,
     /// Until when it surely counts.
     good_until: Monotonic,
+    /// How far the file may be written.
+    granted: u64,
+    /// How far programs were told that they may.
+    promised: u64,
 }
 
 impl Session {
@@ -91,6 +95,29 @@ impl Session {
         self.right.state.lock().take(attr);
     }
 
+    /// Whether the file may be written up to `end`; that is a promise then.
+    pub(crate) fn promise(&self, end: u64) -> bool {
+        let mut state = self.right.state.lock();
+        let may = end <= state.granted;
+        if may {
+            state.promised = state.promised.max(end);
+        }
+        may
+    }
+
+    /// Asks for the right to write the file up to `end`.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`, or what the metadata service says.
+    pub(crate) async fn grow(&self, end: u64) -> Result<()> {
+        let _one = self.right.renewing.lock().await;
+        if !self.promise(end) {
+            self.right.renew(end).await?;
+            self.promise(end);
+        }
+        Ok(())
+    }
+
     pub(crate) fn epoch(&self) -> TruncateEpoch {
         self.right.state.lock().attr.epoch
     }
@@ -113,17 +140,25 @@ impl Right {
         (granted, state.renew_at, state.good_until)
     }
 
-    async fn renew(&self) -> Result<()> {
+    /// Asks for a capability anew, for writes up to `end` at least.
+    async fn renew(&self, end: u64) -> Result<()> {
         let sent = self.env.now();
+        let (promised, capability) = {
+            let state = self.state.lock();
+            (state.promised, state.capability.to_vec().into())
+        };
         let reply = self.meta.renew(v1::RenewRequest {
             caller: Some((&self.caller).into()),
             client: id_bytes(self.client),
             inode: self.inode.0,
             session: self.session.clone().into(),
+            end,
+            promised,
+            capability,
         });
         let fresh = State::of(reply.await?, sent)?;
         let mut state = self.state.lock();
-        state.capability = fresh.capability;
+        (state.capability, state.granted) = (fresh.capability, fresh.granted);
         (state.renew_at, state.good_until) = (fresh.renew_at, fresh.good_until);
         state.take(fresh.attr);
         Ok(())
@@ -135,7 +170,7 @@ impl Right {
         let right = Arc::clone(self);
         let renew = async move {
             let _turn = turn;
-            if let Err(error) = right.renew().await {
+            if let Err(error) = right.renew(0).await {
                 tracing::debug!(%error, inode = %right.inode, "a capability is not renewed");
             }
         };
@@ -157,13 +192,15 @@ impl Grant for Session {
         }
         let _one = right.renewing.lock().await;
         if right.env.now() >= right.granted(index).1 {
-            right.renew().await?;
+            right.renew(0).await?;
         }
         Ok(right.granted(index).0)
     }
 
     async fn renew(&self) -> Result<()> {
-        self.right.renew().await
+        // One at a time: the last answer tells how far the file may be written.
+        let _one = self.right.renewing.lock().await;
+        self.right.renew(0).await
     }
 }
 
@@ -177,6 +214,8 @@ impl State {
             capability: reply.capability.to_vec().into(),
             renew_at: sent.plus(lifetime * 2 / 3),
             good_until: sent.plus(lifetime * 9 / 10),
+            granted: reply.granted.unwrap_or(u64::MAX),
+            promised: 0,
         })
     }
 

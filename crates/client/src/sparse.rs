@@ -38,6 +38,7 @@ impl File {
         if offset >= end {
             return Ok(());
         }
+        self.reserve(end).await?;
         // Before and after, as for a write: who sees the new time does not see the old content.
         self.shared().note_written(end);
         let zero = |shared: Arc<Shared>, piece: Range<u64>| async move {

@@ -8,6 +8,7 @@
 pub mod convert;
 mod manager;
 mod operations;
+mod quota;
 mod report;
 mod routing;
 mod status;

@@ -136,6 +136,10 @@ codes! {
     Interrupted = 320, GiveUp, EINTR = 4;
     /// The file ends before, or has nothing of that kind from there on (lseek(2)).
     BeyondEnd = 321, GiveUp, ENXIO = 6;
+    /// The quota of a directory, user or group is used up.
+    QuotaExceeded = 322, GiveUp, EDQUOT = 122;
+    /// It would have to change the quota that it counts for, which only a copy can (rename, link).
+    OtherQuota = 323, GiveUp, EXDEV = 18;
 
     /// The chain changed: the version in the request is not the current one.
     StaleChainVersion = 400, Refresh, EIO = 5;

@@ -12,6 +12,7 @@ mod error;
 mod ids;
 mod layout;
 mod lock;
+mod quota;
 pub mod rehearsal;
 mod routing;
 mod routing_change;
@@ -34,6 +35,7 @@ pub use layout::{
     CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Layout, LayoutWish, Redundancy,
 };
 pub use lock::{Lock, LockFamily, LockMode, LockOwner, LockRange};
+pub use quota::{Account, Quota, QuotaLimits, Usage};
 pub use routing::{
     Chain, ChainTable, CredentialRecord, Member, Node, RoutingInfo, ServiceKind, SettingChange,
     Target,

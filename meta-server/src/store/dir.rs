@@ -150,6 +150,8 @@ async fn make(
         ctime: tx.now,
         btime: tx.now,
         body: Body::Directory(Directory { mtime_set: tx.now, wish: above.directory()?.wish }),
+        quota: above.quota,
+        counted: true,
     };
     tx.insert(above.id, dentry(name, id, FileKind::Directory)).await?;
     tx.touch(above.id);

@@ -3,15 +3,18 @@
 mod admin;
 mod attr;
 mod clients;
+mod count;
 mod cut;
 mod dir;
 pub(crate) mod garbage;
 mod ids;
+mod limits;
 pub(crate) mod lock;
 mod lookup;
 mod names;
 mod open;
 pub(crate) mod prune;
+mod quota;
 mod rename;
 mod xattr;
 
@@ -19,7 +22,8 @@ pub use admin::InodeChunks;
 pub use attr::{SetAttrArgs, SetTime};
 pub use dir::Listed;
 pub use lock::LockArgs;
-pub use open::{CreateArgs, OpenArgs, Opened, Written};
+pub use open::{CreateArgs, OpenArgs, Opened, Renewal, Written};
+pub use quota::QuotaChange;
 pub use rename::RenameArgs;
 pub use xattr::XattrMode;
 
@@ -27,6 +31,7 @@ use crate::chunks::ChunkService;
 use crate::keys::Keys;
 use crate::name::NameHash;
 use crate::placement::Tables;
+use crate::quota::{Ledger, accounts};
 use crate::records::{Answer, Body, Directory, Format, Inode, Record};
 use crate::tx::Tx;
 use crate::watch::{Changes, Hub, Watcher};
@@ -39,6 +44,7 @@ use kiln_types::{
     Attr, Caller, ClientId, Code, Error, InodeId, RequestId, Result, Timestamp, TreeId,
 };
 use kiln_wire::{CLOCK_SKEW_NS, CapabilityKey};
+use limits::KnownLimits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -128,6 +134,9 @@ pub struct Store {
     pub(crate) handover: Handover,
     /// A tree was removed.
     pub(crate) detached: Notify,
+    /// A quota was set or taken away.
+    pub(crate) recounts: Notify,
+    limits: KnownLimits,
     hub: Arc<Hub>,
     /// The last time that a change got, see [`Store::now`].
     clock: AtomicI64,
@@ -183,6 +192,8 @@ impl Store {
             ids: Ids::default(),
             handover: Handover::default(),
             detached: Notify::new(),
+            recounts: Notify::new(),
+            limits: KnownLimits::default(),
             hub,
             clock: AtomicI64::default(),
         })
@@ -204,7 +215,8 @@ impl Store {
         let (keys, names, now) = (self.keys, self.names, self.now());
         let (capability, new_file) = (self.settings.capability, self.settings.new_file);
         let (changes, garbage, room) = (Changes::default(), Vec::new(), self.kv.may_grow());
-        Tx { kv, keys, names, now, changes, garbage, capability, new_file, room }
+        let ledger = Ledger::default();
+        Tx { kv, keys, names, now, changes, garbage, capability, new_file, room, ledger }
     }
 
     /// The wall clock, but never back: of two states of an inode, clients take the one with the
@@ -239,6 +251,7 @@ impl Store {
             Box::pin(async move {
                 let mut tx = self.tx(kv);
                 let output = body(&mut tx).await?;
+                tx.settle(None).await?;
                 telling.note(&tx.changes);
                 Ok((output, tx.garbage))
             })
@@ -277,9 +290,9 @@ impl Store {
     where
         F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, Outcome> + Sync,
     {
-        let telling = self.hub.telling(Some(change.client));
+        let (limits, telling) = (self.limits().await?, self.hub.telling(Some(change.client)));
         let (outcome, garbage) = transact(&*self.kv, &self.env, what, |kv| {
-            let telling = Arc::clone(&telling);
+            let (limits, telling) = (Arc::clone(&limits), Arc::clone(&telling));
             Box::pin(async move {
                 let mut tx = self.tx(kv);
                 tx.admit(change.client, &change.who.credential).await?;
@@ -289,6 +302,7 @@ impl Store {
                     return Ok((Outcome::Done(answer), Vec::new()));
                 }
                 let outcome = body(&mut tx).await?;
+                tx.settle(Some(&limits)).await?;
                 if let Outcome::Done(answer) = &outcome {
                     tx.record(change.client, change.request, answer);
                 }
@@ -327,6 +341,10 @@ async fn open_format(parts: &StoreParts, keys: Keys, settings: &Settings) -> Res
             kv.set(&keys.format(), &drawn.encode());
             kv.set(&keys.inode(root.id), &root.encode());
             kv.add(&keys.inode_count(), 1);
+            for account in accounts(root.quota, root.uid, root.gid) {
+                kv.add(&keys.usage(account)[1], 1);
+            }
+            kv.max(&keys.counted_to(), u64::MAX);
             Ok(drawn.clone())
         })
     })
@@ -346,5 +364,7 @@ fn root(now: Timestamp, (uid, gid): (u32, u32)) -> Inode {
         ctime: now,
         btime: now,
         body: Body::Directory(Directory { mtime_set: now, wish: LayoutWish::default() }),
+        quota: InodeId(0),
+        counted: true,
     }
 }

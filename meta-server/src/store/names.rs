@@ -36,7 +36,7 @@ impl Store {
     ///
     /// # Errors
     /// `Exists`, `NotPermitted` for a directory, `NotFound` when its last name is gone,
-    /// `TooManyLinks`, `PermissionDenied`, `Invalid` and `NameTooLong` for the name, `StaleHandle`,
+    /// `TooManyLinks`, `OtherQuota`, `PermissionDenied`, `Invalid` and `NameTooLong` for the name, `StaleHandle`,
     /// or what kv reports.
     pub async fn link(
         &self,
@@ -166,6 +166,11 @@ async fn link(
     if inode.links == 0 && !was_nameless {
         return Err(Error::new(Code::NotFound, "the inode's last name is gone"));
     }
+    if was_nameless {
+        inode.quota = directory.quota;
+    } else if inode.quota != directory.quota {
+        return Err(Error::new(Code::OtherQuota, "the directory counts for another quota"));
+    }
     if inode.links >= LINKS_MAX {
         return Err(Error::new(Code::TooManyLinks, format!("{LINKS_MAX} names")));
     }
@@ -207,6 +212,8 @@ async fn make(tx: &mut Tx<'_, '_>, change: &Change, new: NewInode<'_>) -> Result
         ctime: tx.now,
         btime: tx.now,
         body: new.body,
+        quota: directory.quota,
+        counted: true,
     };
     tx.insert(directory.id, dentry(new.name, inode.id, inode.kind())).await?;
     tx.touch(directory.id);

@@ -57,6 +57,19 @@ pub struct Opened {
     pub capability: Vec<u8>,
     /// How long that holds, from when the request was sent.
     pub lifetime: Duration,
+    /// How far it may be written before more is asked for; `None`: as far as files go.
+    pub granted: Option<u64>,
+}
+
+/// What the holder of a capability says of it, and wants.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Renewal {
+    /// How far the file is to be written; 0: as far as may be.
+    pub end: u64,
+    /// How far programs were told that they may write it.
+    pub promised: u64,
+    /// The capability under which that was.
+    pub capability: Vec<u8>,
 }
 
 /// What a writer knows of a file.
@@ -173,13 +186,15 @@ impl Store {
     /// A new capability for an open file.
     ///
     /// # Errors
-    /// `StaleHandle` without the session, `ClientEvicted`, or what kv and storage report.
+    /// `StaleHandle` without the session, `ClientEvicted`, `QuotaExceeded` when the file may not be written up to
+    /// `wanted.end`, or what kv and storage report.
     pub async fn renew(
         &self,
         who: &Who,
         client: ClientId,
         inode: InodeId,
         session: SessionId,
+        wanted: &Renewal,
     ) -> Result<Opened> {
         for _ in 0..2 {
             let (handle, attr, is_cut, from) = self
@@ -199,7 +214,14 @@ impl Store {
             }
             let (read, write) = (handle.read, handle.write);
             let args = OpenArgs { read, write, truncate: false };
-            return Ok(self.grant(client, attr, Some(session), args, from));
+            let granted = match write {
+                true => {
+                    let promised = self.promised(client, &attr, wanted);
+                    self.bound(attr.inode, wanted.end, promised).await?
+                }
+                false => None,
+            };
+            return Ok(self.grant(client, attr, Some(session), args, from, granted));
         }
         Err(Error::new(Code::Busy, "the file is truncated again and again"))
     }
@@ -210,7 +232,23 @@ impl Store {
         if args.truncate {
             self.finish_cut(attr.inode).await?;
         }
-        Ok(self.grant(client, attr, session, args, from))
+        let granted = match session {
+            Some(_) if args.write => self.bound(attr.inode, 0, 0).await?,
+            _ => None,
+        };
+        Ok(self.grant(client, attr, session, args, from, granted))
+    }
+
+    /// How far a client promised writes under a capability that it was given, and may have acknowledged them.
+    fn promised(&self, client: ClientId, attr: &Attr, wanted: &Renewal) -> u64 {
+        let key = |id| (id == self.key.id()).then_some(&self.key);
+        // Also when it has expired.
+        let held = Capability::verify(&wanted.capability, key, Timestamp(0));
+        let is_it = |held: &Capability| {
+            let whose = (held.client, held.tree, held.inode, held.epoch);
+            held.write && whose == (client, self.settings.tree, attr.inode, attr.epoch)
+        };
+        held.ok().filter(is_it).map_or(0, |held| held.size_granted.min(wanted.promised))
     }
 
     /// The right to what a session was open for at `from`, however long the answer takes from then
@@ -222,6 +260,7 @@ impl Store {
         session: Option<SessionId>,
         args: OpenArgs,
         from: Timestamp,
+        granted: Option<u64>,
     ) -> Opened {
         let lifetime = self.settings.capability;
         let expires = from.0.saturating_add(lifetime.as_nanos() as i64);
@@ -234,11 +273,11 @@ impl Store {
             // A write of part of a block needs the rest of it.
             read: args.read || args.write,
             write: args.write,
-            size_granted: LENGTH_MAX,
+            size_granted: granted.unwrap_or(LENGTH_MAX),
             expires: Timestamp(expires),
         };
         let capability = session.map_or_else(Vec::new, |_| capability.mint(&self.key));
-        Opened { attr, session, capability, lifetime }
+        Opened { attr, session, capability, lifetime, granted }
     }
 }
 
@@ -324,6 +363,8 @@ fn new_file(
             dense_end: 0,
             nameless: false,
         }),
+        quota: directory.quota,
+        counted: true,
     })
 }
 
@@ -393,6 +434,8 @@ pub(crate) fn take_report(
     }
     tx.changes.content(inode.id);
     tx.put_inode(inode);
+    // It was granted before it was written.
+    tx.ledger.allow();
     Ok(None)
 }
 

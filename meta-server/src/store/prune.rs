@@ -5,7 +5,7 @@
 //! are detached in their turn, so that depth costs nothing.
 
 use crate::access::{self, READ, SEARCH, WRITE};
-use crate::keys::{cookie_of, detached_of};
+use crate::keys::{cookie_of, directory_of};
 use crate::name;
 use crate::records::{Dentry, Inode, Record, Slot};
 use crate::store::dir::{reach_removable, take_out};
@@ -84,7 +84,7 @@ impl Store {
             Box::pin(async move {
                 let options = RangeOptions::limit(PAGE).snapshot();
                 let page = tx.kv.range(tx.keys.all_detached(), options).await?;
-                page.iter().map(|(key, _)| detached_of(key)).collect()
+                page.iter().map(|(key, _)| directory_of(key)).collect()
             })
         })
         .await

@@ -2,6 +2,7 @@
 
 use crate::access::{self, SEARCH, WRITE};
 use crate::name;
+use crate::quota;
 use crate::records::Inode;
 use crate::store::dir::{drop_directory, require_empty};
 use crate::store::lookup::{expect, inode_of, reach_directory};
@@ -36,7 +37,8 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`, `Exists` (`no_replace`), `NotDirectory`, `IsDirectory`, `NotEmpty`, `Invalid`
-    /// for a directory into itself and for both flags at once, `PermissionDenied`, `NotPermitted`
+    /// for a directory into itself and for both flags at once, `OtherQuota` for what has more to it than itself,
+    /// `QuotaExceeded`, `PermissionDenied`, `NotPermitted`
     /// (sticky directory), `NameTooLong`, `StaleHandle`, or what kv reports.
     pub async fn rename(&self, change: &Change, args: &RenameArgs) -> Result<Option<Attr>> {
         name::check(&args.name)?;
@@ -89,14 +91,17 @@ async fn rename(tx: &mut Tx<'_, '_>, change: &Change, args: &RenameArgs) -> Resu
     }
     if args.exchange {
         check_move(tx, change, &target, &source.directory).await?;
-        return exchange(tx, source, target);
+        return exchange(tx, source, target).await;
     }
     replace(tx, source, target).await
 }
 
 /// Checks that an inode may move to a directory: a directory not into itself, and only by who may
-/// write it, since its `..` changes.
+/// write it, since its `..` changes; none of what others count with it to another quota.
 async fn check_move(tx: &mut Tx<'_, '_>, change: &Change, source: &Side, to: &Inode) -> Result<()> {
+    if quota::is_bound(&source.inode, &source.directory, to) {
+        return Err(Error::new(Code::OtherQuota, "the directories count for different quotas"));
+    }
     if !source.inode.is_directory() || source.directory.id == to.id {
         return Ok(());
     }
@@ -121,11 +126,12 @@ async fn require_outside(tx: &mut Tx<'_, '_>, moved: InodeId, to: &Inode) -> Res
     Err(Error::corrupt(format!("directory {} is not below the root", to.id)))
 }
 
-/// Puts what moved, with the time and its new directory.
-fn arrive(tx: &mut Tx<'_, '_>, inode: &mut Inode, directory: InodeId) {
+/// Puts what moved, with the time, its new directory and the quota of that.
+async fn arrive(tx: &mut Tx<'_, '_>, inode: &mut Inode, directory: &Inode) -> Result<()> {
     inode.ctime = tx.now;
-    inode.parent = directory;
+    inode.parent = directory.id;
     tx.put_inode(inode);
+    tx.follow(inode, directory).await
 }
 
 /// Counts a directory that moved to another one.
@@ -148,7 +154,7 @@ async fn move_to(
     tx.touch(from);
     tx.touch(to.id);
     move_links(tx, &source.inode, from, to.id);
-    arrive(tx, &mut source.inode, to.id);
+    arrive(tx, &mut source.inode, to).await?;
     moved(tx, &source.inode).await
 }
 
@@ -173,17 +179,25 @@ async fn replace(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Res
     tx.redirect(to, &target.found, &source.inode);
     tx.touch(from);
     tx.touch(to);
+    let gone = match target.inode.is_directory() {
+        true => {
+            tx.add_links(to, -1);
+            Some(drop_directory(tx, &target.inode).await?)
+        }
+        false => {
+            tx.drop_name(&mut target.inode, to).await?;
+            None
+        }
+    };
     move_links(tx, &source.inode, from, to);
-    arrive(tx, &mut source.inode, to);
-    if target.inode.is_directory() {
-        tx.add_links(to, -1);
-        return drop_directory(tx, &target.inode).await;
+    arrive(tx, &mut source.inode, &target.directory).await?;
+    match gone {
+        Some(gone) => Ok(gone),
+        None => moved(tx, &source.inode).await,
     }
-    tx.drop_name(&mut target.inode, to).await?;
-    moved(tx, &source.inode).await
 }
 
-fn exchange(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Result<Outcome> {
+async fn exchange(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Result<Outcome> {
     let (from, to) = (source.directory.id, target.directory.id);
     tx.redirect(to, &target.found, &source.inode);
     tx.redirect(from, &source.found, &target.inode);
@@ -191,7 +205,7 @@ fn exchange(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Result<O
     tx.touch(to);
     move_links(tx, &source.inode, from, to);
     move_links(tx, &target.inode, to, from);
-    arrive(tx, &mut source.inode, to);
-    arrive(tx, &mut target.inode, from);
+    arrive(tx, &mut source.inode, &target.directory).await?;
+    arrive(tx, &mut target.inode, &source.directory).await?;
     Ok(Outcome::done())
 }

@@ -1,5 +1,7 @@
 //! What has to be true of the keys of a tree whenever nothing is under way.
 
+mod quotas;
+
 use crate::keys::{Keys, client_of, cookie_of, garbage_name, session_of};
 use crate::locks::Locks;
 use crate::records::{Body, Client, Handle, Inode, REMOVED, Record, Slot, number};
@@ -48,7 +50,11 @@ pub(crate) async fn check(world: &World) {
     assert_eq!(counters.get(&KEYS.inode_count()), Some(&(inodes.len() as u64)));
     let (names, subdirectories) = (BTreeMap::new(), BTreeMap::new());
     let mut found = Found { inodes, counters, names, subdirectories, open: BTreeSet::new() };
-    found.check_entries(take(b'D'));
+    found.check_usage(&take(b'V'));
+    let (entries, recounts) = (take(b'D'), take(b'Y'));
+    found.check_quotas(&take(b'Q'), &recounts, &take(b'O'));
+    found.check_entry_quotas(&entries, &recounts);
+    found.check_entries(entries);
     found.check_sessions(&take(b'H'), take(b'S'));
     found.check_links();
     found.check_garbage(&take(b'G'));

@@ -16,8 +16,8 @@ mod watch;
 
 use crate::placement::{Table, Tables};
 use crate::store::{
-    Change, CreateArgs, OpenArgs, Opened, RenameArgs, SetAttrArgs, Settings, Store, StoreParts,
-    Who, Written,
+    Change, CreateArgs, OpenArgs, Opened, RenameArgs, Renewal, SetAttrArgs, Settings, Store,
+    StoreParts, Who, Written,
 };
 use chunks::FakeChunks;
 use kiln_env::{Env, Executor};
@@ -171,7 +171,8 @@ impl Client {
 
     pub(crate) async fn renew(&self, opened: &Opened) -> Result<Opened> {
         let session = opened.session.expect("an open file");
-        self.world.store.renew(&self.who, self.id, opened.attr.inode, session).await
+        let (inode, wanted) = (opened.attr.inode, Renewal::default());
+        self.world.store.renew(&self.who, self.id, inode, session, &wanted).await
     }
 
     pub(crate) async fn truncate(&mut self, inode: InodeId, length: u64) -> Result<Attr> {

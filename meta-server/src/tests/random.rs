@@ -5,8 +5,8 @@
 use crate::Keeper;
 use crate::SessionId;
 use crate::store::{
-    Change, CreateArgs, OpenArgs, Opened, RenameArgs, SetAttrArgs, SetTime, Store, Who, Written,
-    XattrMode,
+    Change, CreateArgs, OpenArgs, Opened, RenameArgs, Renewal, SetAttrArgs, SetTime, Store, Who,
+    Written, XattrMode,
 };
 use crate::tests::model::{By, Model, Span};
 use crate::tests::{CHUNK, Client, ROOT, World, abandon, code, invariants, root, simulate, user};
@@ -337,8 +337,8 @@ impl Run {
         let file = &self.open[at];
         let (client, inode, session) = (file.client, file.inode, file.session);
         // The model has no stale capabilities: `truncation.rs` looks at those.
-        let id = self.clients[client].id;
-        let opened = insist!(self, s => async { s.renew(&root(), id, inode, session).await });
+        let (id, any) = (self.clients[client].id, Renewal::default());
+        let opened = insist!(self, s => async { s.renew(&root(), id, inode, session, &any).await });
         let attr = opened.expect("a renewed capability").attr;
         self.learn(client, &attr);
         self.world.chunks.write(&attr, attr.epoch, offset, byte).expect("a write");

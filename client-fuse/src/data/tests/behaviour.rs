@@ -145,6 +145,23 @@ fn a_stuck_file_leaves_room_to_others_and_its_writer_hears_of_it() {
 }
 
 #[test]
+fn a_write_beyond_the_quota_is_refused_at_once_and_none_that_was_taken() {
+    run(&[], |world| async move {
+        world.disk.state.lock().quota = Some(6000);
+        world.write(0, 4096, 1).await.unwrap();
+        assert_eq!(world.write(4096, 4096, 2).await.unwrap_err().code(), Code::QuotaExceeded);
+        let zeroed = world.content.zero(0..6001, false).await;
+        assert_eq!(zeroed.unwrap_err().code(), Code::QuotaExceeded);
+        world.write(4096, 1904, 3).await.unwrap();
+        world.disk.state.lock().quota = Some(0);
+        world.write(100, 5900, 4).await.unwrap();
+        world.content.flush().await.unwrap();
+        assert_eq!(world.content.length(), 6000);
+        assert_eq!(world.disk.content(0, 6001), [&[1; 100][..], &[4; 5900], &[0]].concat());
+    });
+}
+
+#[test]
 fn an_error_is_told_once_to_each_and_then_by_write_itself() {
     run(&[], |world| async move {
         let content = &world.content;

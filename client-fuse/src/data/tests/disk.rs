@@ -38,6 +38,8 @@ pub(super) struct DiskState {
     pub(super) failing: u64,
     /// No write returns while this is set.
     pub(super) stuck: bool,
+    /// How long it may become.
+    pub(super) quota: Option<u64>,
     pub(super) reads: Vec<Range<u64>>,
     pub(super) writes: Vec<Range<u64>>,
 }
@@ -136,6 +138,13 @@ impl Backing for Disk {
         self.pause().await;
         self.state.lock().writing.retain(|other| *other != range);
         if fails { Err(Error::new(Code::NoSpace, "the disk is full")) } else { Ok(()) }
+    }
+
+    async fn reserve(&self, end: u64) -> Result<()> {
+        match self.state.lock().quota {
+            Some(quota) if end > quota => Err(Error::new(Code::QuotaExceeded, "the quota is used")),
+            _ => Ok(()),
+        }
     }
 
     async fn zero(&self, range: Range<u64>) -> Result<()> {

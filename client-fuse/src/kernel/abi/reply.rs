@@ -104,8 +104,9 @@ impl Reply {
         let blocks = |bytes: u64| bytes / u64::from(STATFS_BLOCK);
         let (all, free) = (blocks(space.total_bytes), blocks(space.free_bytes));
         Self::fields(|fields| {
-            // Inodes end when space does: one for each free block is told.
-            fields.u64(all).u64(free).u64(free).u64(space.inodes + free).u64(free);
+            // Without a quota of them inodes end when space does: one for each free block is told.
+            let inodes = space.free_inodes.unwrap_or(free);
+            fields.u64(all).u64(free).u64(free).u64(space.inodes + inodes).u64(inodes);
             fields.u32(STATFS_BLOCK).u32(NAME_BYTES_MAX).u32(STATFS_BLOCK).raw(&[0; 28]);
         })
     }
@@ -242,7 +243,8 @@ mod tests {
     #[test]
     fn answers_have_the_lengths_that_the_kernel_insists_on() {
         let opened = Opened { handle: crate::Handle(9), keep_cache: true, direct: false };
-        let space = Space { total_bytes: 1 << 30, free_bytes: 1 << 20, inodes: 4 };
+        let space =
+            Space { total_bytes: 1 << 30, free_bytes: 1 << 20, inodes: 4, free_inodes: None };
         let lengths = [
             (Reply::entry(&known()), 128),
             (Reply::no_entry(Duration::ZERO), 128),

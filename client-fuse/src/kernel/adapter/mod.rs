@@ -109,7 +109,7 @@ impl Adapter {
             Op::GetAttr => Ok(self.attributes(&fs.get_attr(&who(), inode).await?)),
             Op::SetAttr { change, through } => self.set_attr(header, change, through).await,
             Op::ReadLink => fs.read_link(&who(), inode).await.map(Reply::Fields),
-            Op::StatFs => fs.stat_fs().await.map(|space| Reply::space(&space)),
+            Op::StatFs => Ok(Reply::space(&fs.stat_fs(&who(), inode).await?)),
             Op::GetXattr { name, room } => self.get_xattr(header, &name, room).await,
             Op::SetXattr { name, value, how } => self.set_xattr(header, &name, &value, how).await,
             Op::ListXattrs { room } => self.list_xattrs(header, room).await,

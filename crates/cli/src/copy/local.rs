@@ -45,7 +45,8 @@ fn local_error(path: &Path, error: &std::io::Error) -> Error {
         ErrorKind::PermissionDenied => Code::PermissionDenied,
         ErrorKind::NotADirectory => Code::NotDirectory,
         ErrorKind::IsADirectory => Code::IsDirectory,
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::NoSpace,
+        ErrorKind::StorageFull => Code::NoSpace,
+        ErrorKind::QuotaExceeded => Code::QuotaExceeded,
         _ => Code::Local,
     };
     Error::new(code, format!("{}: {error}", path.display()))

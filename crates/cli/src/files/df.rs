@@ -2,13 +2,18 @@
 
 use crate::failure::Outcome;
 use crate::output;
+use crate::path::KilnPath;
 use crate::place::Place;
 use crate::remote;
-use kiln_rpc::v1;
 use serde::Serialize;
+use std::ffi::OsString;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Where: the quota of a directory counts there
+    #[arg(value_name = "KILN_PATH")]
+    path: Option<OsString>,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -21,16 +26,26 @@ struct Space {
     used_bytes: u64,
     free_bytes: u64,
     inodes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    free_inodes: Option<u64>,
 }
 
 pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
+    let path = args.path.as_deref().map(KilnPath::parse).transpose()?;
     remote::run(place, async |remote| {
-        let reply = remote.client.meta().stat_fs(v1::Empty {}).await?;
+        let found = match &path {
+            Some(path) => {
+                let inode = remote.look(path, true).await?.inode;
+                remote.client.stat_fs_at(&remote.caller, inode).await?
+            }
+            None => remote.client.stat_fs().await?,
+        };
         let space = Space {
-            total_bytes: reply.total_bytes,
-            used_bytes: reply.total_bytes.saturating_sub(reply.free_bytes),
-            free_bytes: reply.free_bytes,
-            inodes: reply.inodes,
+            total_bytes: found.total_bytes,
+            used_bytes: found.total_bytes.saturating_sub(found.free_bytes),
+            free_bytes: found.free_bytes,
+            inodes: found.inodes,
+            free_inodes: found.free_inodes,
         };
         if args.json {
             output::print_json(&space)?;

@@ -2055,6 +2055,9 @@ pub struct OpenReply {
     /// How long the capability may be used, counted from when the request was sent.
     #[prost(uint64, tag = "4")]
     pub capability_ms: u64,
+    /// Of a file that counts for a quota: writes beyond it have to be asked for first (Renew).
+    #[prost(uint64, optional, tag = "5")]
+    pub granted: ::core::option::Option<u64>,
 }
 /// What a writer knows of a file that it wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2113,6 +2116,14 @@ pub struct RenewRequest {
     pub inode: u64,
     #[prost(bytes = "bytes", tag = "4")]
     pub session: ::prost::bytes::Bytes,
+    /// How far the file is to be written; 0: as far as may be. QuotaExceeded if that is too far.
+    #[prost(uint64, tag = "5")]
+    pub end: u64,
+    /// How far programs were told that they may write it, under the capability that was granted last.
+    #[prost(uint64, tag = "6")]
+    pub promised: u64,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub capability: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeepAliveRequest {
@@ -2236,6 +2247,14 @@ pub struct LinkRequest {
     #[prost(bytes = "bytes", tag = "4")]
     pub name: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatFsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+    /// Where the quota of a directory counts; 0: of the whole file system.
+    #[prost(uint64, tag = "2")]
+    pub inode: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatFsReply {
     #[prost(uint64, tag = "1")]
@@ -2244,6 +2263,77 @@ pub struct StatFsReply {
     pub free_bytes: u64,
     #[prost(uint64, tag = "3")]
     pub inodes: u64,
+    /// Absent: as many as there is space for.
+    #[prost(uint64, optional, tag = "4")]
+    pub free_inodes: ::core::option::Option<u64>,
+}
+/// Whom inodes and bytes count for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Account {
+    /// 1 a directory, 2 a user, 3 a group.
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    /// The inode, uid or gid.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetQuotaRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    #[prost(message, optional, tag = "2")]
+    pub account: ::core::option::Option<Account>,
+    /// Limits; an absent one stays as it is.
+    #[prost(uint64, optional, tag = "3")]
+    pub bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "4")]
+    pub inodes: ::core::option::Option<u64>,
+    /// There is to be no quota.
+    #[prost(bool, tag = "5")]
+    pub clear: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetQuotaRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+    /// Of an inode that is no directory with a quota: the directory whose quota it counts for.
+    #[prost(message, optional, tag = "2")]
+    pub account: ::core::option::Option<Account>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Quota {
+    #[prost(message, optional, tag = "1")]
+    pub account: ::core::option::Option<Account>,
+    /// Limits; an absent one has no end.
+    #[prost(uint64, optional, tag = "2")]
+    pub bytes_max: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    pub inodes_max: ::core::option::Option<u64>,
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub inodes: u64,
+    /// What was there before it was counted is still being counted.
+    #[prost(bool, tag = "6")]
+    pub counting: bool,
+    /// Of a directory: a path that leads there; empty when none is known.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub path: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListQuotasRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+    /// Those behind; absent: from the start.
+    #[prost(message, optional, tag = "2")]
+    pub after: ::core::option::Option<Account>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListQuotasReply {
+    #[prost(message, repeated, tag = "1")]
+    pub quotas: ::prost::alloc::vec::Vec<Quota>,
+    #[prost(bool, tag = "2")]
+    pub end: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct XattrRequest {
@@ -2925,7 +3015,7 @@ pub mod meta_client {
         }
         pub async fn stat_fs(
             &mut self,
-            request: impl tonic::IntoRequest<super::Empty>,
+            request: impl tonic::IntoRequest<super::StatFsRequest>,
         ) -> std::result::Result<tonic::Response<super::StatFsReply>, tonic::Status> {
             self.inner
                 .ready()
@@ -3011,6 +3101,66 @@ pub mod meta_client {
             let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/RemoveXattr");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "RemoveXattr"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets or takes away a quota.
+        pub async fn set_quota(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetQuotaRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/SetQuota");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "SetQuota"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The quota of an account, with its usage.
+        pub async fn get_quota(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetQuotaRequest>,
+        ) -> std::result::Result<tonic::Response<super::Quota>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/GetQuota");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "GetQuota"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Pages through the quotas that the caller may see.
+        pub async fn list_quotas(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListQuotasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListQuotasReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/kiln.v1.Meta/ListQuotas");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("kiln.v1.Meta", "ListQuotas"));
             self.inner.unary(req, path, codec).await
         }
         /// Locks a range of an open file, or unlocks it. The attributes come back with a lock that was taken; without
@@ -3226,7 +3376,7 @@ pub mod meta_server {
         ) -> std::result::Result<tonic::Response<super::Entry>, tonic::Status>;
         async fn stat_fs(
             &self,
-            request: tonic::Request<super::Empty>,
+            request: tonic::Request<super::StatFsRequest>,
         ) -> std::result::Result<tonic::Response<super::StatFsReply>, tonic::Status>;
         async fn get_xattr(
             &self,
@@ -3244,6 +3394,21 @@ pub mod meta_server {
             &self,
             request: tonic::Request<super::RemoveXattrRequest>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// Sets or takes away a quota.
+        async fn set_quota(
+            &self,
+            request: tonic::Request<super::SetQuotaRequest>,
+        ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
+        /// The quota of an account, with its usage.
+        async fn get_quota(
+            &self,
+            request: tonic::Request<super::GetQuotaRequest>,
+        ) -> std::result::Result<tonic::Response<super::Quota>, tonic::Status>;
+        /// Pages through the quotas that the caller may see.
+        async fn list_quotas(
+            &self,
+            request: tonic::Request<super::ListQuotasRequest>,
+        ) -> std::result::Result<tonic::Response<super::ListQuotasReply>, tonic::Status>;
         /// Locks a range of an open file, or unlocks it. The attributes come back with a lock that was taken; without
         /// them somebody else's lock excludes it, or the request was to unlock.
         async fn set_lock(
@@ -4260,7 +4425,7 @@ pub mod meta_server {
                 "/kiln.v1.Meta/StatFs" => {
                     #[allow(non_camel_case_types)]
                     struct StatFsSvc<T: Meta>(pub Arc<T>);
-                    impl<T: Meta> tonic::server::UnaryService<super::Empty>
+                    impl<T: Meta> tonic::server::UnaryService<super::StatFsRequest>
                     for StatFsSvc<T> {
                         type Response = super::StatFsReply;
                         type Future = BoxFuture<
@@ -4269,7 +4434,7 @@ pub mod meta_server {
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::Empty>,
+                            request: tonic::Request<super::StatFsRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
@@ -4457,6 +4622,135 @@ pub mod meta_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveXattrSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/SetQuota" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetQuotaSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::SetQuotaRequest>
+                    for SetQuotaSvc<T> {
+                        type Response = super::Empty;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetQuotaRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::set_quota(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetQuotaSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/GetQuota" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetQuotaSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::GetQuotaRequest>
+                    for GetQuotaSvc<T> {
+                        type Response = super::Quota;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetQuotaRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::get_quota(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetQuotaSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kiln.v1.Meta/ListQuotas" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListQuotasSvc<T: Meta>(pub Arc<T>);
+                    impl<T: Meta> tonic::server::UnaryService<super::ListQuotasRequest>
+                    for ListQuotasSvc<T> {
+                        type Response = super::ListQuotasReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListQuotasRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meta>::list_quotas(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListQuotasSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
