@@ -2,6 +2,7 @@
 
 use crate::store::Store;
 use kiln_env::Env;
+use kiln_telemetry::metrics;
 use kiln_types::Result;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,7 @@ impl Counter {
         while self.store.count_old().await? {}
         loop {
             let page = self.store.uncounted().await?;
+            metrics::META_UNCOUNTED.set_amount(page.len() as u64);
             if page.is_empty() {
                 return Ok(());
             }

@@ -9,6 +9,7 @@ mod model;
 mod open_files;
 mod permissions;
 mod prune;
+mod quotas;
 mod random;
 mod tree;
 mod truncation;

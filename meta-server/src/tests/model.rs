@@ -1,10 +1,12 @@
 //! A POSIX tree, naively: the reference beside the store.
 
-use kiln_types::{Caller, Code, FileKind, InodeId, Timestamp};
+use kiln_types::{Account, Caller, Code, FileKind, InodeId, QuotaLimits, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 mod nameless;
+mod quota;
 mod trees;
+mod xattrs;
 
 /// A time that lies somewhere between the start and the end of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) bytes: BTreeMap<u64, u8>,
     pub(crate) length: u64,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The directory whose quota it counts for.
+    pub(crate) quota: InodeId,
 }
 
 #[derive(Clone)]
@@ -46,6 +50,7 @@ pub(crate) struct Model {
     pub(crate) open: BTreeMap<u64, InodeId>,
     /// Files that were made without a name.
     nameless: BTreeSet<InodeId>,
+    pub(crate) limits: BTreeMap<Account, QuotaLimits>,
 }
 
 /// Who does something, and when.
@@ -60,8 +65,12 @@ impl Model {
     pub(crate) fn new(now: Span) -> Self {
         let by = By { caller: &Caller::root(), now };
         let root = Node::new(FileKind::Directory, 0o755, 0, &by);
-        let mut model =
-            Self { nodes: BTreeMap::new(), open: BTreeMap::new(), nameless: BTreeSet::new() };
+        let mut model = Self {
+            nodes: BTreeMap::new(),
+            open: BTreeMap::new(),
+            nameless: BTreeSet::new(),
+            limits: BTreeMap::new(),
+        };
         model.nodes.insert(InodeId::ROOT, Node { parent: InodeId::ROOT, ..root });
         model
     }
@@ -221,6 +230,7 @@ impl Model {
     fn fresh(&self, by: &By<'_>, parent: InodeId, kind: FileKind, mode: u32) -> Node {
         let mut node = Node { parent, ..Node::new(kind, mode, by.caller.gid, by) };
         let above = &self.nodes[&parent];
+        node.quota = above.quota;
         if above.mode & 0o2000 != 0 {
             node.gid = above.gid;
             let in_group = by.caller.gid == node.gid || by.caller.groups.contains(&node.gid);
@@ -346,9 +356,15 @@ impl Model {
         if self.nodes[&id].kind == FileKind::Directory {
             return Err(Code::NotPermitted);
         }
-        if self.links(id) == 0 && !self.nameless.remove(&id) {
+        let first = self.links(id) == 0;
+        if first && !self.nameless.remove(&id) {
             return Err(Code::NotFound);
         }
+        let quota = self.nodes[&parent].quota;
+        if !first && self.nodes[&id].quota != quota {
+            return Err(Code::OtherQuota);
+        }
+        self.edit(id).quota = quota;
         self.edit(parent).names.insert(name.to_vec(), id);
         self.changed(by, parent);
         self.edit(id).ctime = by.now;
@@ -366,6 +382,7 @@ impl Model {
     }
 
     fn may_move(&self, by: &By<'_>, id: InodeId, from: InodeId, to: InodeId) -> Outcome<()> {
+        self.within_quota(id, from, to)?;
         if self.nodes[&id].kind != FileKind::Directory || from == to {
             return Ok(());
         }
@@ -437,6 +454,7 @@ impl Model {
     }
 
     fn arrive(&mut self, by: &By<'_>, id: InodeId, parent: InodeId) {
+        self.follow(id, parent);
         let node = self.edit(id);
         (node.parent, node.ctime) = (parent, by.now);
     }
@@ -519,42 +537,6 @@ impl Model {
         Ok(())
     }
 
-    pub(crate) fn set_xattr(
-        &mut self,
-        by: &By<'_>,
-        id: InodeId,
-        name: &[u8],
-        value: Option<&[u8]>,
-    ) -> Outcome<()> {
-        let node = self.node(id)?;
-        if !matches!(node.kind, FileKind::File | FileKind::Directory) {
-            return Err(Code::NotPermitted);
-        }
-        if node.kind == FileKind::Directory && node.mode & 0o1000 != 0 {
-            self.need_owner(by, id)?;
-        }
-        self.need(by, id, 2)?;
-        let node = self.edit(id);
-        match value {
-            Some(value) => {
-                node.xattrs.insert(name.to_vec(), value.to_vec());
-            }
-            None => {
-                node.xattrs.remove(name).ok_or(Code::NoAttribute)?;
-            }
-        }
-        node.ctime = by.now;
-        Ok(())
-    }
-
-    pub(crate) fn get_xattr(&self, by: &By<'_>, id: InodeId, name: &[u8]) -> Outcome<Vec<u8>> {
-        if !matches!(self.node(id)?.kind, FileKind::File | FileKind::Directory) {
-            return Err(Code::NoAttribute);
-        }
-        self.need(by, id, 4)?;
-        self.nodes[&id].xattrs.get(name).cloned().ok_or(Code::NoAttribute)
-    }
-
     pub(crate) fn list(&self, by: &By<'_>, id: InodeId) -> Outcome<BTreeMap<Vec<u8>, InodeId>> {
         self.directory(by, id, 4)?;
         Ok(self.nodes[&id].names.clone())
@@ -578,6 +560,7 @@ impl Node {
             bytes: BTreeMap::new(),
             length: 0,
             xattrs: BTreeMap::new(),
+            quota: InodeId(0),
         }
     }
 

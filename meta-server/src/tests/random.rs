@@ -43,7 +43,9 @@ mod compare;
 mod late;
 mod locks;
 mod nameless;
+mod quota;
 mod trees;
+mod xattrs;
 
 struct OpenFile {
     number: u64,
@@ -227,14 +229,15 @@ impl Run {
         let id = made.as_ref().map_or(NO_INODE, |attr| attr.inode);
         let by = By { caller: &who.caller, now: self.span() };
         let mode = if kind == FileKind::Symlink { 0o777 } else { mode };
-        let expected = self.model.make(&by, parent, &name, kind, mode, id).map(|id| {
-            let node = self.model.nodes.get_mut(&id).expect("made");
-            match kind {
-                FileKind::Symlink => node.target = target,
-                FileKind::BlockDevice => node.device = device,
-                _ => {}
-            }
-        });
+        let expected =
+            self.model.within(|m| m.make(&by, parent, &name, kind, mode, id)).map(|id| {
+                let node = self.model.nodes.get_mut(&id).expect("made");
+                match kind {
+                    FileKind::Symlink => node.target = target,
+                    FileKind::BlockDevice => node.device = device,
+                    _ => {}
+                }
+            });
         self.expect(format!("make {kind:?} {parent} {name:?} by {who:?}"), &made, expected);
     }
 
@@ -262,7 +265,8 @@ impl Run {
         let id = made.as_ref().map_or(NO_INODE, |opened| opened.attr.inode);
         let by = By { caller: &who.caller, now: self.span() };
         let how = (exclusive, read, write, truncate);
-        let expected = self.model.create(&by, parent, &args.name, mode, how, id).map(|_| ());
+        let create = |m: &mut Model| m.create(&by, parent, &args.name, mode, how, id).map(drop);
+        let expected = self.model.within(create);
         self.expect(format!("create {args:?} by {who:?}"), &made, expected);
         if let Ok(opened) = made {
             self.learn(client, &opened.attr);
@@ -337,9 +341,12 @@ impl Run {
         let file = &self.open[at];
         let (client, inode, session) = (file.client, file.inode, file.session);
         // The model has no stale capabilities: `truncation.rs` looks at those.
-        let (id, any) = (self.clients[client].id, Renewal::default());
-        let opened = insist!(self, s => async { s.renew(&root(), id, inode, session, &any).await });
-        let attr = opened.expect("a renewed capability").attr;
+        let (id, end) = (self.clients[client].id, offset + 1);
+        let wanted = Renewal { end, ..Renewal::default() };
+        let opened =
+            insist!(self, s => async { s.renew(&root(), id, inode, session, &wanted).await });
+        self.expect(format!("renew {inode} to {end}"), &opened, self.model.may_reach(inode, end));
+        let Ok(Opened { attr, .. }) = opened else { return };
         self.learn(client, &attr);
         self.world.chunks.write(&attr, attr.epoch, offset, byte).expect("a write");
         self.log.push(format!("write {inode} at {offset} under {:?}", attr.epoch));
@@ -392,7 +399,8 @@ impl Run {
         let renamed = insist!(self, s => async { s.rename(&change, &args).await });
         let by = By { caller: &who.caller, now: self.span() };
         let (from, to) = ((args.parent, &args.name[..]), (args.new_parent, &args.new_name[..]));
-        let expected = self.model.rename(&by, from, to, args.no_replace, args.exchange);
+        let expected =
+            self.model.within(|m| m.rename(&by, from, to, args.no_replace, args.exchange));
         self.expect(format!("rename {args:?} by {who:?}"), &renamed, expected);
     }
 
@@ -416,7 +424,7 @@ impl Run {
         let by = By { caller: &who.caller, now: self.span() };
         let expected = match which {
             0 => self.model.chmod(&by, inode, args.mode.expect("a mode")),
-            1 => self.model.chown(&by, inode, args.uid, args.gid),
+            1 => self.model.within(|m| m.chown(&by, inode, args.uid, args.gid)),
             _ => self.model.utimens(&by, inode, atime, mtime),
         };
         self.expect(format!("setattr {inode} {args:?} by {who:?}"), &set, expected);
@@ -437,27 +445,11 @@ impl Run {
         self.begin();
         let set = insist!(self, s => async { s.set_attr(&change, inode, &args).await });
         let by = By { caller: &who.caller, now: self.span() };
-        let expected = self.model.truncate(&by, inode, length, holds);
+        let expected = self.model.within(|m| m.truncate(&by, inode, length, holds));
         self.expect(format!("truncate {inode} {args:?} by {who:?}"), &set, expected);
         if let Ok(attr) = set {
             self.learn(client, &attr);
         }
-    }
-
-    async fn xattr(&mut self, who: &Who) {
-        let inode = self.any_inode();
-        let name = format!("user.{}", self.rng.u8(..3)).into_bytes();
-        let value = self.rng.bool().then(|| vec![self.rng.u8(..); self.rng.usize(..9)]);
-        let change = self.any_change(who);
-        let set = insist!(self, s => async { match &value {
-                Some(value) => s.set_xattr(&change, inode, &name, value, XattrMode::Any).await,
-                None => s.remove_xattr(&change, inode, &name).await,
-            } });
-        let by = By { caller: &who.caller, now: self.span() };
-        let expected = self.model.set_xattr(&by, inode, &name, value.as_deref());
-        self.expect(format!("xattr {inode} {name:?} {value:?} by {who:?}"), &set, expected);
-        let got = insist!(self, s => async { s.get_xattr(who, inode, &name).await });
-        assert_eq!(code(got), self.model.get_xattr(&by, inode, &name));
     }
 
     async fn look(&mut self, who: &Who) {
@@ -499,7 +491,7 @@ impl Run {
             self.cache.follow(&self.servers);
         }
         self.begin();
-        match self.rng.u8(..28) {
+        match self.rng.u8(..30) {
             0..=2 => self.make(&who).await,
             3 => self.create_nameless(&who).await,
             4..=6 => self.create(&who).await,
@@ -514,6 +506,7 @@ impl Run {
             20..=21 => self.write().await,
             22..=24 => self.lock().await,
             25 => self.remove_tree(&who).await,
+            28..=29 => self.set_quota(&who).await,
             26 => {
                 self.write_late();
                 self.write().await;
@@ -536,6 +529,7 @@ async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
     let mut run = Run::new(world, seed, lossy).await;
     for step in 0..steps {
         run.step().await;
+        run.check_quotas().await;
         if step % 4 == 0 {
             run.check_cache().await;
         }

@@ -31,8 +31,7 @@ impl Found {
         assert!(counted.values().all(|number| *number == 0), "{counted:?}");
     }
 
-    /// Entries of a directory that is not `queued` count for its quota, but for directories that have their own
-    /// and files with several names.
+    /// Each directory with a quota counts for itself, and what is `queued` is what waits for a quota.
     pub(super) fn check_quotas(&self, quotas: &Pairs, queued: &Pairs, counters: &Pairs) {
         let of = |key: &Vec<u8>| account_of(key).expect("an account");
         let with_own = self.inodes.values().filter(|inode| has_own(inode));
@@ -54,13 +53,15 @@ impl Found {
         assert!(waiting.is_empty(), "{waiting:?}");
     }
 
+    /// Directories count for what the one above them counts for, unless that is `queued` or they have a quota
+    /// themselves. Files may have names elsewhere, or have had.
     pub(super) fn check_entry_quotas(&self, entries: &Pairs, queued: &Pairs) {
         for (key, value) in entries {
             let directory = &self.inodes[&inode_in(key)];
             let Some(entry) = Slot::decode(value).expect("a slot").entry else { continue };
             let inode = &self.inodes[&entry.inode];
             let is_queued = queued.iter().any(|(key, _)| inode_in(key) == directory.id);
-            let may_differ = is_queued || has_own(inode) || inode.links > 1;
+            let may_differ = is_queued || has_own(inode) || !inode.is_directory();
             assert!(may_differ || inode.quota == directory.quota, "{inode:?} in {directory:?}");
         }
     }

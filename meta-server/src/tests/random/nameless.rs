@@ -12,7 +12,7 @@ impl Run {
         let made = insist!(self, s => async { s.create_nameless(&change, &args).await });
         let id = made.as_ref().map_or(NO_INODE, |opened| opened.attr.inode);
         let by = By { caller: &who.caller, now: self.span() };
-        let expected = self.model.make_nameless(&by, parent, mode, id);
+        let expected = self.model.within(|m| m.make_nameless(&by, parent, mode, id));
         self.expect(format!("create nameless {args:?} by {who:?}"), &made, expected);
         if let Ok(opened) = made {
             self.note_open(client, &opened, true);
@@ -25,7 +25,7 @@ impl Run {
         let change = self.any_change(who);
         let linked = insist!(self, s => async { s.link(&change, inode, parent, &name).await });
         let by = By { caller: &who.caller, now: self.span() };
-        let expected = self.model.link(&by, inode, parent, &name).map(|_| ());
+        let expected = self.model.within(|m| m.link(&by, inode, parent, &name).map(drop));
         self.expect(format!("link {inode} {parent} {name:?} by {who:?}"), &linked, expected);
     }
 }
