@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Where files are written: around the edges of the first chunks.
 const SPOTS: [u64; 9] = [0, 1, 2, 100, CHUNK - 1, CHUNK, CHUNK + 7, 3 * CHUNK - 1, 3 * CHUNK + 5];
+/// Of so many seeds, one compares the whole tree after each step.
+const EACH_STEP: u64 = 4;
 const NO_INODE: InodeId = InodeId(u64::MAX);
 
 /// Repeats a request until it is answered; sometimes once more.
@@ -44,6 +46,7 @@ mod late;
 mod locks;
 mod nameless;
 mod quota;
+mod shrink;
 mod trees;
 mod xattrs;
 
@@ -525,9 +528,10 @@ fn code_of<T>(outcome: &Result<T>) -> Option<Code> {
     outcome.as_ref().err().map(kiln_types::Error::code)
 }
 
-async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
+async fn run(world: World, seed: u64, lossy: bool, steps: Vec<u64>) {
     let mut run = Run::new(world, seed, lossy).await;
-    for step in 0..steps {
+    for step in steps {
+        run.rng = shrink::random(seed, step);
         run.step().await;
         run.check_quotas().await;
         if step % 4 == 0 {
@@ -537,8 +541,10 @@ async fn run(world: World, seed: u64, lossy: bool, steps: u32) {
             run.world.env.sleep(Duration::from_secs(run.rng.u64(..20))).await;
             keepers_round(&mut run.keepers).await;
             run.beat().await;
-            run.compare().await;
             invariants::check(&run.world).await;
+        }
+        if step % 40 == 0 || seed % EACH_STEP == 0 {
+            run.compare().await;
         }
     }
     while !run.open.is_empty() {
@@ -577,15 +583,15 @@ impl Run {
 #[test]
 fn the_store_does_what_the_model_does() {
     for seed in 0..60 {
-        println!("seed {seed}");
-        simulate(seed, false, move |world| run(world, seed, false, 400));
+        let all = |steps| simulate(seed, false, move |world| run(world, seed, false, steps));
+        shrink::check(&format!("seed {seed}"), 400, all);
     }
 }
 
 #[test]
 fn the_same_with_conflicts_lost_answers_and_restarts() {
     for seed in 100..200 {
-        println!("seed {seed}");
-        simulate(seed, true, move |world| run(world, seed, true, 200));
+        let all = |steps| simulate(seed, true, move |world| run(world, seed, true, steps));
+        shrink::check(&format!("seed {seed}"), 200, all);
     }
 }
