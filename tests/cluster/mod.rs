@@ -68,8 +68,7 @@ impl TestCluster {
 
     /// Starts one whose manager and `meta` metadata servers keep their state in a PostgreSQL.
     pub(crate) fn start_on_postgres(storage: u32, replicas: u32, meta: u32, url: String) -> Self {
-        let (password_file, allow) = Default::default();
-        let (meta, postgres) = (Some(meta), Some(Postgres { url, password_file, allow }));
+        let (meta, postgres) = (Some(meta), Some(Postgres { url, ..Postgres::default() }));
         Self::start_as(Wishes { meta, postgres, ..wishes(storage, replicas) }, None)
     }
 

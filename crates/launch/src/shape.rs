@@ -28,7 +28,7 @@ pub struct Shape {
 }
 
 /// Where a PostgreSQL is, and how it is entered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
     /// `postgres://USER@HOST:PORT/DATABASE`, without a password.
@@ -128,6 +128,7 @@ impl Wishes {
     /// `Invalid`: says what the cluster has.
     pub fn check(&self, shape: &Shape) -> Result<()> {
         let count = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let url = |postgres: &Option<Postgres>| postgres.as_ref().map(|one| one.url.clone());
         let differs = |wish: Option<u32>, is: u32| wish.is_some_and(|wish| wish != is);
         let is = if differs(self.storage, shape.storage) {
             format!("has {}", count(shape.storage, "storage server"))
@@ -139,7 +140,7 @@ impl Wishes {
             format!("has disks of {}", format_size(shape.capacity))
         } else if differs(self.meta, shape.meta) {
             format!("has {}", count(shape.meta, "metadata server"))
-        } else if self.postgres.is_some() && self.postgres != shape.postgres {
+        } else if url(&self.postgres).is_some() && url(&self.postgres) != url(&shape.postgres) {
             match &shape.postgres {
                 Some(postgres) => format!("keeps its metadata in {}", postgres.url),
                 None => "keeps its metadata itself".into(),
@@ -211,5 +212,10 @@ mod tests {
         assert!(wrong(Wishes { replicas: Some(3), ..none() }).contains("keeps 2 replicas"));
         assert!(wrong(Wishes { disks: Some(2), ..none() }).contains("has 1 disk on"));
         assert!(wrong(Wishes { capacity: Some(5), ..none() }).contains("disks of 1GiB"));
+        let postgres = Postgres { url: "postgres://a/b".into(), ..Postgres::default() };
+        let wish = Wishes { postgres: Some(postgres), ..none() };
+        assert!(wrong(wish.clone()).contains("its metadata itself"));
+        let shape = Shape { postgres: wish.postgres.clone(), ..shape.clone() };
+        wish.check(&shape).unwrap();
     }
 }
