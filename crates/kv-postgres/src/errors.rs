@@ -31,7 +31,12 @@ pub(crate) fn ends_connection(error: &tokio_postgres::Error) -> bool {
 
 /// The error of a statement that the server refused and that took no effect.
 pub(crate) fn refused(what: &str, error: &tokio_postgres::Error) -> Error {
-    let code = error.as_db_error().map_or(Code::Unreachable, code_of);
+    let code = match error.as_db_error() {
+        Some(error) => code_of(error),
+        // The client's own complaint, without a kind of its own.
+        None if text(error).ends_with("password missing") => Code::NotAuthenticated,
+        None => Code::Unreachable,
+    };
     let error = Error::new(code, format!("PostgreSQL, {what}: {}", text(error)));
     match code {
         Code::DiskFailed | Code::Corrupt => error.with_hint("look into PostgreSQL's log"),
