@@ -47,7 +47,6 @@ pub(crate) enum Command {
     Stat(files::StatArgs),
     /// Show the space of the cluster
     Df(files::DfArgs),
-    /// Limit what directories, users and groups may have; show what they have
     Quota(quota::Args),
     /// Walk a tree of the cluster and print what matches
     Find(files::FindArgs),

@@ -11,9 +11,10 @@ use serde::Serialize;
 use std::ffi::OsString;
 use std::process::Command;
 
-/// The bytes of a directory, user or group are the lengths of its files, holes included; its inodes are
-/// everything that has attributes. A directory's quota is for everything below it, but for what another
-/// directory with a quota is nearer to.
+/// Limit what directories, users and groups may have; show what they have
+///
+/// Bytes are the lengths of files, holes included; inodes are everything that has attributes. A directory's quota
+/// is for everything below it, but for what another directory with a quota is nearer to.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -27,13 +28,8 @@ enum Action {
         #[command(flatten)]
         whose: Whose,
 
-        /// Bytes in files, such as 10GiB
-        #[arg(long, value_name = "SIZE", value_parser = kiln_config::parse_size, required_unless_present = "inodes")]
-        bytes: Option<u64>,
-
-        /// Files, directories and other inodes
-        #[arg(long, value_name = "COUNT")]
-        inodes: Option<u64>,
+        #[command(flatten)]
+        limits: Limits,
     },
     /// Take a quota away (root only)
     Clear {
@@ -55,6 +51,18 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = true)]
+struct Limits {
+    /// Bytes in files, such as 10GiB
+    #[arg(long, value_name = "SIZE", value_parser = kiln_config::parse_size)]
+    bytes: Option<u64>,
+
+    /// Files, directories and other inodes
+    #[arg(long, value_name = "COUNT")]
+    inodes: Option<u64>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -91,13 +99,14 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     remote::run(place, async |remote| {
         let (client, caller) = (&remote.client, &remote.caller);
         match &args.command {
-            Action::Set { whose, bytes, inodes } => {
+            Action::Set { whose, limits: Limits { bytes, inodes } } => {
                 let account = whose.account(remote).await?;
                 let limits = QuotaLimits { bytes: *bytes, inodes: *inodes };
-                client.set_quota(caller, account, limits).await?;
+                client.set_quota(caller, account, limits).await.context(whose)?;
             }
             Action::Clear { whose } => {
-                client.clear_quota(caller, whose.account(remote).await?).await?;
+                let account = whose.account(remote).await?;
+                client.clear_quota(caller, account).await.context(whose)?;
             }
             Action::Show { whose, json } => {
                 let account = whose.account(remote).await?;

@@ -3,7 +3,7 @@
 use super::{Client, READ, ROOT, WRITE, World, abandon, code, invariants, root, simulate, user};
 use crate::counter::Counter;
 use crate::store::{Opened, QuotaChange, Renewal, SetAttrArgs};
-use kiln_types::{Account, Code, InodeId, QuotaLimits, Result, Usage};
+use kiln_types::{Account, Code, Encoder, InodeId, QuotaLimits, Result, Usage};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +107,48 @@ async fn in_use(world: World, seed: u64) {
     expected -= inner;
     assert_eq!(client.used(account).await.inodes, expected);
     assert_eq!(client.used(Account::Directory(directories[3])).await.inodes, inner);
+}
+
+#[test]
+fn inodes_of_earlier_versions_are_counted_once() {
+    simulate(3, false, |world| async move {
+        let mut client = world.client(1);
+        let (top, directories) = tree(&mut client).await;
+        let long = client.create(top, "long", 0o644, WRITE).await.expect("a file");
+        client.close(&long, 5 * MIB).await.expect("a report");
+        make_old(&world).await;
+        // Some are written anew, or removed, before the walk comes to them.
+        client.truncate(long.attr.inode, MIB).await.expect("shorter");
+        client.unlink(directories[1], "f0").await.expect("unlink");
+        client.rename((directories[1], "f1"), (directories[3], "moved")).await.expect("rename");
+        client.touch(top, "new", 0o644).await.expect("a file");
+        client.quota(Account::Directory(directories[1]), inodes(10_000)).await;
+        let quota = world.store.quota(&root(), Account::User(0)).await.expect("a quota");
+        assert!(quota.counting && quota.usage.inodes < 10, "{quota:?}");
+        let another = world.another().await;
+        Counter::new(Arc::clone(&another.store)).round().await.expect("counted");
+        invariants::check(&world).await;
+        let quota = world.store.quota(&root(), Account::User(0)).await.expect("a quota");
+        let inodes = world.store.inode_count().await.expect("a number");
+        assert_eq!(quota.usage, Usage { bytes: MIB, inodes });
+        assert!(!quota.counting);
+    });
+}
+
+/// Makes the tree one that a version before quotas wrote.
+async fn make_old(world: &World) {
+    let dump = invariants::dump(world).await;
+    let mut transaction = world.kv.begin().await.expect("a transaction");
+    for (key, value) in &dump[&b'I'] {
+        let body = &value[8..value.len() - 8];
+        let mut record = Encoder::new();
+        record.raw(&value[..2]).u16(4).bytes(body);
+        transaction.set(key, &record.finish());
+    }
+    for (key, _) in dump[&b'V'].iter().chain(&dump[&b'Z']) {
+        transaction.clear(key);
+    }
+    transaction.commit().await.expect("a commit");
 }
 
 /// How many inodes there are at and below a directory.
