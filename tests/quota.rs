@@ -4,7 +4,7 @@
 mod cluster;
 
 use cluster::TestCluster;
-use cluster::mount::{Mount, possible};
+use cluster::mount::{Mount, possible, skip};
 use cluster::program::{installed, refused, run};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,11 @@ const TOLD: &str = "quota exceeded";
 
 /// A cluster, a mount, and whether root runs the test: nobody else sets quotas.
 fn start() -> Option<(TestCluster, Mount)> {
-    if !possible() || !rustix::process::geteuid().is_root() {
+    if !possible() {
+        return None;
+    }
+    if !rustix::process::geteuid().is_root() {
+        skip("only root sets quotas");
         return None;
     }
     let cluster = TestCluster::start(3, 3);
