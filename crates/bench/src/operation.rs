@@ -3,9 +3,6 @@
 use crate::report::{Unit, Workload};
 use crate::run::Group;
 
-/// How many workers, in turn.
-pub(crate) const WORKERS: [usize; 2] = [1, 8];
-
 /// One kind of work; they follow each other on the same files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {

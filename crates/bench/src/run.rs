@@ -48,6 +48,8 @@ pub struct Options {
     pub depth: usize,
     /// Random requests under way in the client library.
     pub random_depth: usize,
+    /// How many work on names and small files at a time, in turn.
+    pub workers: Vec<usize>,
     /// How long each measurement that has no size lasts.
     pub time: Duration,
     /// How often everything is measured, in turn.

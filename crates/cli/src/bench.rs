@@ -35,6 +35,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 32)]
     random_depth: usize,
 
+    /// How many work on names and small files at a time, in turn
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [1, 8])]
+    workers: Vec<usize>,
+
     /// How long each measurement without a size lasts [default: 0.4, with --quick 0.15]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
@@ -186,6 +190,7 @@ impl Args {
             size: self.size.unwrap_or(size),
             depth: self.depth.max(1),
             random_depth: self.random_depth.max(1),
+            workers: self.workers.iter().map(|workers| (*workers).clamp(1, 1024)).collect(),
             time: Duration::from_secs_f64(self.seconds.unwrap_or(seconds).clamp(0.01, 600.0)),
             rounds: self.rounds.unwrap_or(rounds).max(1),
             raw_dir,

@@ -3,7 +3,7 @@
 use super::Place;
 use crate::limits::{self, Commits};
 use crate::machine;
-use crate::operation::{Operation, WORKERS};
+use crate::operation::Operation;
 use crate::report::Tally;
 use crate::run::{Bench, Group, RANDOM_BYTES};
 use crate::sample::Sample;
@@ -25,7 +25,7 @@ pub(crate) async fn names(
     places: &[Place],
     commits: &Commits,
 ) -> Result<()> {
-    for workers in WORKERS {
+    for &workers in &bench.options.workers {
         (bench.progress)("commits of the key-value engine");
         let commit_rate = commits.measure(bench, workers).await?;
         let mut all = Vec::new();

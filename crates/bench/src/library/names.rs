@@ -2,7 +2,7 @@
 
 use super::{Directory, new_file};
 use crate::limits::{self, Commits, round_trips};
-use crate::operation::{Operation, WORKERS};
+use crate::operation::Operation;
 use crate::report::{KILN, Tally};
 use crate::run::{Bench, Group, RANDOM_BYTES};
 use crate::sample::Sample;
@@ -32,7 +32,7 @@ pub(crate) async fn names(
     commits: &Commits,
     round: usize,
 ) -> Result<()> {
-    for workers in WORKERS {
+    for &workers in &bench.options.workers {
         let commit_rate = commits.measure(bench, workers).await?;
         let round_trip = round_trips(bench, workers).await?;
         let prefix = format!("{round}-{workers}");
