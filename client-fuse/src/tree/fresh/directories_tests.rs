@@ -74,7 +74,7 @@ impl World {
         fresh.set_connected(true);
         let truth = Truth { names: BTreeSet::new(), mode: 0, mtime: 0, ctime: 0, clock: 0 };
         let sent = fresh.mark();
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             fresh.all_names(sent, D, Names::default());
         }
         let (random, untold) = (Rng::with_seed(seed), VecDeque::new());
