@@ -9,41 +9,16 @@
 set -euo pipefail
 
 [[ $# -ge 2 && -x $1 && -d $2 ]] || { sed -n '2,8s/^# \?//p' "$0" >&2; exit 2; }
-[[ $(id -u) == 0 ]] || { echo "glusterfs.sh: needs root" >&2; exit 1; }
-for program in glusterd gluster glusterfs ip nsenter; do
-    command -v "$program" > /dev/null || { echo "glusterfs.sh: $program is missing" >&2; exit 1; }
-done
+source "$(dirname "$0")/peer.sh"
+need glusterd gluster glusterfs
 kiln=$1
 dir=$(mktemp -d "$(realpath "$2")/glusterfs-XXXXXX")
 shift 2
-net=kiln-$(basename "$dir")
 address=10.78.1.1
+begin "$address"
 
-pids() { ip netns pids "$net" 2> /dev/null || true; }
-inside() { nsenter --net="/run/netns/$net" "$@"; }
 ask() { inside gluster --mode=script --glusterd-sock="$dir/glusterd.socket" "$@" > "$dir/said" 2>&1 ||
     { cat "$dir/said" >&2; return 1; }; }
-
-end() {
-    trap - EXIT
-    mountpoint -q "$dir/mnt" && umount "$dir/mnt"
-    for signal in TERM KILL; do
-        for pid in $(pids); do kill -s "$signal" "$pid" 2> /dev/null || true; done
-        for _ in {1..50}; do [[ -z $(pids) ]] && break; sleep 0.1; done
-    done
-    ip netns del "$net" 2> /dev/null || true
-    rm -rf "$dir"
-}
-trap end EXIT
-# The measuring removes its files first.
-trap : INT TERM
-
-ip netns add "$net"
-ip -n "$net" link set lo up
-ip -n "$net" link add near type veth peer name far
-ip -n "$net" address add "$address/24" dev near
-ip -n "$net" link set near up
-ip -n "$net" link set far up
 
 mkdir "$dir"/{state,run,mnt,b1,b2,b3}
 cat > "$dir/glusterd.vol" <<VOLUME

@@ -11,39 +11,13 @@
 set -euo pipefail
 
 [[ $# -ge 2 && -x $1 && -d $2 ]] || { sed -n '2,10s/^# \?//p' "$0" >&2; exit 2; }
-[[ $(id -u) == 0 ]] || { echo "moosefs.sh: needs root" >&2; exit 1; }
-for program in mfsmaster mfschunkserver mfsmount mfssetgoal ip nsenter; do
-    command -v "$program" > /dev/null || { echo "moosefs.sh: $program is missing" >&2; exit 1; }
-done
+source "$(dirname "$0")/peer.sh"
+need mfsmaster mfschunkserver mfsmount mfssetgoal
 kiln=$1
 dir=$(mktemp -d "$(realpath "$2")/moosefs-XXXXXX")
 shift 2
-net=kiln-$(basename "$dir")
 master=10.78.1.4
-
-pids() { ip netns pids "$net" 2> /dev/null || true; }
-inside() { nsenter --net="/run/netns/$net" "$@"; }
-
-end() {
-    trap - EXIT
-    mountpoint -q "$dir/mnt" && umount "$dir/mnt"
-    for signal in TERM KILL; do
-        for pid in $(pids); do kill -s "$signal" "$pid" 2> /dev/null || true; done
-        for _ in {1..50}; do [[ -z $(pids) ]] && break; sleep 0.1; done
-    done
-    ip netns del "$net" 2> /dev/null || true
-    rm -rf "$dir"
-}
-trap end EXIT
-# The measuring removes its files first.
-trap : INT TERM
-
-ip netns add "$net"
-ip -n "$net" link set lo up
-ip -n "$net" link add near type veth peer name far
-for last in 4 5 6 7; do ip -n "$net" address add "10.78.1.$last/24" dev near; done
-ip -n "$net" link set near up
-ip -n "$net" link set far up
+begin "$master" 10.78.1.{5,6,7}
 
 mkdir "$dir"/{master,mnt}
 printf 'MFSM NEW' > "$dir/master/metadata.mfs"
