@@ -29,6 +29,7 @@ mod pruner;
 mod quota;
 mod records;
 mod removal;
+mod rounds;
 mod server;
 mod service;
 mod storage;
