@@ -20,6 +20,7 @@ mod access;
 mod chunks;
 mod collector;
 mod counter;
+mod dispatch;
 mod keeper;
 mod keys;
 mod locks;

@@ -1,5 +1,6 @@
 //! The whole server: opens the tree, listens, registers, keeps house.
 
+use crate::dispatch::Watching;
 use crate::keeper::Keeper;
 use crate::placement::{Table, Tables};
 use crate::service::Service;
@@ -97,8 +98,9 @@ pub async fn run(
     let keeper = Keeper::new(Arc::clone(&store));
     let keeper = env.spawn("keeper", keeper.run());
     let watched = Arc::clone(&store);
-    let service = MetaServer::new(Service { store, chunks });
-    let serving = server.serve(None, Some(tonic::service::Routes::new(service)))?;
+    let service = Arc::new(Service { store, chunks });
+    let watching = MetaServer::new(Watching(Arc::clone(&service)));
+    let serving = server.serve(Some(service), Some(tonic::service::Routes::new(watching)))?;
     tracing::info!(%address, node = %config.node.id, "the metadata server answers");
     ready(address);
     let result = tokio::select! {

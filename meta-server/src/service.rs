@@ -1,4 +1,4 @@
-//! The shell that speaks to clients: messages in, operations of the [`Store`], messages out.
+//! What clients may ask: messages in, operations of the [`Store`], messages out.
 
 use crate::SessionId;
 use crate::chunks::ChunkService;
@@ -6,48 +6,21 @@ use crate::store::{
     Change, CreateArgs, InodeChunks, Listed, LockArgs, OpenArgs, Opened, QuotaChange, RenameArgs,
     Renewal, SetAttrArgs, SetTime, Store, Who, Written, XattrMode,
 };
-use crate::watching::{Messages, messages};
-use kiln_net::{Peer, peer_of};
+use kiln_net::Peer;
 use kiln_rpc::convert::{file_kind, floors, id_from, required};
-use kiln_rpc::v1::{self, meta_server::Meta};
-use kiln_rpc::{Origin, status_from_error};
-use kiln_telemetry::REQUESTS;
+use kiln_rpc::metadata::fitting;
+use kiln_rpc::{Origin, v1};
 use kiln_types::LayoutWish;
 use kiln_types::{
     Attr, ByteRange, Caller, Code, Error, InodeId, LockOwner, QuotaLimits, Result, Timestamp,
     TruncateEpoch, Usage,
 };
 use std::sync::Arc;
-use std::time::Duration;
-use tonic::{Request, Response, Status};
 
 /// The metadata service.
 pub struct Service {
     pub(crate) store: Arc<Store>,
     pub(crate) chunks: Arc<dyn ChunkService>,
-}
-
-type Reply<T> = std::result::Result<Response<T>, Status>;
-
-/// The longest time for which a request is worked on. Dropped then, it has happened or not; the
-/// client asks again, and gets the recorded answer if it has.
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
-
-/// Measures a request, and turns its error into a status.
-async fn answer<T, R>(
-    store: &Store,
-    operation: &'static str,
-    request: Request<R>,
-    handle: impl AsyncFnOnce(&Peer, R) -> Result<T>,
-) -> Reply<T> {
-    let peer = peer_of(&request).map_err(|error| status_from_error(&error))?;
-    let work = async {
-        let work = Box::pin(handle(&peer, request.into_inner()));
-        let result = store.env().timeout(REQUEST_TIME_MAX, operation, work).await;
-        result.flatten().inspect_err(|error| tracing::debug!(%error, "refused"))
-    };
-    let result = REQUESTS.measure(store.env(), operation, &peer.address, work).await;
-    result.map(Response::new).map_err(|error| status_from_error(&error))
 }
 
 /// As whom a peer's request is made, within what its credential allows.
@@ -153,406 +126,363 @@ fn within((limits, usage): &(QuotaLimits, Usage), space: &mut v1::StatFsReply) {
     }
 }
 
-#[tonic::async_trait]
-impl Meta for Service {
-    async fn lookup(&self, request: Request<v1::LookupRequest>) -> Reply<v1::Entry> {
-        answer(&self.store, "lookup", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            Ok(entry(&self.store.lookup(&who, InodeId(ask.parent), &ask.name).await?))
-        })
-        .await
+impl Service {
+    pub(crate) async fn lookup(&self, peer: &Peer, ask: v1::LookupRequest) -> Result<v1::Entry> {
+        let who = asker(peer, ask.caller)?;
+        Ok(entry(&self.store.lookup(&who, InodeId(ask.parent), &ask.name).await?))
     }
 
-    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Reply<v1::Entry> {
-        answer(&self.store, "resolve", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let start = InodeId(ask.start);
-            Ok(entry(&self.store.resolve(&who, start, &ask.path, ask.follow).await?))
-        })
-        .await
+    pub(crate) async fn resolve(&self, peer: &Peer, ask: v1::ResolveRequest) -> Result<v1::Entry> {
+        let who = asker(peer, ask.caller)?;
+        let start = InodeId(ask.start);
+        Ok(entry(&self.store.resolve(&who, start, &ask.path, ask.follow).await?))
     }
 
-    async fn get_attr(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::Attr> {
-        answer(&self.store, "getattr", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            Ok((&self.store.get_attr(&who, InodeId(ask.inode)).await?).into())
-        })
-        .await
+    pub(crate) async fn get_attr(&self, peer: &Peer, ask: v1::GetAttrRequest) -> Result<v1::Attr> {
+        let who = asker(peer, ask.caller)?;
+        Ok((&self.store.get_attr(&who, InodeId(ask.inode)).await?).into())
     }
 
-    async fn set_attr(&self, request: Request<v1::SetAttrRequest>) -> Reply<v1::Attr> {
-        answer(&self.store, "setattr", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let through = (!ask.session.is_empty()).then(|| session(&ask.session)).transpose()?;
-            let args = SetAttrArgs {
-                mode: ask.mode,
-                uid: ask.uid,
-                gid: ask.gid,
-                length: ask.length,
-                atime: set_time(ask.atime_ns, ask.atime_now),
-                mtime: set_time(ask.mtime_ns, ask.mtime_now),
-                layout: ask
-                    .layout
-                    .map(|wish| LayoutWish { chunk_bytes: wish.chunk_bytes, stripe: wish.stripe }),
-                session: through,
-                written: written(ask.written),
-            };
-            Ok((&self.store.set_attr(&change, InodeId(ask.inode), &args).await?).into())
-        })
-        .await
+    pub(crate) async fn set_attr(&self, peer: &Peer, ask: v1::SetAttrRequest) -> Result<v1::Attr> {
+        let change = change(peer, ask.origin)?;
+        let through = (!ask.session.is_empty()).then(|| session(&ask.session)).transpose()?;
+        let args = SetAttrArgs {
+            mode: ask.mode,
+            uid: ask.uid,
+            gid: ask.gid,
+            length: ask.length,
+            atime: set_time(ask.atime_ns, ask.atime_now),
+            mtime: set_time(ask.mtime_ns, ask.mtime_now),
+            layout: ask
+                .layout
+                .map(|wish| LayoutWish { chunk_bytes: wish.chunk_bytes, stripe: wish.stripe }),
+            session: through,
+            written: written(ask.written),
+        };
+        Ok((&self.store.set_attr(&change, InodeId(ask.inode), &args).await?).into())
     }
 
-    async fn create(&self, request: Request<v1::CreateRequest>) -> Reply<v1::OpenReply> {
-        answer(&self.store, "create", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let open = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
-            let args = CreateArgs {
-                parent: InodeId(ask.parent),
-                name: ask.name.into(),
-                mode: ask.mode,
-                exclusive: ask.exclusive,
-                open,
-                wish: LayoutWish { chunk_bytes: ask.chunk_bytes, stripe: ask.stripe },
-            };
-            let made = match ask.nameless {
-                true => self.store.create_nameless(&change, &args).await?,
-                false => self.store.create(&change, &args).await?,
-            };
-            Ok(opened(made))
-        })
-        .await
-    }
-
-    async fn open(&self, request: Request<v1::OpenRequest>) -> Reply<v1::OpenReply> {
-        answer(&self.store, "open", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let args = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
-            Ok(opened(self.store.open_file(&change, InodeId(ask.inode), args).await?))
-        })
-        .await
-    }
-
-    async fn close(&self, request: Request<v1::CloseRequest>) -> Reply<v1::Attr> {
-        answer(&self.store, "close", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let (session, written) = (session(&ask.session)?, written(ask.written));
-            let inode = InodeId(ask.inode);
-            Ok((&self.store.close(&change, inode, session, &written).await?).into())
-        })
-        .await
-    }
-
-    async fn sync(&self, request: Request<v1::SyncRequest>) -> Reply<v1::Attr> {
-        answer(&self.store, "sync", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let (session, written) = (session(&ask.session)?, written(ask.written));
-            let inode = InodeId(ask.inode);
-            Ok((&self.store.sync(&change, inode, session, &written).await?).into())
-        })
-        .await
-    }
-
-    async fn end_sessions(&self, request: Request<v1::EndSessionsRequest>) -> Reply<v1::Empty> {
-        answer(&self.store, "endsessions", request, async |peer, ask| {
-            let sessions: Vec<_> =
-                ask.sessions.iter().map(|bytes| session(bytes)).collect::<Result<_>>()?;
-            let client = id_from(&ask.client)?;
-            self.store.end_sessions(&no_user(peer), client, &sessions).await?;
-            Ok(v1::Empty {})
-        })
-        .await
-    }
-
-    async fn set_lock(&self, request: Request<v1::SetLockRequest>) -> Reply<v1::SetLockReply> {
-        answer(&self.store, "setlock", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let args = LockArgs {
-                inode: InodeId(ask.inode),
-                session: session(&ask.session)?,
-                owner: LockOwner(ask.owner),
-                lock: required(ask.lock, "lock")?,
-            };
-            if ask.unlock {
-                self.store.unlock(&change, &args).await?;
-                return Ok(v1::SetLockReply { attr: None });
-            }
-            let attr = self.store.lock(&change, &args, ask.wait).await?;
-            Ok(v1::SetLockReply { attr: attr.as_ref().map(Into::into) })
-        })
-        .await
-    }
-
-    async fn get_lock(&self, request: Request<v1::GetLockRequest>) -> Reply<v1::GetLockReply> {
-        answer(&self.store, "getlock", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let args = LockArgs {
-                inode: InodeId(ask.inode),
-                session: session(&ask.session)?,
-                owner: LockOwner(ask.owner),
-                lock: required(ask.lock, "lock")?,
-            };
-            let held = self.store.lock_holder(&who, id_from(&ask.client)?, &args).await?;
-            let own_client = held.is_some_and(|(_, own)| own);
-            Ok(v1::GetLockReply { lock: held.map(|(lock, _)| (&lock).into()), own_client })
-        })
-        .await
-    }
-
-    async fn renew(&self, request: Request<v1::RenewRequest>) -> Reply<v1::OpenReply> {
-        answer(&self.store, "renew", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let (client, session) = (id_from(&ask.client)?, session(&ask.session)?);
-            let (end, promised) = (ask.end, ask.promised);
-            let wanted = Renewal { end, promised, capability: ask.capability.into() };
-            let inode = InodeId(ask.inode);
-            Ok(opened(self.store.renew(&who, client, inode, session, &wanted).await?))
-        })
-        .await
-    }
-
-    async fn keep_alive(&self, request: Request<v1::KeepAliveRequest>) -> Reply<v1::Empty> {
-        answer(&self.store, "keepalive", request, async |peer, ask| {
-            self.store.keep_alive(&no_user(peer), id_from(&ask.client)?, ask.goodbye).await?;
-            Ok(v1::Empty {})
-        })
-        .await
-    }
-
-    async fn read_dir(&self, request: Request<v1::ReadDirRequest>) -> Reply<v1::ReadDirReply> {
-        answer(&self.store, "readdir", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let (inode, limit) = (InodeId(ask.inode), ask.limit as usize);
-            let page = self.store.read_dir(&who, inode, ask.after, limit, ask.with_attrs).await?;
-            let (entries, end) = page;
-            Ok(v1::ReadDirReply { entries: entries.into_iter().map(dir_entry).collect(), end })
-        })
-        .await
-    }
-
-    async fn make_dir(&self, request: Request<v1::MakeDirRequest>) -> Reply<v1::Entry> {
-        answer(&self.store, "mkdir", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let made = self.store.make_dir(&change, InodeId(ask.parent), &ask.name, ask.mode);
-            Ok(entry(&made.await?))
-        })
-        .await
-    }
-
-    async fn remove_dir(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Moved> {
-        answer(&self.store, "rmdir", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let gone = self.store.remove_dir(&change, InodeId(ask.parent), &ask.name);
-            Ok(moved(gone.await?.as_ref()))
-        })
-        .await
-    }
-
-    async fn remove_tree(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Empty> {
-        answer(&self.store, "removetree", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            self.store.remove_tree(&change, InodeId(ask.parent), &ask.name).await?;
-            Ok(v1::Empty {})
-        })
-        .await
-    }
-
-    async fn unlink(&self, request: Request<v1::RemoveRequest>) -> Reply<v1::Moved> {
-        answer(&self.store, "unlink", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let gone = self.store.unlink(&change, InodeId(ask.parent), &ask.name);
-            Ok(moved(gone.await?.as_ref()))
-        })
-        .await
-    }
-
-    async fn rename(&self, request: Request<v1::RenameRequest>) -> Reply<v1::Moved> {
-        answer(&self.store, "rename", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let args = RenameArgs {
-                parent: InodeId(ask.parent),
-                name: ask.name.into(),
-                new_parent: InodeId(ask.new_parent),
-                new_name: ask.new_name.into(),
-                no_replace: ask.no_replace,
-                exchange: ask.exchange,
-            };
-            Ok(moved(self.store.rename(&change, &args).await?.as_ref()))
-        })
-        .await
-    }
-
-    async fn symlink(&self, request: Request<v1::SymlinkRequest>) -> Reply<v1::Entry> {
-        answer(&self.store, "symlink", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let made = self.store.symlink(&change, InodeId(ask.parent), &ask.name, &ask.target);
-            Ok(entry(&made.await?))
-        })
-        .await
-    }
-
-    async fn make_node(&self, request: Request<v1::MakeNodeRequest>) -> Reply<v1::Entry> {
-        answer(&self.store, "mknod", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let kind = file_kind(ask.kind)?;
-            let place = (InodeId(ask.parent), &ask.name[..]);
-            let made = self.store.make_node(&change, place, ask.mode, kind, ask.device);
-            Ok(entry(&made.await?))
-        })
-        .await
-    }
-
-    async fn read_link(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::LinkTarget> {
-        answer(&self.store, "readlink", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let target = self.store.read_link(&who, InodeId(ask.inode)).await?;
-            Ok(v1::LinkTarget { target: target.into() })
-        })
-        .await
-    }
-
-    async fn link(&self, request: Request<v1::LinkRequest>) -> Reply<v1::Entry> {
-        answer(&self.store, "link", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let (inode, parent) = (InodeId(ask.inode), InodeId(ask.parent));
-            Ok(entry(&self.store.link(&change, inode, parent, &ask.name).await?))
-        })
-        .await
-    }
-
-    async fn stat_fs(&self, request: Request<v1::StatFsRequest>) -> Reply<v1::StatFsReply> {
-        answer(&self.store, "statfs", request, async |peer, ask| {
-            let space = self.chunks.space().await?;
-            let mut reply = v1::StatFsReply {
-                total_bytes: space.total_bytes,
-                free_bytes: space.free_bytes,
-                inodes: self.store.inode_count().await?,
-                free_inodes: None,
-            };
-            if ask.inode != 0 {
-                let who = asker(peer, ask.caller)?;
-                let quota = self.store.space_at(&who, InodeId(ask.inode)).await?;
-                quota.iter().for_each(|quota| within(quota, &mut reply));
-            }
-            Ok(reply)
-        })
-        .await
-    }
-
-    async fn set_quota(&self, request: Request<v1::SetQuotaRequest>) -> Reply<v1::Empty> {
-        answer(&self.store, "setquota", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let account = required(ask.account, "account")?;
-            let to = match ask.clear {
-                true => QuotaChange::Clear,
-                false => QuotaChange::Set(QuotaLimits { bytes: ask.bytes, inodes: ask.inodes }),
-            };
-            self.store.set_quota(&change, account, to).await?;
-            Ok(v1::Empty {})
-        })
-        .await
-    }
-
-    async fn get_quota(&self, request: Request<v1::GetQuotaRequest>) -> Reply<v1::Quota> {
-        answer(&self.store, "getquota", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let account = required(ask.account, "account")?;
-            Ok(self.store.quota(&who, account).await?.into())
-        })
-        .await
-    }
-
-    async fn list_quotas(
+    pub(crate) async fn create(
         &self,
-        request: Request<v1::ListQuotasRequest>,
-    ) -> Reply<v1::ListQuotasReply> {
-        answer(&self.store, "listquotas", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let after = ask.after.map(TryInto::try_into).transpose()?;
-            let (quotas, end) = self.store.quotas(&who, after).await?;
-            let quotas = quotas.into_iter().map(Into::into).collect();
-            Ok(v1::ListQuotasReply { quotas, end })
-        })
-        .await
+        peer: &Peer,
+        ask: v1::CreateRequest,
+    ) -> Result<v1::OpenReply> {
+        let change = change(peer, ask.origin)?;
+        let open = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
+        let args = CreateArgs {
+            parent: InodeId(ask.parent),
+            name: ask.name.into(),
+            mode: ask.mode,
+            exclusive: ask.exclusive,
+            open,
+            wish: LayoutWish { chunk_bytes: ask.chunk_bytes, stripe: ask.stripe },
+        };
+        let made = match ask.nameless {
+            true => self.store.create_nameless(&change, &args).await?,
+            false => self.store.create(&change, &args).await?,
+        };
+        Ok(opened(made))
     }
 
-    async fn get_xattr(&self, request: Request<v1::XattrRequest>) -> Reply<v1::XattrValue> {
-        answer(&self.store, "getxattr", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let value = self.store.get_xattr(&who, InodeId(ask.inode), &ask.name).await?;
-            Ok(v1::XattrValue { value: value.into() })
-        })
-        .await
+    pub(crate) async fn open(&self, peer: &Peer, ask: v1::OpenRequest) -> Result<v1::OpenReply> {
+        let change = change(peer, ask.origin)?;
+        let args = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
+        Ok(opened(self.store.open_file(&change, InodeId(ask.inode), args).await?))
     }
 
-    async fn set_xattr(&self, request: Request<v1::SetXattrRequest>) -> Reply<v1::Empty> {
-        answer(&self.store, "setxattr", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            let mode = match (ask.create_only, ask.replace_only) {
-                (false, false) => XattrMode::Any,
-                (true, false) => XattrMode::Create,
-                (false, true) => XattrMode::Replace,
-                (true, true) => return Err(Error::invalid("create only and replace only")),
-            };
-            let inode = InodeId(ask.inode);
-            self.store.set_xattr(&change, inode, &ask.name, &ask.value, mode).await?;
-            Ok(v1::Empty {})
-        })
-        .await
+    pub(crate) async fn close(&self, peer: &Peer, ask: v1::CloseRequest) -> Result<v1::Attr> {
+        let change = change(peer, ask.origin)?;
+        let (session, written) = (session(&ask.session)?, written(ask.written));
+        let inode = InodeId(ask.inode);
+        Ok((&self.store.close(&change, inode, session, &written).await?).into())
     }
 
-    async fn list_xattrs(&self, request: Request<v1::GetAttrRequest>) -> Reply<v1::XattrNames> {
-        answer(&self.store, "listxattr", request, async |peer, ask| {
-            let who = asker(peer, ask.caller)?;
-            let names = self.store.list_xattrs(&who, InodeId(ask.inode)).await?;
-            Ok(v1::XattrNames { names: names.into_iter().map(Into::into).collect() })
-        })
-        .await
+    pub(crate) async fn sync(&self, peer: &Peer, ask: v1::SyncRequest) -> Result<v1::Attr> {
+        let change = change(peer, ask.origin)?;
+        let (session, written) = (session(&ask.session)?, written(ask.written));
+        let inode = InodeId(ask.inode);
+        Ok((&self.store.sync(&change, inode, session, &written).await?).into())
     }
 
-    async fn remove_xattr(&self, request: Request<v1::RemoveXattrRequest>) -> Reply<v1::Empty> {
-        answer(&self.store, "removexattr", request, async |peer, ask| {
-            let change = change(peer, ask.origin)?;
-            self.store.remove_xattr(&change, InodeId(ask.inode), &ask.name).await?;
-            Ok(v1::Empty {})
-        })
-        .await
-    }
-
-    type WatchStream = Messages;
-
-    async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Messages> {
-        answer(&self.store, "watch", request, async |peer, ask| {
-            let confined = match &peer.kind {
-                kiln_net::PeerKind::Client { limits, .. } => limits.subtree != "/",
-                kiln_net::PeerKind::Server => false,
-            };
-            let watcher = self.store.watch(id_from(&ask.client)?, confined)?;
-            Ok(messages(self.store.env(), watcher))
-        })
-        .await
-    }
-
-    async fn list_inodes(
+    pub(crate) async fn end_sessions(
         &self,
-        request: Request<v1::ListInodesRequest>,
-    ) -> Reply<v1::ListInodesReply> {
-        answer(&self.store, "list inodes", request, async |peer, ask| {
-            peer.require_operator()?;
-            let page = self.store.list_inodes(InodeId(ask.after), ask.limit as usize).await?;
-            let (inodes, end) = page;
-            let inodes = inodes.into_iter().map(inode_chunks).collect();
-            let next_inode = self.store.inode_ids_end().await?.0;
-            Ok(v1::ListInodesReply { inodes, end, next_inode })
-        })
-        .await
+        peer: &Peer,
+        ask: v1::EndSessionsRequest,
+    ) -> Result<v1::Empty> {
+        let sessions: Vec<_> =
+            ask.sessions.iter().map(|bytes| session(bytes)).collect::<Result<_>>()?;
+        let client = id_from(&ask.client)?;
+        self.store.end_sessions(&no_user(peer), client, &sessions).await?;
+        Ok(v1::Empty {})
     }
 
-    async fn path_of(&self, request: Request<v1::PathRequest>) -> Reply<v1::PathReply> {
-        answer(&self.store, "path of an inode", request, async |peer, ask| {
-            peer.require_operator()?;
-            let path = self.store.path_of(InodeId(ask.inode)).await?;
-            Ok(v1::PathReply { path: path.unwrap_or_default().into() })
-        })
-        .await
+    pub(crate) async fn set_lock(
+        &self,
+        peer: &Peer,
+        ask: v1::SetLockRequest,
+    ) -> Result<v1::SetLockReply> {
+        let change = change(peer, ask.origin)?;
+        let args = LockArgs {
+            inode: InodeId(ask.inode),
+            session: session(&ask.session)?,
+            owner: LockOwner(ask.owner),
+            lock: required(ask.lock, "lock")?,
+        };
+        if ask.unlock {
+            self.store.unlock(&change, &args).await?;
+            return Ok(v1::SetLockReply { attr: None });
+        }
+        let attr = self.store.lock(&change, &args, ask.wait).await?;
+        Ok(v1::SetLockReply { attr: attr.as_ref().map(Into::into) })
+    }
+
+    pub(crate) async fn get_lock(
+        &self,
+        peer: &Peer,
+        ask: v1::GetLockRequest,
+    ) -> Result<v1::GetLockReply> {
+        let who = asker(peer, ask.caller)?;
+        let args = LockArgs {
+            inode: InodeId(ask.inode),
+            session: session(&ask.session)?,
+            owner: LockOwner(ask.owner),
+            lock: required(ask.lock, "lock")?,
+        };
+        let held = self.store.lock_holder(&who, id_from(&ask.client)?, &args).await?;
+        let own_client = held.is_some_and(|(_, own)| own);
+        Ok(v1::GetLockReply { lock: held.map(|(lock, _)| (&lock).into()), own_client })
+    }
+
+    pub(crate) async fn renew(&self, peer: &Peer, ask: v1::RenewRequest) -> Result<v1::OpenReply> {
+        let who = asker(peer, ask.caller)?;
+        let (client, session) = (id_from(&ask.client)?, session(&ask.session)?);
+        let (end, promised) = (ask.end, ask.promised);
+        let wanted = Renewal { end, promised, capability: ask.capability.into() };
+        let inode = InodeId(ask.inode);
+        Ok(opened(self.store.renew(&who, client, inode, session, &wanted).await?))
+    }
+
+    pub(crate) async fn keep_alive(
+        &self,
+        peer: &Peer,
+        ask: v1::KeepAliveRequest,
+    ) -> Result<v1::Empty> {
+        self.store.keep_alive(&no_user(peer), id_from(&ask.client)?, ask.goodbye).await?;
+        Ok(v1::Empty {})
+    }
+
+    pub(crate) async fn read_dir(
+        &self,
+        peer: &Peer,
+        ask: v1::ReadDirRequest,
+    ) -> Result<v1::ReadDirReply> {
+        let who = asker(peer, ask.caller)?;
+        let (inode, limit) = (InodeId(ask.inode), ask.limit as usize);
+        let page = self.store.read_dir(&who, inode, ask.after, limit, ask.with_attrs).await?;
+        let (entries, end) = page;
+        let (entries, all) = fitting(entries.into_iter().map(dir_entry));
+        Ok(v1::ReadDirReply { entries, end: end && all })
+    }
+
+    pub(crate) async fn make_dir(&self, peer: &Peer, ask: v1::MakeDirRequest) -> Result<v1::Entry> {
+        let change = change(peer, ask.origin)?;
+        let made = self.store.make_dir(&change, InodeId(ask.parent), &ask.name, ask.mode);
+        Ok(entry(&made.await?))
+    }
+
+    pub(crate) async fn remove_dir(
+        &self,
+        peer: &Peer,
+        ask: v1::RemoveRequest,
+    ) -> Result<v1::Moved> {
+        let change = change(peer, ask.origin)?;
+        let gone = self.store.remove_dir(&change, InodeId(ask.parent), &ask.name);
+        Ok(moved(gone.await?.as_ref()))
+    }
+
+    pub(crate) async fn remove_tree(
+        &self,
+        peer: &Peer,
+        ask: v1::RemoveRequest,
+    ) -> Result<v1::Empty> {
+        let change = change(peer, ask.origin)?;
+        self.store.remove_tree(&change, InodeId(ask.parent), &ask.name).await?;
+        Ok(v1::Empty {})
+    }
+
+    pub(crate) async fn unlink(&self, peer: &Peer, ask: v1::RemoveRequest) -> Result<v1::Moved> {
+        let change = change(peer, ask.origin)?;
+        let gone = self.store.unlink(&change, InodeId(ask.parent), &ask.name);
+        Ok(moved(gone.await?.as_ref()))
+    }
+
+    pub(crate) async fn rename(&self, peer: &Peer, ask: v1::RenameRequest) -> Result<v1::Moved> {
+        let change = change(peer, ask.origin)?;
+        let args = RenameArgs {
+            parent: InodeId(ask.parent),
+            name: ask.name.into(),
+            new_parent: InodeId(ask.new_parent),
+            new_name: ask.new_name.into(),
+            no_replace: ask.no_replace,
+            exchange: ask.exchange,
+        };
+        Ok(moved(self.store.rename(&change, &args).await?.as_ref()))
+    }
+
+    pub(crate) async fn symlink(&self, peer: &Peer, ask: v1::SymlinkRequest) -> Result<v1::Entry> {
+        let change = change(peer, ask.origin)?;
+        let made = self.store.symlink(&change, InodeId(ask.parent), &ask.name, &ask.target);
+        Ok(entry(&made.await?))
+    }
+
+    pub(crate) async fn make_node(
+        &self,
+        peer: &Peer,
+        ask: v1::MakeNodeRequest,
+    ) -> Result<v1::Entry> {
+        let change = change(peer, ask.origin)?;
+        let kind = file_kind(ask.kind)?;
+        let place = (InodeId(ask.parent), &ask.name[..]);
+        let made = self.store.make_node(&change, place, ask.mode, kind, ask.device);
+        Ok(entry(&made.await?))
+    }
+
+    pub(crate) async fn read_link(
+        &self,
+        peer: &Peer,
+        ask: v1::GetAttrRequest,
+    ) -> Result<v1::LinkTarget> {
+        let who = asker(peer, ask.caller)?;
+        let target = self.store.read_link(&who, InodeId(ask.inode)).await?;
+        Ok(v1::LinkTarget { target: target.into() })
+    }
+
+    pub(crate) async fn link(&self, peer: &Peer, ask: v1::LinkRequest) -> Result<v1::Entry> {
+        let change = change(peer, ask.origin)?;
+        let (inode, parent) = (InodeId(ask.inode), InodeId(ask.parent));
+        Ok(entry(&self.store.link(&change, inode, parent, &ask.name).await?))
+    }
+
+    pub(crate) async fn stat_fs(
+        &self,
+        peer: &Peer,
+        ask: v1::StatFsRequest,
+    ) -> Result<v1::StatFsReply> {
+        let space = self.chunks.space().await?;
+        let mut reply = v1::StatFsReply {
+            total_bytes: space.total_bytes,
+            free_bytes: space.free_bytes,
+            inodes: self.store.inode_count().await?,
+            free_inodes: None,
+        };
+        if ask.inode != 0 {
+            let who = asker(peer, ask.caller)?;
+            let quota = self.store.space_at(&who, InodeId(ask.inode)).await?;
+            quota.iter().for_each(|quota| within(quota, &mut reply));
+        }
+        Ok(reply)
+    }
+
+    pub(crate) async fn set_quota(
+        &self,
+        peer: &Peer,
+        ask: v1::SetQuotaRequest,
+    ) -> Result<v1::Empty> {
+        let change = change(peer, ask.origin)?;
+        let account = required(ask.account, "account")?;
+        let to = match ask.clear {
+            true => QuotaChange::Clear,
+            false => QuotaChange::Set(QuotaLimits { bytes: ask.bytes, inodes: ask.inodes }),
+        };
+        self.store.set_quota(&change, account, to).await?;
+        Ok(v1::Empty {})
+    }
+
+    pub(crate) async fn get_quota(
+        &self,
+        peer: &Peer,
+        ask: v1::GetQuotaRequest,
+    ) -> Result<v1::Quota> {
+        let who = asker(peer, ask.caller)?;
+        let account = required(ask.account, "account")?;
+        Ok(self.store.quota(&who, account).await?.into())
+    }
+
+    pub(crate) async fn list_quotas(
+        &self,
+        peer: &Peer,
+        ask: v1::ListQuotasRequest,
+    ) -> Result<v1::ListQuotasReply> {
+        let who = asker(peer, ask.caller)?;
+        let after = ask.after.map(TryInto::try_into).transpose()?;
+        let (quotas, end) = self.store.quotas(&who, after).await?;
+        let (quotas, all) = fitting(quotas.into_iter().map(Into::into));
+        Ok(v1::ListQuotasReply { quotas, end: end && all })
+    }
+
+    pub(crate) async fn get_xattr(
+        &self,
+        peer: &Peer,
+        ask: v1::XattrRequest,
+    ) -> Result<v1::XattrValue> {
+        let who = asker(peer, ask.caller)?;
+        let value = self.store.get_xattr(&who, InodeId(ask.inode), &ask.name).await?;
+        Ok(v1::XattrValue { value: value.into() })
+    }
+
+    pub(crate) async fn set_xattr(
+        &self,
+        peer: &Peer,
+        ask: v1::SetXattrRequest,
+    ) -> Result<v1::Empty> {
+        let change = change(peer, ask.origin)?;
+        let mode = match (ask.create_only, ask.replace_only) {
+            (false, false) => XattrMode::Any,
+            (true, false) => XattrMode::Create,
+            (false, true) => XattrMode::Replace,
+            (true, true) => return Err(Error::invalid("create only and replace only")),
+        };
+        let inode = InodeId(ask.inode);
+        self.store.set_xattr(&change, inode, &ask.name, &ask.value, mode).await?;
+        Ok(v1::Empty {})
+    }
+
+    pub(crate) async fn list_xattrs(
+        &self,
+        peer: &Peer,
+        ask: v1::GetAttrRequest,
+    ) -> Result<v1::XattrNames> {
+        let who = asker(peer, ask.caller)?;
+        let names = self.store.list_xattrs(&who, InodeId(ask.inode)).await?;
+        Ok(v1::XattrNames { names: names.into_iter().map(Into::into).collect() })
+    }
+
+    pub(crate) async fn remove_xattr(
+        &self,
+        peer: &Peer,
+        ask: v1::RemoveXattrRequest,
+    ) -> Result<v1::Empty> {
+        let change = change(peer, ask.origin)?;
+        self.store.remove_xattr(&change, InodeId(ask.inode), &ask.name).await?;
+        Ok(v1::Empty {})
+    }
+
+    pub(crate) async fn list_inodes(
+        &self,
+        peer: &Peer,
+        ask: v1::ListInodesRequest,
+    ) -> Result<v1::ListInodesReply> {
+        peer.require_operator()?;
+        let page = self.store.list_inodes(InodeId(ask.after), ask.limit as usize).await?;
+        let (inodes, end) = page;
+        let (inodes, all) = fitting(inodes.into_iter().map(inode_chunks));
+        let next_inode = self.store.inode_ids_end().await?.0;
+        Ok(v1::ListInodesReply { inodes, end: end && all, next_inode })
+    }
+
+    pub(crate) async fn path_of(&self, peer: &Peer, ask: v1::PathRequest) -> Result<v1::PathReply> {
+        peer.require_operator()?;
+        let path = self.store.path_of(InodeId(ask.inode)).await?;
+        Ok(v1::PathReply { path: path.unwrap_or_default().into() })
     }
 }

@@ -124,7 +124,8 @@ impl Client {
         let Parts { env, transport, identity, routing, options } = parts;
         let id = ClientId(env.random_u128());
         let meta_timeout = options.meta_timeout;
-        let meta = Meta::new(env.clone(), id, identity.clone(), routing.clone(), meta_timeout);
+        let way = Arc::clone(&transport);
+        let meta = Meta::new(env.clone(), id, way, routing.clone(), meta_timeout);
         let meta = Arc::new(meta);
         let pool = PoolOptions { connections: options.connections, ..PoolOptions::default() };
         let connections = ConnectionPool::new(transport, pool, env.clone());

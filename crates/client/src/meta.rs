@@ -2,19 +2,18 @@
 
 use crate::client::deadline;
 use kiln_env::Env;
-use kiln_net::{Identity, control_channel};
-use kiln_rpc::v1::{self, meta_client::MetaClient};
-use kiln_rpc::{Origin, error_from_status};
+use kiln_net::{Call, ConnectionPool, PoolOptions, Transport};
+use kiln_rpc::metadata::{decode, encode};
+use kiln_rpc::{Origin, metadata_calls, v1};
 use kiln_telemetry::{CALLS, Phase, about, phase};
 use kiln_types::{
-    Action, Caller, ClientId, Code, Deadline, Error, Node, NodeId, RequestId, Result, RoutingInfo,
+    Action, Caller, ClientId, Code, Error, Node, NodeId, RequestId, Result, RoutingInfo,
     ServiceKind,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tonic::transport::Channel;
 
 /// How long one attempt may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,7 +24,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 pub struct Meta {
     env: Env,
     id: ClientId,
-    identity: Identity,
+    connections: ConnectionPool,
     routing: watch::Receiver<Arc<RoutingInfo>>,
     timeout: Option<Duration>,
     server: Mutex<Kept>,
@@ -73,11 +72,10 @@ struct Server {
     number: u64,
     node: NodeId,
     address: Arc<str>,
-    client: MetaClient<Channel>,
 }
 
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident;)*) => {
+    ($($(#[$doc:meta])* $number:literal $name:ident($request:ident) -> $reply:ident;)*) => {
         impl Meta {
             $(
                 $(#[$doc])*
@@ -85,99 +83,29 @@ macro_rules! calls {
                 /// # Errors
                 /// The server's error, or the last one before the time was over.
                 pub async fn $name(&self, request: v1::$request) -> Result<v1::$reply> {
-                    self.call(stringify!($name), |mut server| {
-                        let request = request.clone();
-                        async move { server.$name(request).await }
-                    })
-                    .await
+                    decode(&self.call(stringify!($name), $number, encode(&request)).await?)
                 }
             )*
         }
     };
 }
 
-calls! {
-    /// The entry of a name in a directory.
-    lookup(LookupRequest) -> Entry;
-    /// Walks a path.
-    resolve(ResolveRequest) -> Entry;
-    /// An inode's attributes.
-    get_attr(GetAttrRequest) -> Attr;
-    /// Changes attributes.
-    set_attr(SetAttrRequest) -> Attr;
-    /// Makes a file, or opens it if it is there, and opens it.
-    create(CreateRequest) -> OpenReply;
-    /// Opens a file.
-    open(OpenRequest) -> OpenReply;
-    /// Closes a file.
-    close(CloseRequest) -> Attr;
-    /// Closes files with nothing to report.
-    end_sessions(EndSessionsRequest) -> Empty;
-    /// Makes a writer's length durable and visible.
-    sync(SyncRequest) -> Attr;
-    /// A new capability for an open file.
-    renew(RenewRequest) -> OpenReply;
-    /// Keeps a client's open files open.
-    keep_alive(KeepAliveRequest) -> Empty;
-    /// A page of a directory.
-    read_dir(ReadDirRequest) -> ReadDirReply;
-    /// Makes a directory.
-    make_dir(MakeDirRequest) -> Entry;
-    /// Removes an empty directory.
-    remove_dir(RemoveRequest) -> Moved;
-    /// Removes a directory with everything in it.
-    remove_tree(RemoveRequest) -> Empty;
-    /// Removes a name of a file or symlink.
-    unlink(RemoveRequest) -> Moved;
-    /// Moves a name.
-    rename(RenameRequest) -> Moved;
-    /// Makes a symlink.
-    symlink(SymlinkRequest) -> Entry;
-    /// Makes a fifo, a socket or a device.
-    make_node(MakeNodeRequest) -> Entry;
-    /// A symlink's target.
-    read_link(GetAttrRequest) -> LinkTarget;
-    /// Another name for a file.
-    link(LinkRequest) -> Entry;
-    /// Space and inodes of the file system.
-    stat_fs(StatFsRequest) -> StatFsReply;
-    /// Sets or takes away a quota.
-    set_quota(SetQuotaRequest) -> Empty;
-    /// A quota and its usage.
-    get_quota(GetQuotaRequest) -> Quota;
-    /// A page of the quotas.
-    list_quotas(ListQuotasRequest) -> ListQuotasReply;
-    /// An extended attribute.
-    get_xattr(XattrRequest) -> XattrValue;
-    /// Sets an extended attribute.
-    set_xattr(SetXattrRequest) -> Empty;
-    /// Names of extended attributes.
-    list_xattrs(GetAttrRequest) -> XattrNames;
-    /// Removes an extended attribute.
-    remove_xattr(RemoveXattrRequest) -> Empty;
-    /// Locks or unlocks a range of an open file.
-    set_lock(SetLockRequest) -> SetLockReply;
-    /// Who excludes a lock.
-    get_lock(GetLockRequest) -> GetLockReply;
-    /// A page of the inodes that have chunks.
-    list_inodes(ListInodesRequest) -> ListInodesReply;
-    /// A path that leads to an inode.
-    path_of(PathRequest) -> PathReply;
-}
+metadata_calls!(calls);
 
 impl Meta {
-    /// Calls as client `id`, each tried for `timeout`; `None`: until it is answered.
+    /// Calls as client `id` over `transport`, each tried for `timeout`; `None`: until it is answered.
     pub fn new(
         env: Env,
         id: ClientId,
-        identity: Identity,
+        transport: Arc<dyn Transport>,
         routing: watch::Receiver<Arc<RoutingInfo>>,
         timeout: Option<Duration>,
     ) -> Self {
+        let connections = ConnectionPool::new(transport, connections(), env.clone());
         Self {
             env,
             id,
-            identity,
+            connections,
             routing,
             timeout,
             server: Mutex::default(),
@@ -200,37 +128,25 @@ impl Meta {
     }
 
     /// Measures a call; it is a phase of what it is made for.
-    async fn call<T, F>(
-        &self,
-        what: &'static str,
-        send: impl FnMut(MetaClient<Channel>) -> F,
-    ) -> Result<T>
-    where
-        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    {
+    async fn call(&self, what: &'static str, operation: u16, body: Vec<u8>) -> Result<Vec<u8>> {
         // Boxed: each layer around a future holds it twice.
-        let work = Box::pin(self.call_until(what, send));
+        let work = Box::pin(self.call_until(what, operation, body));
         let measured = CALLS.measure(&self.env, what, "metadata", work);
         phase(&self.env, Phase::Meta, measured).await
     }
 
-    async fn call_until<T, F>(
-        &self,
-        what: &str,
-        mut send: impl FnMut(MetaClient<Channel>) -> F,
-    ) -> Result<T>
-    where
-        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    {
+    async fn call_until(&self, what: &str, operation: u16, body: Vec<u8>) -> Result<Vec<u8>> {
         let deadline = deadline(&self.env, self.timeout);
         let mut pause = PAUSE_MIN;
         loop {
             let error = match self.server() {
                 Ok(server) => {
                     about(|about| about.node = Some(server.node));
-                    let sent = self.attempt(what, deadline, send(server.client.clone()));
+                    let attempt = self.env.deadline_after(ATTEMPT_TIMEOUT).min(deadline);
+                    let call = Call::new(operation, body.clone(), attempt);
+                    let sent = self.connections.call(&server.address, call);
                     match phase(&self.env, Phase::Meta, sent).await {
-                        Ok(reply) => return Ok(reply),
+                        Ok(answer) => return Ok(answer.body),
                         Err(error) => {
                             self.judge(&server, &error);
                             error
@@ -274,19 +190,6 @@ impl Meta {
         }
     }
 
-    async fn attempt<T>(
-        &self,
-        what: &str,
-        deadline: Deadline,
-        reply: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    ) -> Result<T> {
-        let timeout = ATTEMPT_TIMEOUT.min(deadline.left(self.env.now()));
-        match self.env.timeout(timeout, what, reply).await? {
-            Ok(reply) => Ok(reply.into_inner()),
-            Err(status) => Err(error_from_status(&status)),
-        }
-    }
-
     /// The server that was used last, or any that lives; the one that was left last if it is the
     /// only one.
     fn server(&self) -> Result<Server> {
@@ -308,13 +211,14 @@ impl Meta {
             return Err(Error::new(Code::NotReady, "no metadata server is up"));
         }
         let node = meta[self.env.random_below(meta.len() as u64) as usize];
-        let channel = control_channel(&node.address, self.identity.clone(), self.env.clone())?;
-        let client = MetaClient::new(channel);
         kept.count += 1;
-        let number = kept.count;
-        let server =
-            Server { number, node: node.id, address: node.address.as_str().into(), client };
+        let (number, node, address) = (kept.count, node.id, node.address.as_str().into());
+        let server = Server { number, node, address };
         kept.current = Some(server.clone());
         Ok(server)
     }
+}
+
+fn connections() -> PoolOptions {
+    PoolOptions { backoff_min: PAUSE_MIN, backoff_max: PAUSE_MAX, ..PoolOptions::default() }
 }
