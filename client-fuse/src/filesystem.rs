@@ -298,17 +298,18 @@ pub trait FileSystem: Send + Sync + 'static {
     async fn shut_down(&self);
 }
 
+/// Ends (with an error) when something was dropped, or nothing is mounted (any more).
+pub type Dropped = tokio::sync::oneshot::Receiver<()>;
+
 /// What a kernel is told when another client changed something: it drops what it has cached. Calls may
 /// come from any task; they return soon and never wait for a request that is under way.
 pub trait KernelCache: Send + Sync + 'static {
     /// The attributes of an inode; they are dropped when this returns (an open relies on it).
     fn drop_attributes(&self, inode: InodeId);
     /// The attributes and pages of an inode; the pages are dropped soon after.
-    fn drop_content(&self, inode: InodeId);
-    /// The same; the receiver is told when the pages are dropped, and gets an error when nothing is mounted.
-    fn drop_content_now(&self, inode: InodeId) -> tokio::sync::oneshot::Receiver<()>;
-    /// What a name leads to; dropped soon after.
-    fn drop_name(&self, parent: InodeId, name: &[u8]);
+    fn drop_content(&self, inode: InodeId) -> Dropped;
+    /// What a name leads to; dropped soon after, when no request holds the directory.
+    fn drop_name(&self, parent: InodeId, name: &[u8]) -> Dropped;
     /// What any name leads to; dropped soon after.
-    fn drop_all_names(&self);
+    fn drop_all_names(&self) -> Dropped;
 }

@@ -11,8 +11,8 @@ pub mod mount;
 mod tree;
 
 pub use filesystem::{
-    DirEntry, FileSystem, Handle, Interrupt, KernelCache, Known, Looked, NewFile, OpenFlags,
-    Opened, SeekTo, SetAttr, SetTime, SetXattr, Space, WriteAt,
+    DirEntry, Dropped, FileSystem, Handle, Interrupt, KernelCache, Known, Looked, NewFile,
+    OpenFlags, Opened, SeekTo, SetAttr, SetTime, SetXattr, Space, WriteAt,
 };
 pub use kernel::{KernelLink, MountOptions, Session};
 pub use tree::{FsOptions, file_system};

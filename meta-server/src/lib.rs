@@ -21,6 +21,7 @@ mod chunks;
 mod collector;
 mod counter;
 mod dispatch;
+mod holds;
 mod keeper;
 mod keys;
 mod locks;
@@ -38,7 +39,6 @@ mod store;
 mod sweeper;
 mod tx;
 mod watch;
-mod watching;
 
 pub use chunks::{ChunkFile, ChunkService, ChunkSpace, Removal};
 pub use keeper::Keeper;
@@ -54,7 +54,7 @@ pub use store::{
     XattrMode,
 };
 
-pub use watch::{Changes, Watcher};
+pub use watch::Changes;
 
 use std::fmt;
 

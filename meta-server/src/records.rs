@@ -172,8 +172,9 @@ pub(crate) struct Handle {
 /// A client incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Client {
-    /// It lives; requests under its id come with the credential that used it first.
-    Active { credential: String },
+    /// It lives; requests under its id come with the credential that used it first. Whether it has ever asked what
+    /// others change: it may have something in a cache.
+    Active { credential: String, watches: bool },
     /// It changes nothing any more. Its open files end once its capabilities have: at once if it
     /// said goodbye itself.
     Retired { at: Timestamp, goodbye: bool },
@@ -455,11 +456,14 @@ impl Record for Handle {
 
 impl Record for Client {
     const TYPE: u16 = 5;
+    const VERSION: u16 = 2;
     const WHAT: &'static str = "client record";
 
     fn write(&self, to: &mut Encoder) {
         match self {
-            Self::Active { credential } => to.u8(0).bytes(credential.as_bytes()),
+            Self::Active { credential, watches } => {
+                to.u8(0).bytes(credential.as_bytes()).u8(u8::from(*watches))
+            }
             Self::Retired { at, goodbye } => {
                 write_time(to.u8(1), *at);
                 to.u8(u8::from(*goodbye))
@@ -467,12 +471,14 @@ impl Record for Client {
         };
     }
 
-    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
+    fn read(from: &mut Decoder<'_>, version: u16) -> Result<Self> {
         match read_flag(from)? {
             false => {
                 let name = String::from_utf8(from.bytes(CREDENTIAL_NAME_BYTES_MAX)?.to_vec());
                 let credential = name.map_err(|_| Error::corrupt("a credential's name"))?;
-                Ok(Self::Active { credential })
+                // Earlier versions did not note it.
+                let watches = if version < 2 { true } else { read_flag(from)? };
+                Ok(Self::Active { credential, watches })
             }
             true => Ok(Self::Retired { at: read_time(from)?, goodbye: read_flag(from)? }),
         }

@@ -137,7 +137,7 @@ proptest! {
     fn small_records(layout in layouts(), n: [u64; 4], flag: bool, at: usize, flip in 1u8..) {
         check(&Format { hash_key: [n[0], n[1]] }, at, flip);
         check(&Handle { inode: InodeId(n[0]), read: flag, write: !flag }, at, flip);
-        check(&Client::Active { credential: format!("host-{}", n[1]) }, at, flip);
+        check(&Client::Active { credential: format!("host-{}", n[1]), watches: flag }, at, flip);
         check(&Client::Retired { at: Timestamp(n[0] as i64), goodbye: flag }, at, flip);
         let writable_until = Timestamp(n[3] as i64);
         check(&Garbage { layout, first: n[1], end: n[2], writable_until }, at, flip);

@@ -1,6 +1,5 @@
 //! The whole server: opens the tree, listens, registers, keeps house.
 
-use crate::dispatch::Watching;
 use crate::keeper::Keeper;
 use crate::placement::{Table, Tables};
 use crate::service::Service;
@@ -14,7 +13,6 @@ use kiln_manager_link::{LinkOptions, ManagerLink, follow_settings};
 use kiln_net::{
     ConnectionPool, Identity, KeyRing, PoolOptions, Server, ServerOptions, TcpTransport, Terms,
 };
-use kiln_rpc::v1::meta_server::MetaServer;
 use kiln_types::LayoutWish;
 use kiln_types::{
     ChainTableId, ClientId, Error, Incarnation, Result, RoutingInfo, ServiceKind, TreeId,
@@ -98,9 +96,8 @@ pub async fn run(
     let keeper = Keeper::new(Arc::clone(&store));
     let keeper = env.spawn("keeper", keeper.run());
     let watched = Arc::clone(&store);
-    let service = Arc::new(Service { store, chunks });
-    let watching = MetaServer::new(Watching(Arc::clone(&service)));
-    let serving = server.serve(Some(service), Some(tonic::service::Routes::new(watching)))?;
+    let service = Service { store, chunks, routing: link.routing().subscribe() };
+    let serving = server.serve(Some(Arc::new(service)), None)?;
     tracing::info!(%address, node = %config.node.id, "the metadata server answers");
     ready(address);
     let result = tokio::select! {

@@ -12,15 +12,17 @@ use kiln_rpc::metadata::fitting;
 use kiln_rpc::{Origin, v1};
 use kiln_types::LayoutWish;
 use kiln_types::{
-    Attr, ByteRange, Caller, Code, Error, InodeId, LockOwner, QuotaLimits, Result, Timestamp,
-    TruncateEpoch, Usage,
+    Attr, ByteRange, Caller, Code, Error, InodeId, LockOwner, QuotaLimits, Result, RoutingInfo,
+    Timestamp, TruncateEpoch, Usage,
 };
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// The metadata service.
 pub struct Service {
     pub(crate) store: Arc<Store>,
     pub(crate) chunks: Arc<dyn ChunkService>,
+    pub(crate) routing: watch::Receiver<Arc<RoutingInfo>>,
 }
 
 /// As whom a peer's request is made, within what its credential allows.

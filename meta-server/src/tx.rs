@@ -460,8 +460,19 @@ impl Tx<'_, '_> {
     /// `ClientEvicted` when it was retired, `NotAuthorized` when it is another credential's.
     pub(crate) async fn admit(&mut self, client: ClientId, credential: &str) -> Result<()> {
         if !self.check_client(client, credential).await? {
-            let active = Client::Active { credential: credential.into() };
+            let active = Client::Active { credential: credential.into(), watches: false };
             self.put(&self.keys.client(client), &active);
+        }
+        Ok(())
+    }
+
+    /// The same for a client that begins to watch.
+    pub(crate) async fn admit_watcher(&mut self, client: ClientId, credential: &str) -> Result<()> {
+        self.check_client(client, credential).await?;
+        let active = Client::Active { credential: credential.into(), watches: true };
+        let key = self.keys.client(client);
+        if self.get(&key).await?.as_ref() != Some(&active) {
+            self.put(&key, &active);
         }
         Ok(())
     }
@@ -470,7 +481,7 @@ impl Tx<'_, '_> {
     pub(crate) async fn check_client(&mut self, client: ClientId, name: &str) -> Result<bool> {
         match self.get(&self.keys.client(client)).await? {
             None => Ok(false),
-            Some(Client::Active { credential }) if credential == name => Ok(true),
+            Some(Client::Active { credential, .. }) if credential == name => Ok(true),
             Some(Client::Active { .. }) => {
                 let text = format!("client {client} uses another credential than '{name}'");
                 Err(Error::new(Code::NotAuthorized, text))

@@ -4,15 +4,9 @@ use super::generate::{Generator, There};
 use super::op::{Op, Outcome, Seen, difference};
 use super::snapshot::{Snapshot, names};
 use super::world::{World, attr};
-use crate::cluster::mount::wait_for;
 use rustix::fs as sys;
 use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
-
-/// How long a mount may go by names and attributes that another one has changed; more than it takes, for
-/// a busy machine.
-const SETTLED: Duration = Duration::from_secs(5);
 
 /// Does `steps` random episodes, each in the model and through one of two mounts of the same tree, and
 /// looks at the tree through the other one after each.
@@ -38,7 +32,7 @@ pub(crate) fn random_run(model: &Path, mounts: [&Path; 2], seed: u64, steps: usi
         });
         let other = &worlds[1 - side];
         let seen = || content.and_then(|path| opened(&model, other, path));
-        if let Some(what) = failed.or_else(seen).or_else(|| settled(&model, other)) {
+        if let Some(what) = failed.or_else(seen).or_else(|| shown(&model, other)) {
             let done = done.join("\n");
             panic!("KILN_SEED={seed}: after (mount, operation)\n{done}\n{what}");
         }
@@ -78,21 +72,12 @@ fn opened(model: &World, other: &World, path: &str) -> Option<String> {
     differs.map(|what| format!("{path} opened through the other mount: {what}"))
 }
 
-/// How the tree that the other mount shows still differs after a while.
-fn settled(model: &World, other: &World) -> Option<String> {
+/// How the tree differs that the other mount shows, now that the change is done.
+fn shown(model: &World, other: &World) -> Option<String> {
     let expected = Snapshot::take(model.root()).expect("the model can be read");
-    let mut differs = None;
-    let look = || {
-        differs = match Snapshot::take(other.root()) {
-            Ok(found) => expected.difference(&found),
-            Err(error) => Some(error.to_string()),
-        };
-        differs.is_none().then_some(())
-    };
-    match wait_for(SETTLED, look) {
-        Some(()) => None,
-        None => {
-            differs.map(|what| format!("the other mount goes on showing something else: {what}"))
-        }
+    match Snapshot::take(other.root()) {
+        Ok(found) => expected.difference(&found),
+        Err(error) => Some(error.to_string()),
     }
+    .map(|what| format!("the other mount still shows something else: {what}"))
 }

@@ -6,12 +6,12 @@
 use super::abi::{self, Notice};
 use super::device::Device;
 use super::given::{Given, Name};
-use crate::filesystem::KernelCache;
+use crate::filesystem::{Dropped, KernelCache};
 use kiln_env::Env;
 use kiln_types::{InodeId, Monotonic, Result};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -49,43 +49,50 @@ enum Drop {
     AllNames,
 }
 
+/// Who waits hears when the last of these is gone.
+type Waiter = Arc<oneshot::Sender<()>>;
+
 /// What is to be dropped, each once. Inodes are bounded by what the kernel holds; names by [`NAMES_MAX`].
 #[derive(Default)]
 struct Queue {
     order: VecDeque<Drop>,
-    known: HashSet<Drop>,
+    /// With who waits until it is dropped.
+    known: HashMap<Drop, Vec<Waiter>>,
     names: usize,
-    /// Who is to be told when the pages of an inode are dropped.
-    waiters: HashMap<InodeId, Vec<oneshot::Sender<()>>>,
     ended: bool,
 }
 
 impl Queue {
-    fn push(&mut self, what: Drop) {
+    fn push(&mut self, what: Drop, waiter: &Waiter) {
         let is_name = matches!(what, Drop::Name(..));
-        if self.known.contains(&what) || (is_name && self.known.contains(&Drop::AllNames)) {
-            return;
+        if is_name && let Some(waiters) = self.known.get_mut(&Drop::AllNames) {
+            return waiters.push(Arc::clone(waiter));
+        }
+        if let Some(waiters) = self.known.get_mut(&what) {
+            return waiters.push(Arc::clone(waiter));
         }
         if is_name && self.names == NAMES_MAX {
             self.order.retain(|what| !matches!(what, Drop::Name(..)));
-            self.known.retain(|what| !matches!(what, Drop::Name(..)));
+            let names = self.known.extract_if(|what, _| matches!(what, Drop::Name(..)));
+            let waiters = names.flat_map(|(_, waiters)| waiters);
+            let waiters = waiters.chain([Arc::clone(waiter)]).collect();
             self.names = 0;
-            return self.push(Drop::AllNames);
+            return self.add(Drop::AllNames, waiters);
         }
         self.names += usize::from(is_name);
-        self.known.insert(what.clone());
+        self.add(what, vec![Arc::clone(waiter)]);
+    }
+
+    fn add(&mut self, what: Drop, waiters: Vec<Waiter>) {
+        self.known.insert(what.clone(), waiters);
         self.order.push_back(what);
     }
 
     /// From here on the same may be queued again: it may have changed again.
-    fn pop(&mut self) -> Option<(Drop, Vec<oneshot::Sender<()>>)> {
+    fn pop(&mut self) -> Option<(Drop, Vec<Waiter>)> {
         let what = self.order.pop_front()?;
-        self.known.remove(&what);
+        let waiters = self.known.remove(&what).unwrap_or_default();
         self.names -= usize::from(matches!(what, Drop::Name(..)));
-        let waiters = match &what {
-            Drop::Content(inode) => self.waiters.remove(inode).unwrap_or_default(),
-            _ => Vec::new(),
-        };
         Some((what, waiters))
     }
 }
@@ -112,7 +119,8 @@ impl KernelLink {
     pub(super) fn end(&self) {
         let mut queue = self.shared.queue.lock();
         queue.ended = true;
-        queue.waiters.clear();
+        queue.known.clear();
+        queue.order.clear();
         drop(queue);
         self.shared.changed.notify_all();
     }
@@ -122,11 +130,18 @@ impl KernelLink {
         self.shared.given.lock().note(name, keep_for, now);
     }
 
-    fn queue(&self, what: Drop) {
+    fn queue(&self, all: impl Iterator<Item = Drop>) -> Dropped {
+        let (waiter, dropped) = oneshot::channel();
         if self.shared.device.get().is_some() {
-            self.shared.queue.lock().push(what);
-            self.shared.changed.notify_one();
+            let waiter = Arc::new(waiter);
+            let mut queue = self.shared.queue.lock();
+            if !queue.ended {
+                all.for_each(|what| queue.push(what, &waiter));
+            }
+            drop(queue);
+            self.shared.changed.notify_all();
         }
+        dropped
     }
 }
 
@@ -137,38 +152,20 @@ impl KernelCache for KernelLink {
         }
     }
 
-    fn drop_content(&self, inode: InodeId) {
+    fn drop_content(&self, inode: InodeId) -> Dropped {
         self.drop_attributes(inode);
-        self.queue(Drop::Content(inode));
+        self.queue([Drop::Content(inode)].into_iter())
     }
 
-    fn drop_content_now(&self, inode: InodeId) -> oneshot::Receiver<()> {
-        self.drop_attributes(inode);
-        let (waiter, dropped) = oneshot::channel();
-        if self.shared.device.get().is_some() {
-            let mut queue = self.shared.queue.lock();
-            if !queue.ended {
-                queue.push(Drop::Content(inode));
-                queue.waiters.entry(inode).or_default().push(waiter);
-            }
-            drop(queue);
-            self.shared.changed.notify_one();
+    fn drop_name(&self, parent: InodeId, name: &[u8]) -> Dropped {
+        self.queue([Drop::Name(parent, name.to_vec())].into_iter())
+    }
+
+    fn drop_all_names(&self) -> Dropped {
+        match self.shared.given.lock().take() {
+            Some(names) => self.queue(names.map(|(parent, name)| Drop::Name(parent, name))),
+            None => self.queue([Drop::AllNames].into_iter()),
         }
-        dropped
-    }
-
-    fn drop_name(&self, parent: InodeId, name: &[u8]) {
-        self.queue(Drop::Name(parent, name.to_vec()));
-    }
-
-    fn drop_all_names(&self) {
-        let Some(names) = self.shared.given.lock().take() else {
-            return self.queue(Drop::AllNames);
-        };
-        let mut queue = self.shared.queue.lock();
-        names.for_each(|(parent, name)| queue.push(Drop::Name(parent, name)));
-        drop(queue);
-        self.shared.changed.notify_all();
     }
 }
 
@@ -182,13 +179,12 @@ impl Shared {
                 Drop::AllNames => abi::every_name(),
             };
             tell(device, &notice);
-            // An error: nobody waits any more.
-            waiters.into_iter().for_each(|waiter| waiter.send(()).unwrap_or_default());
+            drop(waiters);
         }
     }
 
     /// Waits for something to drop; `None` when nothing is mounted any more.
-    fn next(&self) -> Option<(Drop, Vec<oneshot::Sender<()>>)> {
+    fn next(&self) -> Option<(Drop, Vec<Waiter>)> {
         let mut queue = self.queue.lock();
         loop {
             if queue.ended {
@@ -218,18 +214,24 @@ mod tests {
     fn each_is_queued_once_and_too_many_names_become_all() {
         let mut queue = Queue::default();
         let name = |number: usize| Drop::Name(InodeId(1), number.to_string().into_bytes());
-        queue.push(Drop::Content(InodeId(7)));
+        let other = Arc::new(oneshot::channel().0);
+        queue.push(Drop::Content(InodeId(7)), &other);
+        let (waiter, mut dropped) = oneshot::channel();
+        queue.push(name(0), &Arc::new(waiter));
         for _ in 0..2 {
-            (0..NAMES_MAX).for_each(|number| queue.push(name(number)));
+            (0..NAMES_MAX).for_each(|number| queue.push(name(number), &other));
         }
         assert_eq!((queue.order.len(), queue.names), (NAMES_MAX + 1, NAMES_MAX));
-        queue.push(name(NAMES_MAX));
-        queue.push(name(3));
-        let mut pop = || queue.pop().map(|(what, _)| what);
-        assert_eq!(pop(), Some(Drop::Content(InodeId(7))));
-        assert_eq!(pop(), Some(Drop::AllNames));
-        assert_eq!(pop(), None);
-        queue.push(name(3));
+        queue.push(name(NAMES_MAX), &other);
+        queue.push(name(3), &other);
+        assert_eq!(queue.pop().map(|(what, _)| what), Some(Drop::Content(InodeId(7))));
+        let (all, waiters) = queue.pop().unwrap();
+        assert_eq!(all, Drop::AllNames);
+        assert_eq!(dropped.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        drop(waiters);
+        assert_eq!(dropped.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert!(queue.pop().is_none());
+        queue.push(name(3), &other);
         assert_eq!(queue.pop().map(|(what, _)| what), Some(name(3)));
         assert_eq!((queue.known.len(), queue.names), (0, 0));
     }

@@ -1,9 +1,14 @@
-//! What other clients change: the kernel is made to forget it.
+//! What other clients change: the kernel is made to forget it, and then they are answered.
 
+use crate::filesystem::Dropped;
 use crate::tree::{Tree, append};
-use kiln_client::Change;
+use kiln_client::{Change, Heard};
 use kiln_types::InodeId;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it is looked whether this mount itself is what a name waits for.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Passes on what other clients change, for as long as the mount lives.
 pub(crate) async fn follow(tree: Arc<Tree>) {
@@ -12,7 +17,7 @@ pub(crate) async fn follow(tree: Arc<Tree>) {
     loop {
         tokio::select! {
             change = changes.next() => match change {
-                Ok(change) => apply(&tree, change),
+                Ok(heard) => hear(&tree, heard),
                 Err(_) => return,
             },
             up = connected.changed() => {
@@ -23,29 +28,70 @@ pub(crate) async fn follow(tree: Arc<Tree>) {
                 tree.fresh.lock().set_connected(is_up);
                 if !is_up {
                     // From here on changes are missed.
-                    everything(&tree);
+                    everything(&tree, &mut Dropping::default());
                 }
             }
         }
     }
 }
 
+/// What the kernel is still to forget.
+#[derive(Default)]
+struct Dropping {
+    pages: Vec<Dropped>,
+    /// By directory; `None`: in any.
+    names: Vec<(Option<InodeId>, Dropped)>,
+}
+
+fn hear(tree: &Arc<Tree>, mut heard: Heard) {
+    let mut dropping = Dropping::default();
+    for change in std::mem::take(&mut heard.changes) {
+        apply(tree, change, &mut dropping);
+    }
+    if dropping.pages.is_empty() && dropping.names.is_empty() {
+        return heard.done();
+    }
+    let tree = Arc::clone(tree);
+    let env = tree.env.clone();
+    let rest = async move {
+        settle(&tree, dropping).await;
+        heard.done();
+    };
+    env.spawn("kernel forgets", rest).detach();
+}
+
+/// Waits until the kernel has forgotten it. Without an answer there is no kernel (any more).
+///
+/// A name is not waited for while this mount changes its directory: the kernel lets go of that with the answer, which
+/// may wait for other mounts that wait for this one.
+async fn settle(tree: &Tree, dropping: Dropping) {
+    for dropped in dropping.pages {
+        let _ = dropped.await;
+    }
+    for (parent, mut dropped) in dropping.names {
+        while tree.env.timeout(LOOK, "a name", &mut dropped).await.is_err()
+            && !tree.fresh.lock().is_changing(parent)
+        {}
+    }
+}
+
 /// First no answer under way may be kept, then what was kept goes: the other way round one could slip in
 /// between.
-fn apply(tree: &Arc<Tree>, change: Change) {
+fn apply(tree: &Arc<Tree>, change: Change, dropping: &mut Dropping) {
     match change {
         Change::Inode { inode, content } => {
             tree.fresh.lock().change(inode);
             if content {
                 tree.nodes.changed_elsewhere(inode);
-                drop_content(tree, inode);
+                dropping.pages.push(drop_content(tree, inode));
             } else {
                 tree.kernel.drop_attributes(tree.shown(inode));
             }
         }
         Change::Name { parent, name } => {
             tree.fresh.lock().name_changed(parent, &name);
-            tree.kernel.drop_name(tree.shown(parent), &name);
+            let dropped = tree.kernel.drop_name(tree.shown(parent), &name);
+            dropping.names.push((Some(parent), dropped));
         }
         Change::Unlocked { inode } => {
             if let Some(open) = tree.nodes.open(inode) {
@@ -55,26 +101,26 @@ fn apply(tree: &Arc<Tree>, change: Change) {
         Change::Append { inode } => append::give_back(tree, inode),
         Change::Everything => {
             tree.fresh.lock().miss();
-            everything(tree);
+            everything(tree, dropping);
         }
     }
 }
 
-fn everything(tree: &Arc<Tree>) {
+fn everything(tree: &Arc<Tree>, dropping: &mut Dropping) {
     for inode in tree.nodes.everything_changed() {
-        drop_content(tree, inode);
+        dropping.pages.push(drop_content(tree, inode));
     }
     for open in tree.nodes.all_open() {
         // What others wait for may have been missed.
         open.locks.wake();
         append::give_back(tree, open.inode());
     }
-    tree.kernel.drop_all_names();
+    dropping.names.push((None, tree.kernel.drop_all_names()));
 }
 
-fn drop_content(tree: &Tree, inode: InodeId) {
+fn drop_content(tree: &Tree, inode: InodeId) -> Dropped {
     if let Some(open) = tree.nodes.open(inode) {
         open.content().invalidate();
     }
-    tree.kernel.drop_content(tree.shown(inode));
+    tree.kernel.drop_content(tree.shown(inode))
 }

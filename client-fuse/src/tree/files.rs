@@ -139,7 +139,7 @@ pub(crate) async fn write(tree: &Tree, handle: Handle, at: WriteAt, bytes: Bytes
         if end != at.offset {
             // The kernel takes the bytes for written where it knew the end.
             let shown = tree.shown(file.open.inode());
-            let _ = tree.kernel.drop_content_now(shown).await;
+            let _ = tree.kernel.drop_content(shown).await;
         }
     } else if file.flags.sync {
         content.write_through(at.offset, bytes).await?;

@@ -147,7 +147,7 @@ pub(crate) async fn revalidate(tree: &Tree, open: &OpenInode, attr: Attr) {
     if !same_content {
         open.content().invalidate();
         // Without an answer there is no kernel (any more).
-        let _ = tree.kernel.drop_content_now(shown).await;
+        let _ = tree.kernel.drop_content(shown).await;
     }
     if !same_attributes {
         tree.kernel.drop_attributes(shown);

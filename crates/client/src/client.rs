@@ -73,8 +73,6 @@ pub struct Parts {
     pub env: Env,
     /// The way to storage servers.
     pub transport: Arc<dyn Transport>,
-    /// What the client proves itself with.
-    pub identity: Identity,
     /// The routing information, kept current.
     pub routing: watch::Receiver<Arc<RoutingInfo>>,
     /// Settings.
@@ -86,7 +84,7 @@ pub struct Client {
     pub(crate) env: Env,
     pub(crate) id: ClientId,
     pub(crate) meta: Arc<Meta>,
-    pub(crate) identity: Identity,
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) routing: watch::Receiver<Arc<RoutingInfo>>,
     chunks: Arc<ChunkClient>,
     pieces: Arc<Semaphore>,
@@ -115,20 +113,20 @@ impl Client {
         watch.routing().ready(env.deadline_after(CONNECT_TIMEOUT), env).await?;
         let routing = watch.routing().subscribe();
         let env = env.clone();
-        let parts = Parts { env, transport, identity, routing, options };
+        let parts = Parts { env, transport, routing, options };
         Ok(Self { _watch: Some(watch), ..Self::new(parts) })
     }
 
     /// A new incarnation over `parts`.
     pub fn new(parts: Parts) -> Self {
-        let Parts { env, transport, identity, routing, options } = parts;
+        let Parts { env, transport, routing, options } = parts;
         let id = ClientId(env.random_u128());
         let meta_timeout = options.meta_timeout;
         let way = Arc::clone(&transport);
         let meta = Meta::new(env.clone(), id, way, routing.clone(), meta_timeout);
         let meta = Arc::new(meta);
         let pool = PoolOptions { connections: options.connections, ..PoolOptions::default() };
-        let connections = ConnectionPool::new(transport, pool, env.clone());
+        let connections = ConnectionPool::new(Arc::clone(&transport), pool, env.clone());
         let chunks = ChunkClient::new(env.clone(), id, connections, routing.clone());
         let chunks = Arc::new(chunks.with_consistency(options.consistency));
         let keep_alive = keep_alive(env.clone(), Arc::clone(&meta), id);
@@ -137,7 +135,7 @@ impl Client {
         Self {
             id,
             meta,
-            identity,
+            transport,
             routing,
             chunks,
             pieces: Arc::new(Semaphore::new(options.pieces)),

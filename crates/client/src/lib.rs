@@ -28,4 +28,4 @@ pub use meta::{Meta, Turn};
 pub use names::{DirEntry, Entry, Rename};
 pub use open::{NewFile, OpenMode};
 pub use sparse::SeekTo;
-pub use watch::{Change, Changes};
+pub use watch::{Change, Changes, Heard};

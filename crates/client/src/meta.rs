@@ -3,14 +3,14 @@
 use crate::client::deadline;
 use kiln_env::Env;
 use kiln_net::{Call, ConnectionPool, PoolOptions, Transport};
-use kiln_rpc::metadata::{decode, encode};
-use kiln_rpc::{Origin, metadata_calls, v1};
+use kiln_rpc::{Origin, metadata, metadata_calls, v1};
 use kiln_telemetry::{CALLS, Phase, about, phase};
 use kiln_types::{
-    Action, Caller, ClientId, Code, Error, Node, NodeId, RequestId, Result, RoutingInfo,
+    Action, Caller, ClientId, Code, Error, InodeId, Node, NodeId, RequestId, Result, RoutingInfo,
     ServiceKind,
 };
 use parking_lot::Mutex;
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -83,7 +83,13 @@ macro_rules! calls {
                 /// # Errors
                 /// The server's error, or the last one before the time was over.
                 pub async fn $name(&self, request: v1::$request) -> Result<v1::$reply> {
-                    decode(&self.call(stringify!($name), $number, encode(&request)).await?)
+                    let call = Asked {
+                        what: stringify!($name),
+                        operation: $number,
+                        inode: steered_by(&request),
+                        body: metadata::request(self.id, &request),
+                    };
+                    metadata::decode(&self.call(call).await?)
                 }
             )*
         }
@@ -128,18 +134,20 @@ impl Meta {
     }
 
     /// Measures a call; it is a phase of what it is made for.
-    async fn call(&self, what: &'static str, operation: u16, body: Vec<u8>) -> Result<Vec<u8>> {
+    async fn call(&self, ask: Asked) -> Result<Vec<u8>> {
         // Boxed: each layer around a future holds it twice.
-        let work = Box::pin(self.call_until(what, operation, body));
+        let what = ask.what;
+        let work = Box::pin(self.call_until(ask));
         let measured = CALLS.measure(&self.env, what, "metadata", work);
         phase(&self.env, Phase::Meta, measured).await
     }
 
-    async fn call_until(&self, what: &str, operation: u16, body: Vec<u8>) -> Result<Vec<u8>> {
+    async fn call_until(&self, ask: Asked) -> Result<Vec<u8>> {
+        let Asked { what, operation, inode, body } = ask;
         let deadline = deadline(&self.env, self.timeout);
         let mut pause = PAUSE_MIN;
         loop {
-            let error = match self.server() {
+            let error = match self.server(inode) {
                 Ok(server) => {
                     about(|about| about.node = Some(server.node));
                     let attempt = self.env.deadline_after(ATTEMPT_TIMEOUT).min(deadline);
@@ -185,21 +193,24 @@ impl Meta {
             Code::Unreachable | Code::ConnectionLost | Code::DeadlineExceeded | Code::Cancelled
         );
         let mut kept = self.server.lock();
-        if !answered && kept.current.as_ref().is_some_and(|kept| kept.number == server.number) {
-            *kept = Kept { current: None, left: Some(server.node), count: kept.count };
+        let is_current = kept.current.as_ref().is_some_and(|kept| kept.number == server.number);
+        if !answered && (is_current || server.number == STEERED) {
+            kept.left = Some(server.node);
+            kept.current.take_if(|kept| kept.node == server.node);
         }
     }
 
-    /// The server that was used last, or any that lives; the one that was left last if it is the
-    /// only one.
-    fn server(&self) -> Result<Server> {
+    /// The server that was used last, or any that lives, or the one to which an inode's changes are steered; not the
+    /// one that was left last unless it is the only one.
+    fn server(&self, inode: Option<InodeId>) -> Result<Server> {
         let routing = self.routing.borrow();
         let alive = |server: &Server| {
             let node = routing.nodes.get(&server.node);
             node.is_some_and(|node| node.alive && *node.address == *server.address)
         };
         let mut kept = self.server.lock();
-        if let Some(server) = kept.current.as_ref().filter(|server| alive(server)) {
+        if let (None, Some(server)) = (inode, kept.current.as_ref().filter(|server| alive(server)))
+        {
             return Ok(server.clone());
         }
         let is_up = |node: &&Node| node.kind == ServiceKind::Meta && node.alive;
@@ -207,18 +218,75 @@ impl Meta {
         if meta.len() > 1 {
             meta.retain(|node| Some(node.id) != kept.left);
         }
-        if meta.is_empty() {
-            return Err(Error::new(Code::NotReady, "no metadata server is up"));
+        let any = || meta.get(self.env.random_below(meta.len().max(1) as u64) as usize).copied();
+        let node = match inode {
+            Some(inode) => meta.iter().copied().max_by_key(|node| weight(inode, node.id)),
+            None => any(),
+        };
+        let node = node.ok_or_else(|| Error::new(Code::NotReady, "no metadata server is up"))?;
+        let server =
+            |number| Server { number, node: node.id, address: node.address.as_str().into() };
+        if inode.is_some() {
+            return Ok(server(STEERED));
         }
-        let node = meta[self.env.random_below(meta.len() as u64) as usize];
         kept.count += 1;
-        let (number, node, address) = (kept.count, node.id, node.address.as_str().into());
-        let server = Server { number, node, address };
+        let server = server(kept.count);
         kept.current = Some(server.clone());
         Ok(server)
     }
 }
 
+/// The number of a [`Server`] to which an inode's changes are steered.
+const STEERED: u64 = 0;
+
+/// A call to be made.
+struct Asked {
+    what: &'static str,
+    operation: u16,
+    /// See [`steered_by`].
+    inode: Option<InodeId>,
+    body: Vec<u8>,
+}
+
+/// Requests that change the length of an open file go to one server for each inode: two servers that change it at
+/// the same time would only be in each other's way.
+fn steered_by(request: &dyn Any) -> Option<InodeId> {
+    let close = request.downcast_ref().map(|ask: &v1::CloseRequest| ask.inode);
+    let sync = || request.downcast_ref().map(|ask: &v1::SyncRequest| ask.inode);
+    let renew = || request.downcast_ref().map(|ask: &v1::RenewRequest| ask.inode);
+    close.or_else(sync).or_else(renew).map(InodeId)
+}
+
+/// How much a server is for an inode (rendezvous hashing: Thaler and Ravishankar, 1998): the highest one is it, and
+/// when a server comes or goes only what is its own moves.
+fn weight(inode: InodeId, node: NodeId) -> u64 {
+    // The finalizer of SplitMix64.
+    let mut mixed =
+        inode.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ node.0.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
 fn connections() -> PoolOptions {
     PoolOptions { backoff_min: PAUSE_MIN, backoff_max: PAUSE_MAX, ..PoolOptions::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inodes_are_shared_out_and_move_only_with_their_server() {
+        let best = |inode: u64, nodes: &[u64]| {
+            nodes.iter().copied().max_by_key(|node| weight(InodeId(inode), NodeId(*node))).unwrap()
+        };
+        let mut shares = [0; 4];
+        for inode in 1..4000 {
+            let (all, fewer) = (best(inode, &[1, 2, 3]), best(inode, &[1, 3]));
+            shares[all as usize] += 1;
+            assert!(all == fewer || all == 2, "inode {inode} moves from {all} to {fewer}");
+        }
+        assert!(shares[1..].iter().all(|share| (1200..1470).contains(share)), "{shares:?}");
+    }
 }

@@ -1,23 +1,27 @@
-//! What other clients change: a stream from every living metadata server, merged into one.
+//! What other clients change: asked of every living metadata server, merged into one.
+//!
+//! To ask a server for the next changes is to say that the last ones are in no cache any more: it answers those who
+//! made them only then, or when this client has been silent for so long that it keeps nothing ([`VALID`]).
 
 use crate::client::Client;
 use kiln_env::{Env, Task};
-use kiln_net::{Identity, control_channel};
-use kiln_rpc::convert::id_bytes;
-use kiln_rpc::error_from_status;
-use kiln_rpc::v1::{self, meta_client::MetaClient};
-use kiln_types::{ClientId, Code, Error, InodeId, Node, NodeId, Result, RoutingInfo, ServiceKind};
+use kiln_net::{Call, ConnectionPool, PoolOptions, Transport};
+use kiln_rpc::metadata::{WATCH, decode, request};
+use kiln_rpc::v1;
+use kiln_types::{
+    ClientId, Code, Deadline, Error, InodeId, Node, NodeId, Result, RoutingInfo, ServiceKind,
+};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-/// Changes that may wait for the receiver. A server that has to wait for it says in the end that
-/// something was lost.
-const QUEUE: usize = 1024;
-/// A server that says nothing for so long is gone; it says something every second.
-const SILENCE_MAX: Duration = Duration::from_secs(4);
+/// Answers of servers that may wait for the receiver: one of each is under way.
+const QUEUE: usize = 64;
+/// What is in a cache counts for so long after the last question that a server has answered; the server waits a
+/// second longer.
+const VALID: Duration = Duration::from_secs(3);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -54,21 +58,37 @@ pub enum Change {
 
 /// The changes that other clients make, for who keeps anything in a cache.
 ///
-/// A change is committed before it is told, and told about when its maker gets the answer. So an
+/// A change is committed before it is told, and its maker gets the answer when it was [heard](Heard::done). An
 /// answer to a call that was under way when a change arrived may be older than that change: it must
 /// not be kept.
 pub struct Changes {
-    queue: mpsc::Receiver<Change>,
+    queue: mpsc::Receiver<Heard>,
     connected: watch::Receiver<bool>,
     _task: Task<()>,
 }
 
+/// Changes, and who waits until they are in no cache any more.
+#[derive(Debug)]
+pub struct Heard {
+    /// What changed.
+    pub changes: Vec<Change>,
+    done: oneshot::Sender<()>,
+}
+
+impl Heard {
+    /// Nothing of it is in a cache any more.
+    pub fn done(self) {
+        // An error: the server is not asked any more.
+        let _ = self.done.send(());
+    }
+}
+
 impl Changes {
-    /// The next change. [`Change::Everything`] comes whenever a server is reached (again).
+    /// The next changes. [`Change::Everything`] comes whenever a server is reached (again).
     ///
     /// # Errors
     /// `Cancelled` when the client that was watched for is gone.
-    pub async fn next(&mut self) -> Result<Change> {
+    pub async fn next(&mut self) -> Result<Heard> {
         let ended = || Error::new(Code::Cancelled, "the client has ended");
         self.queue.recv().await.ok_or_else(ended)
     }
@@ -88,7 +108,7 @@ impl Client {
         let watching = Watching {
             env: self.env.clone(),
             client: self.id(),
-            identity: self.identity.clone(),
+            transport: Arc::clone(&self.transport),
             routing: self.routing.clone(),
             queue: sender,
             followed: Mutex::default(),
@@ -99,20 +119,29 @@ impl Client {
     }
 }
 
-/// The streams of one [`Changes`].
+/// The questions of one [`Changes`].
 struct Watching {
     env: Env,
     client: ClientId,
-    identity: Identity,
+    transport: Arc<dyn Transport>,
     routing: watch::Receiver<Arc<RoutingInfo>>,
-    queue: mpsc::Sender<Change>,
-    /// The servers from which changes arrive.
-    followed: Mutex<BTreeSet<NodeId>>,
+    queue: mpsc::Sender<Heard>,
+    /// The servers that answer, and whether they know that there are others.
+    followed: Mutex<BTreeMap<NodeId, bool>>,
     standing: watch::Sender<bool>,
 }
 
 fn servers(routing: &RoutingInfo) -> impl Iterator<Item = &Node> {
     routing.nodes.values().filter(|node| node.kind == ServiceKind::Meta)
+}
+
+/// One server's answers.
+struct Stream {
+    node: NodeId,
+    address: String,
+    connections: ConnectionPool,
+    watch: u64,
+    seen: u64,
 }
 
 impl Watching {
@@ -124,7 +153,7 @@ impl Watching {
             let known: BTreeSet<NodeId> =
                 servers(&routing.borrow_and_update()).map(|n| n.id).collect();
             streams.retain(|node, _| known.contains(node));
-            self.set_followed(|followed| followed.retain(|node| known.contains(node)));
+            self.set_followed(|followed| followed.retain(|node, _| known.contains(node)));
             for node in known {
                 streams.entry(node).or_insert_with(|| {
                     self.env.spawn("watch of a server", Arc::clone(&self).follow(node))
@@ -136,12 +165,19 @@ impl Watching {
         }
     }
 
-    fn set_followed(&self, change: impl FnOnce(&mut BTreeSet<NodeId>)) {
+    /// Whether one metadata server is all there is: then it knows what this client may have in a cache.
+    fn is_only(&self) -> bool {
+        servers(&self.routing.borrow()).count() == 1
+    }
+
+    fn set_followed(&self, change: impl FnOnce(&mut BTreeMap<NodeId, bool>)) {
         let routing = Arc::clone(&self.routing.borrow());
+        let only = self.is_only();
         let mut followed = self.followed.lock();
         change(&mut followed);
         let mut living = servers(&routing).filter(|node| node.alive).peekable();
-        let is_up = living.peek().is_some() && living.all(|node| followed.contains(&node.id));
+        let follows = |node: &Node| followed.get(&node.id).is_some_and(|knows| *knows || only);
+        let is_up = living.peek().is_some() && living.all(follows);
         self.standing.send_if_modified(|standing| std::mem::replace(standing, is_up) != is_up);
     }
 
@@ -163,27 +199,52 @@ impl Watching {
     async fn follow_once(&self, node: NodeId, was_up: &mut bool) -> Result<()> {
         let address = self.routing.borrow().nodes.get(&node).map(|node| node.address.clone());
         let address = address.ok_or_else(|| Error::from(Code::UnknownMember))?;
-        // A connection of its own: changes that wait for the receiver hold up no calls.
-        let channel = control_channel(&address, self.identity.clone(), self.env.clone())?;
-        let mut server = MetaClient::new(channel);
-        let request = server.watch(v1::WatchRequest { client: id_bytes(self.client) });
-        let stream = self.env.timeout(SILENCE_MAX, "watch", request).await?;
-        let mut stream = stream.map_err(|status| error_from_status(&status))?.into_inner();
+        // A connection of its own: calls that wait hold up no changes.
+        let transport = Arc::clone(&self.transport);
+        let connections = ConnectionPool::new(transport, PoolOptions::default(), self.env.clone());
+        let watch = self.env.random_u64();
+        let mut stream = Stream { node, address, connections, watch, seen: 0 };
+        let mut valid_until = self.env.deadline_after(VALID);
         loop {
-            let message = self.env.timeout(SILENCE_MAX, "changes", stream.message()).await?;
-            let message = message.map_err(|status| error_from_status(&status))?;
-            let ended = || Error::new(Code::ConnectionLost, "the server ended the stream");
-            self.pass_on(message.ok_or_else(ended)?).await?;
-            if !*was_up {
-                *was_up = true;
-                self.set_followed(|followed| {
-                    followed.insert(node);
-                });
-            }
+            let only = self.is_only();
+            let sent = self.env.now();
+            let changes = self.ask(&mut stream, only, valid_until).await?;
+            valid_until = Deadline(sent.plus(VALID));
+            self.require_known(&changes)?;
+            self.pass_on(changes, valid_until).await?;
+            *was_up = true;
+            self.set_followed(|followed| {
+                followed.insert(node, !only);
+            });
         }
     }
 
-    async fn pass_on(&self, changes: v1::Changes) -> Result<()> {
+    async fn ask(&self, stream: &mut Stream, only: bool, until: Deadline) -> Result<v1::Changes> {
+        let ask = v1::WatchRequest { watch: stream.watch, seen: stream.seen, only };
+        let call = Call::new(WATCH, request(self.client, &ask), until);
+        let answer = stream.connections.call(&stream.address, call).await?;
+        let changes: v1::Changes = decode(&answer.body)?;
+        stream.seen += 1;
+        if changes.number != stream.seen {
+            let text =
+                format!("message {} of {}, not {}", changes.number, stream.node, stream.seen);
+            return Err(Error::new(Code::ConnectionLost, text));
+        }
+        Ok(changes)
+    }
+
+    /// A server that this client does not know of yet may change things unheard.
+    fn require_known(&self, changes: &v1::Changes) -> Result<()> {
+        let routing = self.routing.borrow();
+        let is_known = |id: &u64| routing.nodes.contains_key(&NodeId(*id));
+        match changes.servers.iter().all(is_known) {
+            true => Ok(()),
+            false => Err(Error::new(Code::NotReady, "there is a metadata server not known yet")),
+        }
+    }
+
+    /// Ends when nothing of it is in a cache any more.
+    async fn pass_on(&self, changes: v1::Changes, until: Deadline) -> Result<()> {
         let everything = changes.lost.then_some(Change::Everything);
         let inodes = changes.inodes.into_iter().map(|changed| Change::Inode {
             inode: InodeId(changed.inode),
@@ -198,10 +259,17 @@ impl Watching {
         let appends = changes.appends.into_iter();
         let appends = appends.map(|inode| Change::Append { inode: InodeId(inode) });
         let locks = unlocked.chain(appends);
-        for change in everything.into_iter().chain(inodes).chain(names).chain(locks) {
-            let gone = |_| Error::new(Code::Cancelled, "nobody takes the changes");
-            self.queue.send(change).await.map_err(gone)?;
+        let changes: Vec<_> =
+            everything.into_iter().chain(inodes).chain(names).chain(locks).collect();
+        if changes.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let gone = || Error::new(Code::Cancelled, "nobody takes the changes");
+        let (done, heard) = oneshot::channel();
+        let heard = async {
+            self.queue.send(Heard { changes, done }).await.map_err(|_| gone())?;
+            heard.await.map_err(|_| gone())
+        };
+        self.env.until(until, "caches", heard).await?
     }
 }

@@ -1,8 +1,7 @@
 //! The control plane: messages, generated code and service traits.
 //!
-//! The traits are [`v1::meta_server::Meta`] and [`v1::mgmtd_server::Mgmtd`] as tonic generates them, and
-//! [`ManagerCalls`], what members ask of the manager over whatever carries it; [`metadata_calls`] lists what clients
-//! ask of metadata servers.
+//! [`v1::mgmtd_server::Mgmtd`] is the manager's trait as tonic generates it, [`ManagerCalls`] what members ask of the
+//! manager over whatever carries it; [`metadata_calls`] lists what clients ask of metadata servers.
 //! Bulk data never travels this way.
 #![forbid(unsafe_code)]
 

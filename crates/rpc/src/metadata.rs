@@ -1,10 +1,13 @@
 //! The metadata calls, in one list for those who make them and those who answer them.
 //!
-//! A call is a request on a connection of frames: its number is the frame's operation, its body the message of the
-//! .proto file. Answers have to fit into a body, too ([`fitting`]).
+//! A call is a request on a connection of frames: its number is the frame's operation, its body the client's id and
+//! the message of the .proto file. Answers have to fit into a body, too ([`fitting`]).
 
-use kiln_types::{Error, Result};
+use kiln_types::{ClientId, Error, Result};
 use prost::Message;
+
+/// The number of the call `Watch`, which answers late: see the .proto file.
+pub const WATCH: u16 = 0x100;
 
 /// Calls `$with!` with the metadata calls: what each does, its number on the wire, its name and messages.
 #[macro_export]
@@ -87,7 +90,25 @@ macro_rules! metadata_calls {
 /// Bytes of a page's items: leaves room for what stands beside them in a body.
 const PAGE_BYTES_MAX: usize = 192 << 10;
 
-/// The body of a message.
+/// The body of a client's request.
+pub fn request<T: Message>(client: ClientId, message: &T) -> Vec<u8> {
+    let mut body = Vec::with_capacity(16 + message.encoded_len());
+    body.extend_from_slice(&client.0.to_be_bytes());
+    message.encode_raw(&mut body);
+    body
+}
+
+/// Whose request a body is, and its message.
+///
+/// # Errors
+/// `Invalid` when it is too short.
+pub fn asked(body: &[u8]) -> Result<(ClientId, &[u8])> {
+    let (client, message) =
+        body.split_first_chunk().ok_or_else(|| Error::invalid("a request without a client"))?;
+    Ok((ClientId(u128::from_be_bytes(*client)), message))
+}
+
+/// The body of an answer.
 pub fn encode<T: Message>(message: &T) -> Vec<u8> {
     message.encode_to_vec()
 }

@@ -1,12 +1,14 @@
 //! Clients: signs of life, retirement, the end of their open files.
 
 use crate::SessionId;
-use crate::keys::{client_of, session_of};
+use crate::keys::{Keys, client_of, session_of};
 use crate::records::{Body, Client, File, Handle, Record};
 use crate::store::{Store, Who};
 use crate::tx::Tx;
-use kiln_kv::RangeOptions;
+use kiln_env::Env;
+use kiln_kv::{Kv, RangeOptions, transact};
 use kiln_types::{ClientId, Code, Error, InodeId, Result, TruncateEpoch};
+use std::collections::BTreeSet;
 
 /// Clients or open files in one page.
 const PAGE: usize = 256;
@@ -216,6 +218,28 @@ impl Store {
         let Some(file) = file else { return Ok(None) };
         let end = self.chunks.stored_end(&self.chunk_file(id, &file), &file.floors).await?;
         Ok(Some((end, file.epoch)))
+    }
+}
+
+/// The clients that may watch a server over this kv.
+pub(super) async fn watchers(kv: &dyn Kv, env: &Env, keys: Keys) -> Result<BTreeSet<ClientId>> {
+    let mut watchers = BTreeSet::new();
+    let mut left = keys.clients();
+    loop {
+        let range = &left;
+        let page = transact(kv, env, "watchers", |kv| {
+            Box::pin(kv.range(range.clone(), RangeOptions::limit(PAGE).snapshot()))
+        })
+        .await?;
+        for (key, value) in &page {
+            if matches!(Client::decode(value)?, Client::Active { watches: true, .. }) {
+                watchers.insert(client_of(key)?);
+            }
+        }
+        match page.last() {
+            Some((last, _)) if page.len() == PAGE => left = left.after(last),
+            _ => return Ok(watchers),
+        }
     }
 }
 

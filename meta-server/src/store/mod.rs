@@ -28,13 +28,14 @@ pub use rename::RenameArgs;
 pub use xattr::XattrMode;
 
 use crate::chunks::ChunkService;
+use crate::holds::Shown;
 use crate::keys::Keys;
 use crate::name::NameHash;
 use crate::placement::Tables;
 use crate::quota::{Ledger, accounts};
 use crate::records::{Answer, Body, Directory, Format, Inode, Record};
 use crate::tx::Tx;
-use crate::watch::{Changes, Hub, Watcher};
+use crate::watch::{Ask, Changes, Hub};
 use garbage::Handover;
 use ids::Ids;
 use kiln_env::Env;
@@ -179,7 +180,7 @@ impl Store {
         let keys = Keys { tree: settings.tree };
         let format = open_format(&parts, keys, &settings).await?;
         let StoreParts { kv, env, chunks, tables, key } = parts;
-        let hub = Hub::new(env.clone());
+        let hub = Hub::new(env.clone(), clients::watchers(&*kv, &env, keys).await?);
         Ok(Self {
             kv,
             env,
@@ -226,12 +227,41 @@ impl Store {
         Timestamp(self.clock.fetch_max(wall.0, Ordering::Relaxed).max(wall.0))
     }
 
-    /// Tells a client what others change through this server from now on.
+    /// What others changed through this server since the last message to a client that watches, and the number of
+    /// this message; see [`Hub::next`].
     ///
     /// # Errors
-    /// `Overloaded` when too many watch already, `Cancelled` when the server stops.
-    pub fn watch(&self, client: ClientId, confined: bool) -> Result<Watcher> {
-        self.hub.watch(client, confined)
+    /// `Overloaded` when too many watch already, `Cancelled` when the server stops, `ClientEvicted`,
+    /// `NotAuthorized`, or what kv reports.
+    pub(crate) async fn watch(
+        &self,
+        client: ClientId,
+        credential: &str,
+        ask: Ask,
+    ) -> Result<(u64, Changes)> {
+        if ask.seen == 0 {
+            self.transact("watch", &|tx| {
+                Box::pin(async move { tx.admit_watcher(client, credential).await })
+            })
+            .await?;
+        }
+        self.hub.next(client, ask).await
+    }
+
+    /// Whether a client watches, and what it is shown has to be noted.
+    pub(crate) fn notes(&self, client: ClientId) -> bool {
+        self.hub.notes(client)
+    }
+
+    /// The number of the last change of any inode.
+    pub(crate) fn last_change(&self) -> u64 {
+        self.hub.last()
+    }
+
+    /// Notes what a client was shown in answer to a request that began after the change `before`. `false`: some of
+    /// it has changed since.
+    pub(crate) fn hold(&self, client: ClientId, before: u64, shown: &Shown) -> bool {
+        self.hub.hold(client, before, &shown.attrs, &shown.names)
     }
 
     /// Ends all watchers.
@@ -311,8 +341,9 @@ impl Store {
             })
         })
         .await?;
-        telling.done();
+        let due = telling.done();
         self.handover.give(garbage);
+        self.hub.heard(due).await?;
         Ok(outcome)
     }
 

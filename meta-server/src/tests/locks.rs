@@ -1,9 +1,10 @@
 //! How locks end with their owners and their files; what they exclude is looked at in `random/locks.rs`.
 
 use crate::store::{Opened, Settings};
+use crate::tests::watcher::Watcher;
 use crate::tests::{Client, ROOT, WRITE, World, code, root, simulate};
 use crate::{Keeper, LockArgs};
-use kiln_types::{ClientId, Code, Lock, LockFamily, LockMode, LockOwner, LockRange, Result};
+use kiln_types::{Code, Lock, LockFamily, LockMode, LockOwner, LockRange, Result};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,8 +32,7 @@ fn a_lock_passes_on_when_its_client_is_surely_gone() {
         let (family, inode) = (LockFamily::Posix, lost.attr.inode);
         assert_eq!(locks(&mut a, &lost, false).await, Ok(true));
         let mut keeper = Keeper::new(Arc::clone(&world.store));
-        let mut watcher = world.store.watch(ClientId(3), false).expect("a watcher");
-        assert!(watcher.next().await.is_some_and(|changes| changes.is_lost()));
+        let watcher = Watcher::new(&world.env, &world.store, 3, false).await;
         let started = world.env.now();
         while !locks(&mut b, &file, true).await.expect("an answer") {
             let holder = world.store.lock_holder(&root(), b.id, &whole(&file)).await;
@@ -45,8 +45,7 @@ fn a_lock_passes_on_when_its_client_is_surely_gone() {
         let Settings { lease, capability, .. } = Settings::default();
         let waited = world.env.now().since(started);
         assert!(waited > lease + capability, "{waited:?}");
-        let heard = watcher.next().await.expect("a message");
-        assert_eq!(heard.unlocked_inodes().collect::<Vec<_>>(), [inode]);
+        assert_eq!(watcher.take().unlocked_inodes().collect::<Vec<_>>(), [inode]);
         // Whoever comes back is told that it has lost everything.
         assert_eq!(code(locks(&mut a, &lost, false).await), Err(Code::ClientEvicted));
     });

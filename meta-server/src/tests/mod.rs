@@ -14,6 +14,7 @@ mod random;
 mod tree;
 mod truncation;
 mod watch;
+mod watcher;
 
 use crate::placement::{Table, Tables};
 use crate::store::{

@@ -110,7 +110,7 @@ impl Run {
             locks: locks::Locks::default(),
             world,
         };
-        run.cache.follow(&run.servers);
+        run.cache.follow(&run.world.env, &run.servers).await;
         let open_to_all = SetAttrArgs { mode: Some(0o777), ..SetAttrArgs::default() };
         let change = run.clients[0].change();
         run.begin();
@@ -488,10 +488,9 @@ impl Run {
         self.world.env.sleep(Duration::from_micros(50)).await;
         if self.lossy && self.rng.u8(..30) == 0 {
             let restarted = self.world.another().await.narrow(3).await.store;
-            self.hear().await;
             self.keepers[1] = Keeper::new(Arc::clone(&restarted));
             self.servers[1] = restarted;
-            self.cache.follow(&self.servers);
+            self.cache.follow(&self.world.env, &self.servers).await;
         }
         self.begin();
         match self.rng.u8(..30) {
@@ -541,6 +540,7 @@ async fn run(world: World, seed: u64, lossy: bool, steps: Vec<u64>) {
             run.world.env.sleep(Duration::from_secs(run.rng.u64(..20))).await;
             keepers_round(&mut run.keepers).await;
             run.beat().await;
+            run.hear().await;
             invariants::check(&run.world).await;
         }
         if step % 40 == 0 || seed.is_multiple_of(EACH_STEP) {
@@ -556,6 +556,7 @@ async fn run(world: World, seed: u64, lossy: bool, steps: Vec<u64>) {
         run.world.env.sleep(Duration::from_secs(30)).await;
         run.beat().await;
         keepers_round(&mut run.keepers).await;
+        run.hear().await;
         run.check_cache().await;
     }
     run.compare().await;

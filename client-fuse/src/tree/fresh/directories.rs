@@ -167,6 +167,16 @@ impl Freshness {
         }
     }
 
+    /// Whether this mount changes something in a directory; `None`: in any.
+    pub(crate) fn is_changing(&self, parent: Option<InodeId>) -> bool {
+        let known = &self.directories.known;
+        let changes = |directory: &Directory| directory.under_way > 0;
+        match parent {
+            Some(parent) => known.get(&parent).is_some_and(changes),
+            None => known.values().any(changes),
+        }
+    }
+
     /// Another client changed what a directory has under a name.
     pub(crate) fn name_changed(&mut self, parent: InodeId, name: &[u8]) {
         self.change(parent);
