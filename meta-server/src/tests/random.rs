@@ -575,7 +575,8 @@ async fn keepers_round([one, other]: &mut [Keeper; 2]) {
 impl Run {
     /// Every client gives a sign of life.
     async fn beat(&mut self) {
-        for id in self.clients.iter().map(|client| client.id).collect::<Vec<_>>() {
+        let ids = self.clients.iter().map(|client| client.id).chain([cache::WATCHING]);
+        for id in ids.collect::<Vec<_>>() {
             insist!(self, s => async { s.keep_alive(&root(), id, false).await }).expect("a beat");
         }
     }

@@ -24,12 +24,19 @@ impl Watcher {
     ) -> Self {
         let heard = Arc::new(Mutex::new(Changes::default()));
         let (into, store, watch) = (Arc::clone(&heard), Arc::clone(store), env.random_u64());
+        let env_of_task = env.clone();
         let task = env.spawn("watcher", async move {
             let mut seen = 0;
             loop {
                 let ask = Ask { watch, seen, only, confined };
-                let Ok((number, changes)) = store.watch(ClientId(client), "", ask).await else {
-                    return into.lock().extend(&Changes::anything());
+                let (number, changes) = match store.watch(ClientId(client), "", ask).await {
+                    Ok(message) => message,
+                    // Its store may not answer; it has not begun then.
+                    Err(_) if seen == 0 => {
+                        env_of_task.sleep(Duration::from_millis(1)).await;
+                        continue;
+                    }
+                    Err(_) => return into.lock().extend(&Changes::anything()),
                 };
                 assert_eq!(number, seen + 1);
                 seen = number;

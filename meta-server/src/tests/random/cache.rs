@@ -6,14 +6,14 @@ use crate::tests::watcher::Watcher;
 use crate::tests::{abandon, root};
 use crate::watch::Changes;
 use kiln_env::Env;
-use kiln_types::{Attr, Code, InodeId};
+use kiln_types::{Attr, ClientId, Code, InodeId};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Makes no change itself.
-const WATCHING: u128 = 99;
+pub(super) const WATCHING: ClientId = ClientId(99);
 /// Long enough for a message about what nobody waits for.
 const MOMENT: Duration = Duration::from_millis(3);
 
@@ -37,7 +37,7 @@ impl Cache {
             let kept = Arc::clone(&self.kept);
             let take = move |changes: &Changes| kept.lock().apply(changes);
             let wide = (false, false);
-            self.watchers.push(Watcher::passing_on(env, server, WATCHING, wide, take));
+            self.watchers.push(Watcher::passing_on(env, server, WATCHING.0, wide, take));
         }
         for watcher in &self.watchers {
             watcher.first(env).await;
