@@ -69,8 +69,8 @@ async fn settle(tree: &Tree, dropping: Dropping) {
         let _ = dropped.await;
     }
     for (parent, mut dropped) in dropping.names {
-        while tree.env.timeout(LOOK, "a name", &mut dropped).await.is_err()
-            && !tree.fresh.lock().is_changing(parent)
+        while !tree.fresh.lock().is_changing(parent)
+            && tree.env.timeout(LOOK, "a name", &mut dropped).await.is_err()
         {}
     }
 }

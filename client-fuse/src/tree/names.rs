@@ -2,7 +2,7 @@
 
 use crate::filesystem::{Known, Looked};
 use crate::tree::Tree;
-use crate::tree::fresh::Ended;
+use crate::tree::fresh::{Ended, Mark};
 use kiln_client::Rename;
 use kiln_types::{Action, Attr, Caller, Code, Error, FileKind, InodeId, Result};
 
@@ -64,6 +64,10 @@ pub(crate) async fn rename(
     };
     let edits = [tree.edit(from.0, None), tree.edit(to.0, Some(to.1))];
     let mut answer = tree.client.rename(caller, from, to, how).await;
+    let moved_or_gone = |attr: &Attr| match attr.kind {
+        FileKind::Directory => Ended::Changed,
+        _ => Ended::Made(attr.ctime),
+    };
     for edit in edits {
         answer = edit.end(answer, |moved| moved.as_ref().map_or(Ended::Changed, moved_or_gone));
     }
@@ -79,11 +83,6 @@ pub(crate) async fn rename(
     Ok(())
 }
 
-/// What taking this out of a directory, or moving it there, changed in it.
-fn moved_or_gone(attr: &Attr) -> Ended {
-    if attr.kind == FileKind::Directory { Ended::Changed } else { Ended::Made(attr.ctime) }
-}
-
 /// See [`crate::FileSystem::unlink`] and [`crate::FileSystem::remove_dir`].
 pub(crate) async fn remove(
     tree: &Tree,
@@ -93,7 +92,11 @@ pub(crate) async fn remove(
 ) -> Result<()> {
     let edit = tree.edit(parent, None);
     let removed = tree.client.remove(caller, parent, name, directory).await;
-    let gone = edit.end(removed, |gone| gone.as_ref().map_or(Ended::Changed, moved_or_gone))?;
+    let how = |attr: &Attr| match attr.kind {
+        FileKind::Directory => Ended::Directory(attr.ctime, false),
+        _ => Ended::Made(attr.ctime),
+    };
+    let gone = edit.end(removed, |gone| gone.as_ref().map_or(Ended::Changed, how))?;
     if let Some(attr) = gone.filter(|_| directory) {
         tree.fresh.lock().removed(attr);
     }
@@ -112,21 +115,25 @@ pub(crate) async fn make(
 
 /// What making this changed in its directory: a new inode is as old as the change.
 pub(crate) fn made(attr: &Attr) -> Ended {
-    if attr.kind == FileKind::Directory { Ended::Changed } else { Ended::Made(attr.btime) }
+    match attr.kind {
+        FileKind::Directory => Ended::Directory(attr.btime, true),
+        _ => Ended::Made(attr.btime),
+    }
 }
 
 /// A change in a directory that this mount makes.
 pub(crate) struct Edit<'a> {
     tree: &'a Tree,
     parent: InodeId,
+    begun: Mark,
     has_ended: bool,
 }
 
 impl Tree {
     /// A change in `parent` begins, after which it may have `name`.
     pub(crate) fn edit(&self, parent: InodeId, name: Option<&[u8]>) -> Edit<'_> {
-        self.fresh.lock().begin(parent, name);
-        Edit { tree: self, parent, has_ended: false }
+        let begun = self.fresh.lock().begin(parent, name);
+        Edit { tree: self, parent, begun, has_ended: false }
     }
 }
 
@@ -139,7 +146,7 @@ impl Edit<'_> {
             Err(_) => Ended::Open,
         };
         self.has_ended = true;
-        self.tree.fresh.lock().end(self.parent, ended);
+        self.tree.fresh.lock().end(self.parent, self.begun, ended);
         answer
     }
 }
@@ -147,7 +154,7 @@ impl Edit<'_> {
 impl Drop for Edit<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.tree.fresh.lock().end(self.parent, Ended::Open);
+            self.tree.fresh.lock().end(self.parent, self.begun, Ended::Open);
         }
     }
 }

@@ -40,6 +40,8 @@ impl Names {
 pub(crate) enum Ended {
     /// At this time something was made, or nothing happened there later than then.
     Made(Timestamp),
+    /// A directory was made in it, or (`false`) removed.
+    Directory(Timestamp, bool),
     /// The directory's attributes are others.
     Changed,
     /// Nothing changed.
@@ -67,8 +69,10 @@ struct Directory {
     changed: u64,
     /// Listings that began before that may lack names that this mount made.
     listed_from: u64,
-    /// Changes of this mount that are under way.
+    /// Changes of this mount that are under way, those whose answers were given up included.
     under_way: usize,
+    /// Changes of this mount that are not answered.
+    asked: usize,
     names: Option<Names>,
     /// This mount removed it, with these attributes; who has it open sees them.
     gone: Option<Attr>,
@@ -78,6 +82,7 @@ struct Directory {
 struct Kept {
     attr: Attr,
     sent: Mark,
+    learned: Mark,
     until: Monotonic,
 }
 
@@ -95,7 +100,8 @@ impl Freshness {
             return;
         }
         directory.made = directory.made.filter(|(at, _)| sent.0 < *at);
-        directory.attr = Some(Kept { attr: attr.clone(), sent, until });
+        let learned = Mark(self.clock);
+        directory.attr = Some(Kept { attr: attr.clone(), sent, learned, until });
     }
 
     /// The attributes of a directory, and when they were asked for; `None`: they have to be asked for.
@@ -140,23 +146,29 @@ impl Freshness {
     }
 
     /// This mount is about to change something in `parent`, after which it may have `name`.
-    pub(crate) fn begin(&mut self, parent: InodeId, name: Option<&[u8]>) {
-        self.directories.entry(parent).under_way += 1;
+    pub(crate) fn begin(&mut self, parent: InodeId, name: Option<&[u8]>) -> Mark {
+        self.clock += 1;
+        let directory = self.directories.entry(parent);
+        directory.under_way += 1;
+        directory.asked += 1;
         if let Some(name) = name {
             self.appeared(parent, name);
         }
+        self.mark()
     }
 
     /// What [`begin`](Self::begin) announced has ended.
-    pub(crate) fn end(&mut self, parent: InodeId, ended: Ended) {
+    pub(crate) fn end(&mut self, parent: InodeId, begun: Mark, ended: Ended) {
         self.clock += 1;
         let clock = self.clock;
         let directory = self.directories.entry(parent);
         directory.listed_from = clock;
+        directory.asked = directory.asked.saturating_sub(1);
         match ended {
-            Ended::Made(time) => {
-                let time = directory.made.map_or(time, |(_, before)| before.max(time));
-                directory.made = Some((clock, time));
+            Ended::Made(time) => directory.make(clock, time),
+            Ended::Directory(time, is_made) => {
+                directory.count(clock, begun, is_made);
+                directory.make(clock, time);
             }
             Ended::Changed | Ended::Open => directory.change(clock),
             Ended::Not => {}
@@ -170,7 +182,7 @@ impl Freshness {
     /// Whether this mount changes something in a directory; `None`: in any.
     pub(crate) fn is_changing(&self, parent: Option<InodeId>) -> bool {
         let known = &self.directories.known;
-        let changes = |directory: &Directory| directory.under_way > 0;
+        let changes = |directory: &Directory| directory.asked > 0;
         match parent {
             Some(parent) => known.get(&parent).is_some_and(changes),
             None => known.values().any(changes),
@@ -218,6 +230,24 @@ impl Freshness {
 }
 
 impl Directory {
+    /// Something was made in it at `time`.
+    fn make(&mut self, clock: u64, time: Timestamp) {
+        let time = self.made.map_or(time, |(_, before)| before.max(time));
+        self.made = Some((clock, time));
+    }
+
+    /// One more or one less directory is in it. Attributes that were known before tell how many there were; of those
+    /// that came meanwhile nobody knows whether they count it.
+    fn count(&mut self, clock: u64, begun: Mark, is_made: bool) {
+        self.attr = self.attr.take().filter(|kept| kept.learned.0 < begun.0);
+        if let Some(kept) = &mut self.attr {
+            let links = kept.attr.links;
+            kept.attr.links =
+                if is_made { links.saturating_add(1) } else { links.saturating_sub(1) };
+        }
+        self.changed = clock;
+    }
+
     /// Its attributes are others from now on.
     fn change(&mut self, clock: u64) {
         (self.attr, self.made, self.changed) = (None, None, clock);

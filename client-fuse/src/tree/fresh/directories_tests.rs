@@ -29,6 +29,7 @@ fn what_a_mount_says_of_a_directory_is_true() {
 /// The directory as the server has it.
 struct Truth {
     names: BTreeSet<u8>,
+    directories: u32,
     mode: u32,
     mtime: i64,
     ctime: i64,
@@ -38,6 +39,7 @@ struct Truth {
 /// A change that this mount asked for.
 struct Change {
     what: What,
+    begun: Mark,
     made_at: Option<i64>,
     is_answered: bool,
 }
@@ -46,6 +48,9 @@ struct Change {
 enum What {
     Make(u8),
     Remove(u8),
+    /// A directory, in and out at once.
+    MakeDirectory,
+    RemoveDirectory,
     Mode(u32),
     Mtime(i64),
 }
@@ -72,7 +77,14 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut fresh = Freshness::new(Duration::from_secs(10));
         fresh.set_connected(true);
-        let truth = Truth { names: BTreeSet::new(), mode: 0, mtime: 0, ctime: 0, clock: 0 };
+        let truth = Truth {
+            names: BTreeSet::new(),
+            directories: 100,
+            mode: 0,
+            mtime: 0,
+            ctime: 0,
+            clock: 0,
+        };
         let sent = fresh.mark();
         if seed.is_multiple_of(2) {
             fresh.all_names(sent, D, Names::default());
@@ -103,8 +115,10 @@ impl World {
     fn what(&mut self) -> What {
         let name = self.random.u8(0..NAMES);
         match self.random.u8(0..8) {
-            0..4 => What::Make(name),
-            4..6 => What::Remove(name),
+            0..3 => What::Make(name),
+            3 => What::MakeDirectory,
+            4 => What::Remove(name),
+            5 => What::RemoveDirectory,
             6 => What::Mode(self.random.u32(..)),
             _ => What::Mtime(self.random.i64(0..1000)),
         }
@@ -112,12 +126,12 @@ impl World {
 
     fn begin(&mut self) {
         let what = self.what();
-        match what {
+        let begun = match what {
             What::Make(name) => self.fresh.begin(D, Some(&[name])),
-            What::Remove(_) => self.fresh.begin(D, None),
-            What::Mode(_) | What::Mtime(_) => {}
-        }
-        self.changes.push(Change { what, made_at: None, is_answered: false });
+            What::Mode(_) | What::Mtime(_) => self.fresh.mark(),
+            _ => self.fresh.begin(D, None),
+        };
+        self.changes.push(Change { what, begun, made_at: None, is_answered: false });
     }
 
     /// A change that is under way reaches the server.
@@ -148,11 +162,14 @@ impl World {
                 self.changes.remove(at);
                 return;
             }
+            (Some(time), What::MakeDirectory) => Ended::Directory(Timestamp(time), true),
+            (Some(time), What::RemoveDirectory) => Ended::Directory(Timestamp(time), false),
             (Some(time), _) => Ended::Made(Timestamp(time)),
-            (None, What::Make(_) | What::Remove(_)) if self.random.u8(0..40) == 0 => Ended::Open,
+            (None, What::Mode(_) | What::Mtime(_)) => return,
+            (None, _) if self.random.u8(0..40) == 0 => Ended::Open,
             (None, _) => return,
         };
-        self.fresh.end(D, ended);
+        self.fresh.end(D, change.begun, ended);
         change.is_answered = true;
         self.given_up |= change.made_at.is_none();
         if change.made_at.is_some() {
@@ -196,7 +213,7 @@ impl World {
         self.truth.apply(what);
         self.untold.push_back(match what {
             What::Make(name) | What::Remove(name) => Some(name),
-            What::Mode(_) | What::Mtime(_) => None,
+            _ => None,
         });
     }
 
@@ -233,10 +250,12 @@ impl Truth {
         match what {
             What::Make(name) => drop(self.names.insert(name)),
             What::Remove(name) => drop(self.names.remove(&name)),
+            What::MakeDirectory => self.directories += 1,
+            What::RemoveDirectory => self.directories -= 1,
             What::Mode(mode) => self.mode = mode,
             What::Mtime(time) => self.mtime = time,
         }
-        if matches!(what, What::Make(_) | What::Remove(_)) {
+        if !matches!(what, What::Mode(_) | What::Mtime(_)) {
             self.mtime = self.clock;
         }
         self.clock
@@ -249,7 +268,7 @@ impl Truth {
             mode: self.mode,
             uid: 0,
             gid: 0,
-            links: 2,
+            links: 2 + self.directories,
             length: 0,
             dense_end: 0,
             device: 0,
