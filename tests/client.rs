@@ -5,16 +5,21 @@
 mod cluster;
 
 use cluster::TestCluster;
-use kiln_client::{Client, File, NewFile, OpenMode, Options};
+use kiln_client::{Client, CloseOne, File, NewFile, NewOne, OpenMode, Options, SetAttr, SetTime};
 use kiln_env::Env;
 use kiln_launch::ClusterDir;
 use kiln_memory::{Buffer, Bytes};
-use kiln_types::{Caller, InodeId};
+use kiln_types::{Account, Attr, Caller, Code, InodeId, QuotaLimits, Result, Timestamp};
 
 const MIB: u64 = 1 << 20;
 
 /// Runs `body` with a client of a fresh cluster.
 fn with_client(body: impl AsyncFnOnce(&Client)) -> TestCluster {
+    with_clients(async |[client, _]| body(client).await)
+}
+
+/// Runs `body` with two clients of a fresh cluster.
+fn with_clients(body: impl AsyncFnOnce([&Client; 2])) -> TestCluster {
     let cluster = TestCluster::start(3, 3);
     let dir = ClusterDir::open(cluster.path()).unwrap();
     let managers = vec![dir.mgmtd_address().unwrap()];
@@ -22,10 +27,14 @@ fn with_client(body: impl AsyncFnOnce(&Client)) -> TestCluster {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let env = Env::real();
-        let connect = Client::connect(&env, managers, credential, Options::default());
-        let client = Box::pin(connect).await.unwrap();
-        body(&client).await;
-        Box::pin(client.close()).await;
+        let connect = || {
+            let (managers, credential) = (managers.clone(), credential.clone());
+            Box::pin(Client::connect(&env, managers, credential, Options::default()))
+        };
+        let (one, other) = (connect().await.unwrap(), connect().await.unwrap());
+        body([&one, &other]).await;
+        Box::pin(one.close()).await;
+        Box::pin(other.close()).await;
     });
     cluster
 }
@@ -104,6 +113,121 @@ fn what_a_truncation_cut_off_never_comes_back() {
         assert!(read(&file, 0, checked.model.len()).await == checked.model);
     });
     cluster.check();
+}
+
+#[test]
+fn a_file_that_is_written_for_long_is_seen_to_grow() {
+    with_clients(async |[client, other]| {
+        let root = Caller::root();
+        let mut random = fastrand::Rng::with_seed(21);
+        let mut writer = Checked { file: create(client, "log").await, model: Vec::new() };
+        let inode = writer.file.inode();
+        let reader = other.open(&root, inode, OpenMode::READ).await.unwrap();
+        let mut before = reader.attr();
+        for _ in 0..3 {
+            let bytes = cluster::tree::bytes(&mut random, 1_300_000);
+            let end = writer.model.len();
+            writer.write(end, &bytes).await;
+            let length = writer.model.len() as u64;
+            let mut attr = before.clone();
+            for _ in 0..200 {
+                attr = other.get_attr(&root, inode).await.unwrap();
+                if attr.length == length {
+                    break;
+                }
+                Env::real().sleep(std::time::Duration::from_millis(100)).await;
+            }
+            assert_eq!(attr.length, length, "nobody closed it, nobody synced it");
+            assert!(attr.mtime > before.mtime);
+            reader.take_attr(attr.clone());
+            assert!(read(&reader, 0, writer.model.len() + 1).await == writer.model);
+            before = attr;
+        }
+        // Everything is told: a close has nothing to add, and times that others set stay.
+        while writer.file.needs_sync() {
+            Env::real().sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let time = Timestamp(77);
+        let change = SetAttr { mtime: Some(SetTime::At(time)), ..SetAttr::default() };
+        other.set_attr(&root, inode, change).await.unwrap();
+        writer.file.close().await.unwrap();
+        assert_eq!(other.get_attr(&root, inode).await.unwrap().mtime, time);
+    });
+}
+
+fn codes<T>(results: &[Result<T>]) -> Vec<Option<Code>> {
+    results.iter().map(|result| result.as_ref().err().map(|error| error.code())).collect()
+}
+
+#[test]
+fn many_files_are_made_closed_and_looked_at_in_a_few_calls() {
+    let cluster = with_client(async |client| {
+        let root = Caller::root();
+        let directory = client.make_dir(&root, InodeId::ROOT, b"many", 0o755).await.unwrap().inode;
+        let names: Vec<_> = (0..600).map(|number| format!("n{number}").into_bytes()).collect();
+        let long = [b'x'; 300];
+        let mut new: Vec<_> =
+            names.iter().map(|name| NewOne { parent: directory, name, mode: 0o600 }).collect();
+        new.insert(300, NewOne { name: b"n7", ..new[0] });
+        new.insert(10, NewOne { name: &long, ..new[0] });
+        let mut files = client.create_many(&root, &new, OpenMode::EDIT, false).await;
+        assert_eq!(codes(&[files.remove(10)]), [Some(Code::NameTooLong)]);
+        assert_eq!(codes(&[files.remove(300)]), [Some(Code::Exists)]);
+        let files: Vec<_> = files.into_iter().map(Result::unwrap).collect();
+        for (file, name) in files.iter().zip(&names) {
+            file.write_at(0, Bytes::copy_of(name)).await.unwrap();
+        }
+        let set = SetAttr {
+            mode: Some(0o640),
+            mtime: Some(SetTime::At(Timestamp(5))),
+            ..SetAttr::default()
+        };
+        let close = |file| CloseOne { file, set, name: None };
+        let closing: Vec<_> = files.iter().map(close).collect();
+        let twice = client.close_many(&root, &[close(&files[0]), close(&files[0])]).await;
+        assert_eq!(codes(&twice), [Some(Code::Invalid); 2]);
+        let closed = client.close_many(&root, &closing).await;
+        let closed: Vec<Attr> = closed.into_iter().map(Result::unwrap).collect();
+        let again = client.close_many(&root, &closing[..1]).await;
+        assert_eq!(codes(&again), [Some(Code::StaleHandle)]);
+        let mut all: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+        all.push(b"nothing");
+        let mut found = client.lookup_many(&root, directory, &all).await;
+        assert_eq!(codes(&found[600..]), [Some(Code::NotFound)]);
+        found.truncate(600);
+        let inodes: Vec<_> = closed.iter().map(|attr| attr.inode).collect();
+        let same = client.get_attrs(&root, &inodes).await;
+        for (((attr, found), same), name) in closed.iter().zip(found).zip(same).zip(&names) {
+            assert_eq!(
+                (attr.length, attr.mode, attr.mtime),
+                (name.len() as u64, 0o640, Timestamp(5))
+            );
+            assert_eq!((attr, attr), (&found.unwrap(), &same.unwrap()));
+            let path = [b"/many/", name.as_slice()].concat();
+            let file = client.open_path(&root, &path, OpenMode::READ).await.unwrap();
+            assert_eq!(&read(&file, 0, 100).await, name);
+        }
+        let opened = client.open_path(&root, b"/many/nothing", OpenMode::READ).await;
+        assert_eq!(codes(&[opened]), [Some(Code::NotFound)]);
+    });
+    cluster.check();
+}
+
+#[test]
+fn of_many_files_as_many_are_made_as_a_quota_allows() {
+    with_client(async |client| {
+        let root = Caller::root();
+        let directory = client.make_dir(&root, InodeId::ROOT, b"few", 0o755).await.unwrap().inode;
+        let limits = QuotaLimits { bytes: None, inodes: Some(8) };
+        client.set_quota(&root, Account::Directory(directory), limits).await.unwrap();
+        let names: Vec<_> = (0..20).map(|number| format!("n{number}").into_bytes()).collect();
+        let new: Vec<_> =
+            names.iter().map(|name| NewOne { parent: directory, name, mode: 0o600 }).collect();
+        let made = client.create_many(&root, &new, OpenMode::EDIT, false).await;
+        // The directory counts, too.
+        let expected = (0..20).map(|at| (at >= 7).then_some(Code::QuotaExceeded));
+        assert_eq!(codes(&made), expected.collect::<Vec<_>>());
+    });
 }
 
 #[test]

@@ -39,6 +39,16 @@ fn commands_do_what_their_names_say() {
     let stat: serde_json::Value =
         serde_json::from_str(&cluster.ok(&["stat", "--json", "kiln:/again"])).unwrap();
     assert!(stat.to_string().contains("\"length\":6"), "{stat}");
+    let names = ["kiln:/a", "kiln:/again", "kiln:/a/world"];
+    let stat = cluster.ok(&[&["stat", "--json"], &names[..]].concat());
+    let stat: serde_json::Value = serde_json::from_str(&stat).unwrap();
+    let shown: Vec<_> = stat.as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(shown, names);
+    let missing = cluster.run(&["stat", "kiln:/again", "kiln:/nothing"]);
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("kiln:/nothing"));
+    // In the place of what is there.
+    cluster.ok(&["cp", file.to_str().unwrap(), "kiln:/again"]);
+    assert_eq!(cluster.ok(&["cat", "kiln:/again"]), "hello\n");
     cluster.ok(&["layout", "--chunk-size", "64KiB", "kiln:/a/b"]);
     cluster.ok(&["cp", file.to_str().unwrap(), "kiln:/a/b/"]);
     let layout = cluster.ok(&["layout", "kiln:/a/b", "kiln:/a/b/hello", "kiln:/a"]);

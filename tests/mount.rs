@@ -116,6 +116,32 @@ fn what_one_mount_has_closed_another_one_sees() {
     two::random_run(&model, tried.map(|path| path.as_path()), seed, steps);
 }
 
+#[test]
+fn what_one_mount_appends_another_one_sees_before_it_is_closed() {
+    if !possible() {
+        return;
+    }
+    let cluster = TestCluster::start(3, 3);
+    let (one, other) = (cluster.mount(), cluster.mount());
+    let (path, seen) = (one.path().join("log"), other.path().join("log"));
+    let file = File::create(&path).unwrap();
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut model = Vec::new();
+    for _ in 0..3 {
+        let bytes = cluster::tree::bytes(&mut random, 1_500_000);
+        file.write_all_at(&bytes, model.len() as u64).unwrap();
+        model.extend(bytes);
+        let grown = || {
+            let read = std::fs::read(&seen).unwrap();
+            assert!(model.starts_with(&read), "bytes that nobody wrote");
+            let length = std::fs::metadata(&seen).unwrap().len();
+            (length == model.len() as u64 && read.len() == model.len()).then_some(())
+        };
+        assert!(wait_for(Duration::from_secs(20), grown).is_some(), "it does not grow");
+        assert!(std::fs::read(&path).unwrap() == model);
+    }
+}
+
 /// The kernel asks for capabilities before a write; that there are none is remembered.
 #[test]
 fn capabilities_that_another_mount_gives_go_with_the_next_write() {

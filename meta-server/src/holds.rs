@@ -56,6 +56,16 @@ impl Holds for v1::XattrRequest {
     }
 }
 
+impl Holds for v1::StatManyRequest {
+    const READS: bool = true;
+
+    fn note(&self, shown: &mut Shown) {
+        if !self.names.is_empty() {
+            shown.names(self.parent);
+        }
+    }
+}
+
 impl Holds for v1::ResolveRequest {
     const READS: bool = true;
 }
@@ -85,6 +95,18 @@ impl Holds for v1::OpenReply {
     }
 }
 
+impl Holds for v1::AttrResults {
+    fn note(&self, shown: &mut Shown) {
+        self.results.iter().for_each(|result| shown.attr(result.attr.as_ref()));
+    }
+}
+
+impl Holds for v1::OpenResults {
+    fn note(&self, shown: &mut Shown) {
+        self.results.iter().flat_map(|result| &result.opened).for_each(|opened| opened.note(shown));
+    }
+}
+
 impl Holds for v1::Moved {
     fn note(&self, shown: &mut Shown) {
         shown.attr(self.attr.as_ref());
@@ -111,6 +133,7 @@ nothing! {
     SetAttrRequest CreateRequest OpenRequest CloseRequest EndSessionsRequest SyncRequest RenewRequest
     KeepAliveRequest MakeDirRequest RemoveRequest RenameRequest SymlinkRequest MakeNodeRequest LinkRequest
     StatFsRequest SetXattrRequest RemoveXattrRequest SetQuotaRequest GetQuotaRequest ListQuotasRequest
+    ReportRequest CreateManyRequest CloseManyRequest OpenPathRequest
     SetLockRequest GetLockRequest ListInodesRequest PathRequest
     Empty LinkTarget StatFsReply XattrValue XattrNames Quota ListQuotasReply GetLockReply ListInodesReply
     PathReply

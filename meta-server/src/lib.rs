@@ -49,9 +49,9 @@ pub use server::run;
 pub use service::Service;
 pub use storage::StorageChunks;
 pub use store::{
-    Change, CreateArgs, InodeChunks, LENGTH_MAX, Listed, LockArgs, OpenArgs, Opened, QuotaChange,
-    RenameArgs, Renewal, SetAttrArgs, SetTime, Settings, Store, StoreParts, Who, Written,
-    XattrMode,
+    Change, CloseArgs, CreateArgs, InodeChunks, LENGTH_MAX, Listed, LockArgs, OpenArgs, Opened,
+    QuotaChange, RenameArgs, Renewal, Report, SetAttrArgs, SetTime, Settings, Store, StoreParts,
+    Who, Written, XattrMode,
 };
 
 pub use watch::Changes;

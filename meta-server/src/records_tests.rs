@@ -1,6 +1,6 @@
 use super::*;
 use crate::SessionId;
-use kiln_types::{Attr, RequestId};
+use kiln_types::{Attr, Code, Error, RequestId};
 use proptest::prelude::*;
 
 fn layouts() -> impl Strategy<Value = Layout> {
@@ -167,8 +167,12 @@ proptest! {
             layout: flag.then_some(layout),
         };
         let session = flag.then_some(SessionId(u128::from(n[2])));
-        let answer = Answer { attr: Some(attr), session };
+        let answer = Answer { attr: Some(attr), session, parts: Vec::new() };
         let request = RequestId(u128::from(n[3]));
+        let refused = Error::new(Code::Exists, "it exists");
+        let parts = vec![Ok(answer.clone()), Err(refused.clone()), Err(refused.with_hint("so"))];
+        check(&Reply { request, answer }, at, 1 + n[0] as u8 % 255);
+        let answer = Answer { parts, ..Answer::default() };
         check(&Reply { request, answer }, at, 1 + n[0] as u8 % 255);
         check(&Reply { request, answer: Answer::default() }, at, 1 + n[0] as u8 % 255);
     }

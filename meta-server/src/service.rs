@@ -18,6 +18,8 @@ use kiln_types::{
 use std::sync::Arc;
 use tokio::sync::watch;
 
+mod many;
+
 /// The metadata service.
 pub struct Service {
     pub(crate) store: Arc<Store>,
@@ -204,6 +206,60 @@ impl Service {
         let (session, written) = (session(&ask.session)?, written(ask.written));
         let inode = InodeId(ask.inode);
         Ok((&self.store.sync(&change, inode, session, &written).await?).into())
+    }
+
+    pub(crate) async fn report(
+        &self,
+        peer: &Peer,
+        ask: v1::ReportRequest,
+    ) -> Result<v1::AttrResults> {
+        let change = change(peer, ask.origin)?;
+        let reports: Vec<_> = ask.files.into_iter().map(many::report).collect::<Result<_>>()?;
+        many::attrs(self.store.report(&change, &reports).await?)
+    }
+
+    pub(crate) async fn create_many(
+        &self,
+        peer: &Peer,
+        ask: v1::CreateManyRequest,
+    ) -> Result<v1::OpenResults> {
+        let change = change(peer, ask.origin)?;
+        let open = OpenArgs { read: ask.read, write: ask.write, truncate: false };
+        let files: Vec<_> = ask.files.into_iter().map(|f| many::create(f, open)).collect();
+        Ok(many::results(self.store.create_many(&change, &files, ask.nameless).await?))
+    }
+
+    pub(crate) async fn close_many(
+        &self,
+        peer: &Peer,
+        ask: v1::CloseManyRequest,
+    ) -> Result<v1::AttrResults> {
+        let change = change(peer, ask.origin)?;
+        let files: Vec<_> = ask.files.into_iter().map(many::close).collect::<Result<_>>()?;
+        many::attrs(self.store.close_many(&change, &files).await?)
+    }
+
+    pub(crate) async fn stat_many(
+        &self,
+        peer: &Peer,
+        ask: v1::StatManyRequest,
+    ) -> Result<v1::AttrResults> {
+        let who = asker(peer, ask.caller)?;
+        let inodes: Vec<_> = ask.inodes.into_iter().map(InodeId).collect();
+        let names: Vec<_> = ask.names.into_iter().map(Vec::from).collect();
+        let place = (InodeId(ask.parent), &names[..]);
+        many::attrs(self.store.stat_many(&who, &inodes, place).await?)
+    }
+
+    pub(crate) async fn open_path(
+        &self,
+        peer: &Peer,
+        ask: v1::OpenPathRequest,
+    ) -> Result<v1::OpenReply> {
+        let change = change(peer, ask.origin)?;
+        let args = OpenArgs { read: ask.read, write: ask.write, truncate: ask.truncate };
+        let place = (InodeId(ask.start), &ask.path[..]);
+        Ok(opened(self.store.open_path(&change, place, args).await?))
     }
 
     pub(crate) async fn end_sessions(

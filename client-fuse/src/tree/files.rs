@@ -89,6 +89,9 @@ fn opened(tree: &Tree, file: Arc<File>, flags: OpenFlags) -> Opened {
     let attr = tree.nodes.newest(file.attr());
     let open = tree.nodes.join_open(attr.inode, || OpenInode::new(&tree.pool, &file));
     open.take_session(&file);
+    if let Some(told) = open.io().told() {
+        tree.nodes.changed_here(&told, true);
+    }
     // Before the open is answered the kernel has to forget what another client made untrue.
     let (keep_cache, same_attributes) = tree.nodes.opens_same(&attr);
     if !keep_cache {

@@ -5,6 +5,7 @@ use crate::closing::Closing;
 use crate::file::File;
 use crate::meta::Meta;
 use crate::open::OpenMode;
+use crate::reports::Reports;
 use crate::session::Session;
 use kiln_env::{Env, Task};
 use kiln_manager_link::RoutingWatch;
@@ -89,8 +90,9 @@ pub struct Client {
     chunks: Arc<ChunkClient>,
     pieces: Arc<Semaphore>,
     closing: Arc<Closing>,
+    reports: Arc<Reports>,
     options: Options,
-    _tasks: [Task<()>; 2],
+    _tasks: [Task<()>; 3],
     _watch: Option<RoutingWatch>,
 }
 
@@ -132,6 +134,13 @@ impl Client {
         let keep_alive = keep_alive(env.clone(), Arc::clone(&meta), id);
         let closing = Arc::new(Closing::default());
         let ends = Arc::clone(&closing).run(env.clone(), Arc::clone(&meta), id);
+        let reports = Arc::new(Reports::default());
+        let reporting = Arc::clone(&reports).run(env.clone(), Arc::clone(&meta));
+        let _tasks = [
+            env.spawn("keep alive", keep_alive),
+            env.spawn("closing", ends),
+            env.spawn("reports", reporting),
+        ];
         Self {
             id,
             meta,
@@ -140,7 +149,8 @@ impl Client {
             chunks,
             pieces: Arc::new(Semaphore::new(options.pieces)),
             closing,
-            _tasks: [env.spawn("keep alive", keep_alive), env.spawn("closing", ends)],
+            reports,
+            _tasks,
             options,
             env,
             _watch: None,
@@ -186,7 +196,7 @@ impl Client {
             Arc::clone(&self.chunks),
             session,
             Arc::clone(&self.pieces),
-            Arc::clone(&self.closing),
+            (Arc::clone(&self.closing), Arc::clone(&self.reports)),
             self.options.io_timeout,
         )
     }

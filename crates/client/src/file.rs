@@ -6,15 +6,17 @@ use crate::client::deadline;
 use crate::closing::Closing;
 use crate::meta::Meta;
 use crate::open::OpenMode;
+use crate::reports::Reports;
 use crate::session::Session;
+use crate::written::{UnderWay, Written};
 use kiln_env::Env;
 use kiln_memory::{Buffer, Bytes};
 use kiln_rpc::convert::required;
 use kiln_rpc::v1;
 use kiln_telemetry::{Phase, Trace, phase};
 use kiln_types::{
-    Acknowledged, Attr, ByteRange, Caller, ChainId, ChunkId, Code, Error, InodeId, Layout, Result,
-    Timestamp, TreeId, TruncateEpoch,
+    Attr, ByteRange, Caller, ChainId, ChunkId, Code, Error, InodeId, Layout, Result, TreeId,
+    TruncateEpoch,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -23,7 +25,8 @@ use tokio::sync::{OnceCell, Semaphore};
 
 /// An open file. Any number of reads and writes may be under way; each write is durable on every
 /// serving replica when it returns, and the file's length when [`File::sync`] or [`File::close`]
-/// does.
+/// does. Others see a file grow that is written for long: what was acknowledged is told every few
+/// seconds.
 pub struct File {
     pub(crate) shared: Arc<Shared>,
 }
@@ -36,23 +39,16 @@ pub(crate) struct Shared {
     pub(crate) session: Session,
     pub(crate) pieces: Arc<Semaphore>,
     closing: Arc<Closing>,
+    reports: Arc<Reports>,
     pub(crate) timeout: Option<Duration>,
     layout: Layout,
     stripe: Vec<ChainId>,
     written: Mutex<Written>,
+    /// One report at a time: a late one could take back times that were set since.
+    pub(crate) reporting: Arc<tokio::sync::Mutex<()>>,
+    /// The answer to the last one that nobody asked for.
+    pub(crate) told: Mutex<Option<Attr>>,
     closed: OnceCell<()>,
-}
-
-/// What was written; it counts under its epoch only.
-#[derive(Default)]
-struct Written {
-    end: u64,
-    epoch: TruncateEpoch,
-    mtime: Option<Timestamp>,
-    acknowledged: Acknowledged,
-    /// How often something was noted here, and how much of that the metadata service has answered.
-    noted: u64,
-    reported: u64,
 }
 
 impl File {
@@ -62,7 +58,7 @@ impl File {
         chunks: Arc<ChunkClient>,
         session: Session,
         pieces: Arc<Semaphore>,
-        closing: Arc<Closing>,
+        (closing, reports): (Arc<Closing>, Arc<Reports>),
         timeout: Option<Duration>,
     ) -> Result<Self> {
         let layout = session
@@ -77,10 +73,13 @@ impl File {
             session,
             pieces,
             closing,
+            reports,
             timeout,
             layout,
             stripe,
             written: Mutex::default(),
+            reporting: Arc::default(),
+            told: Mutex::default(),
             closed: OnceCell::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -105,6 +104,12 @@ impl File {
         self.shared.session.attr()
     }
 
+    /// What the metadata service answered when it was last told, while the file is being written, how far it
+    /// reaches: that happens every few seconds.
+    pub fn told(&self) -> Option<Attr> {
+        self.shared.told.lock().clone()
+    }
+
     /// Learns attributes that a call about the same inode answered, unless newer ones are known:
     /// never back to an older truncate epoch, nor to an older state of the same epoch.
     pub fn take_attr(&self, attr: Attr) {
@@ -116,8 +121,7 @@ impl File {
     /// since.
     pub fn length(&self) -> u64 {
         let (length, epoch) = self.shared.session.length();
-        let written = self.shared.written.lock();
-        if written.epoch == epoch { length.max(written.end) } else { length }
+        length.max(self.shared.written.lock().end(epoch))
     }
 
     /// Whether something was written that no answered [`Self::sync`] has reported: without, neither
@@ -205,6 +209,7 @@ impl File {
         // Before anything is sent: a write that fails may still have left bytes up to there.
         let epoch = self.shared.note_written(end);
         let range = ByteRange { start: offset, end };
+        let _under_way = self.shared.under_way(offset);
         if self.shared.piece(offset, bytes.len()) == bytes.len() {
             self.shared.write_piece(offset, bytes).await?;
             self.shared.note_acknowledged(range, epoch);
@@ -260,6 +265,7 @@ impl File {
     /// As [`crate::Client::set_attr`]; `BadHandle` for a length when it is not open for writing.
     pub async fn set_attr(&self, caller: &Caller, change: SetAttr) -> Result<Attr> {
         let shared = &self.shared;
+        let _one = shared.reporting.lock().await;
         let turn = shared.meta.turn(caller);
         let (written, noted) = shared.report();
         let mut request = change.request(turn.origin(), self.inode(), shared.session.id());
@@ -275,6 +281,7 @@ impl File {
     /// The metadata service's.
     pub async fn sync(&self) -> Result<Attr> {
         let shared = &self.shared;
+        let _one = shared.reporting.lock().await;
         let turn = shared.meta.turn(shared.session.caller());
         let (written, noted) = shared.report();
         let request = v1::SyncRequest {
@@ -302,6 +309,7 @@ impl File {
 
     async fn close_once(&self) -> Result<()> {
         let shared = &self.shared;
+        let _one = shared.reporting.lock().await;
         if !self.needs_sync() {
             shared.closing.end(shared.session.id().to_vec());
             return Ok(());
@@ -317,25 +325,6 @@ impl File {
         let reply = shared.meta.close(request).await?;
         shared.note_reported(noted);
         shared.take(reply).map(drop)
-    }
-}
-
-impl Written {
-    fn is_unreported(&self) -> bool {
-        self.noted != self.reported
-    }
-
-    /// What there is to report. Nothing twice: a time that was set since would be lost.
-    fn message(&self) -> Option<v1::Written> {
-        let (epoch, range) = self.acknowledged.lowest();
-        let range = range.filter(|_| epoch == self.epoch).unwrap_or_default();
-        self.is_unreported().then_some(v1::Written {
-            end: self.end,
-            epoch: self.epoch.0,
-            mtime_ns: self.mtime.map(|time| time.0),
-            acknowledged_from: range.start,
-            acknowledged_to: range.end,
-        })
     }
 }
 
@@ -379,34 +368,58 @@ impl Shared {
     /// Notes that something is written up to `end`, under the epoch that it returns or a later one.
     pub(crate) fn note_written(&self, end: u64) -> TruncateEpoch {
         let mut written = self.written.lock();
-        let (epoch, mtime) = (self.session.epoch(), Some(self.env.wall()));
-        let before = if written.epoch == epoch { written.end } else { 0 };
-        (written.end, written.epoch, written.mtime) = (end.max(before), epoch, mtime);
-        written.noted += 1;
+        let epoch = self.session.epoch();
+        written.note(end, epoch, self.env.wall());
         epoch
+    }
+
+    /// Notes that a write from `start` on is under way, until the answer is dropped.
+    fn under_way(&self, start: u64) -> impl Drop + Send {
+        self.written.lock().begin(start);
+        UnderWay { written: &self.written, start }
     }
 
     /// Notes that all of `range` was written, not before the file had epoch `began`. It may have been
     /// truncated meanwhile: then the bytes may count under the new epoch, or may be cut off.
-    fn note_acknowledged(&self, range: ByteRange, began: TruncateEpoch) {
+    fn note_acknowledged(self: &Arc<Self>, range: ByteRange, began: TruncateEpoch) {
         let epoch = self.note_written(range.end);
-        if epoch == began {
-            let dense_end = self.session.dense_end(epoch);
-            let mut written = self.written.lock();
-            written.acknowledged.learn(epoch, dense_end);
-            written.acknowledged.add(epoch, range);
+        if epoch != began {
+            return;
         }
+        let dense_end = self.session.dense_end(epoch);
+        self.written.lock().acknowledge(range, epoch, dense_end);
+        self.reports.soon(self);
+    }
+
+    /// Whether it waits to be told of; answers whether it did before.
+    pub(crate) fn set_waiting(&self, waits: bool) -> bool {
+        self.written.lock().set_waiting(waits)
+    }
+
+    /// What can be told while writes go on: see [`Written::told`].
+    pub(crate) fn told(&self) -> Option<(v1::FileReport, Option<u64>)> {
+        let (written, noted) = self.written.lock().told()?;
+        let session = self.session.id().to_vec().into();
+        let (inode, written) = (self.session.inode().0, Some(written));
+        Some((v1::FileReport { inode, session, written }, noted))
     }
 
     /// What there is to report, and how much has been noted up to now.
-    fn report(&self) -> (Option<v1::Written>, u64) {
+    pub(crate) fn report(&self) -> (Option<v1::Written>, u64) {
         let written = self.written.lock();
-        (written.message(), written.noted)
+        (written.message(), written.noted())
     }
 
-    fn note_reported(&self, noted: u64) {
-        let mut written = self.written.lock();
-        written.reported = written.reported.max(noted);
+    /// What was noted then is answered, and the session has ended.
+    pub(crate) fn note_closed(&self, noted: u64, attr: Attr) {
+        self.note_reported(noted);
+        self.session.take_attr(attr);
+        // Set already: it was closed before, too.
+        let _ = self.closed.set(());
+    }
+
+    pub(crate) fn note_reported(&self, noted: u64) {
+        self.written.lock().note_reported(noted);
     }
 
     pub(crate) fn take(&self, reply: v1::Attr) -> Result<Attr> {

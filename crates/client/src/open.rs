@@ -4,7 +4,7 @@ use crate::client::Client;
 use crate::file::File;
 use kiln_rpc::convert::required;
 use kiln_rpc::v1;
-use kiln_types::{Attr, Caller, InodeId, Result};
+use kiln_types::{Attr, Caller, Code, InodeId, Result};
 
 /// For what a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -57,6 +57,31 @@ impl Client {
             truncate: mode.truncate,
         };
         self.file(caller, mode, self.meta.open(request).await?, sent)
+    }
+
+    /// Walks `path` from the root, following symlinks, and opens what is there, in one round trip.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`] and [`Self::open`].
+    pub async fn open_path(&self, caller: &Caller, path: &[u8], mode: OpenMode) -> Result<File> {
+        let sent = self.env.now();
+        let turn = self.meta.turn(caller);
+        let request = v1::OpenPathRequest {
+            origin: turn.origin(),
+            start: InodeId::ROOT.0,
+            path: path.to_vec().into(),
+            read: mode.read,
+            write: mode.write,
+            truncate: mode.truncate,
+        };
+        match self.meta.open_path(request).await {
+            // A server of an earlier version.
+            Err(error) if error.code() == Code::Unsupported => {
+                let inode = self.resolve(caller, path, true).await?.inode;
+                self.open(caller, inode, mode).await
+            }
+            opened => self.file(caller, mode, opened?, sent),
+        }
     }
 
     /// Makes a file and opens it.

@@ -5,6 +5,7 @@
 //! Bulk data never travels this way.
 #![forbid(unsafe_code)]
 
+mod batch;
 pub mod convert;
 mod manager;
 pub mod metadata;
@@ -14,6 +15,7 @@ mod report;
 mod routing;
 mod status;
 
+pub use batch::check_count;
 pub use convert::Origin;
 pub use manager::{ManagerCalls, Registered, RoutingUpdates};
 pub use operations::{

@@ -83,6 +83,20 @@ macro_rules! metadata_calls {
             0x120 list_inodes(ListInodesRequest) -> ListInodesReply;
             /// Operator: a path that leads to an inode.
             0x121 path_of(PathRequest) -> PathReply;
+            /// Sync for many open files of one caller, in one change: what was acknowledged to their writers up to now.
+            /// With TransactionTooLarge, QuotaExceeded or NoSpace nothing was done, as with the next ones: fewer at
+            /// once may be possible.
+            0x122 report(ReportRequest) -> AttrResults;
+            /// Makes many files and opens them, in one change. Each is answered as a create that is exclusive would be,
+            /// one after the other.
+            0x123 create_many(CreateManyRequest) -> OpenResults;
+            /// Of each of many open files: set_attr, link and close in one change, as far as they are asked for. What is
+            /// refused ends there, with what was done before, and stays open.
+            0x124 close_many(CloseManyRequest) -> AttrResults;
+            /// get_attr of many inodes and lookup of many names, all at one moment.
+            0x125 stat_many(StatManyRequest) -> AttrResults;
+            /// Walks a path, following symlinks, and opens what is there.
+            0x126 open_path(OpenPathRequest) -> OpenReply;
         }
     };
 }

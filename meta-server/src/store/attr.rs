@@ -65,7 +65,7 @@ impl Store {
     }
 }
 
-async fn set_attr(
+pub(crate) async fn set_attr(
     store: &Store,
     tx: &mut Tx<'_, '_>,
     change: &Change,

@@ -167,7 +167,13 @@ async fn check_confined(tx: &mut Tx<'_, '_>, root: InodeId, inode: &Inode) -> Re
     Err(Error::new(Code::NotAuthorized, text))
 }
 
-async fn lookup(tx: &mut Tx<'_, '_>, who: &Who, parent: InodeId, name: &[u8]) -> Result<Inode> {
+/// The inode that a directory has under a name.
+pub(crate) async fn lookup(
+    tx: &mut Tx<'_, '_>,
+    who: &Who,
+    parent: InodeId,
+    name: &[u8],
+) -> Result<Inode> {
     let directory = reach_directory(tx, who, parent, SEARCH).await?;
     let root = root_of(tx, who).await?;
     step(tx, root, directory, name).await
@@ -193,7 +199,8 @@ fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
 }
 
-async fn resolve(
+/// What a path leads to; a relative one begins at `start`.
+pub(crate) async fn resolve(
     tx: &mut Tx<'_, '_>,
     who: &Who,
     start: InodeId,

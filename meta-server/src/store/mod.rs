@@ -2,6 +2,7 @@
 
 mod admin;
 mod attr;
+mod batch;
 mod clients;
 mod count;
 mod cut;
@@ -20,6 +21,7 @@ mod xattr;
 
 pub use admin::InodeChunks;
 pub use attr::{SetAttrArgs, SetTime};
+pub use batch::{CloseArgs, Report};
 pub use dir::Listed;
 pub use lock::LockArgs;
 pub use open::{CreateArgs, OpenArgs, Opened, Renewal, Written};
@@ -153,7 +155,7 @@ pub(crate) enum Outcome {
 
 impl From<Attr> for Outcome {
     fn from(attr: Attr) -> Self {
-        Self::Done(Answer { attr: Some(attr), session: None })
+        Self::Done(Answer { attr: Some(attr), ..Answer::default() })
     }
 }
 

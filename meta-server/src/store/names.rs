@@ -147,7 +147,7 @@ async fn unlink(
     Ok(Outcome::from(tx.attr(&inode).await?))
 }
 
-async fn link(
+pub(crate) async fn link(
     tx: &mut Tx<'_, '_>,
     change: &Change,
     inode: InodeId,

@@ -6,7 +6,7 @@ use crate::name;
 use crate::placement;
 use crate::records::{Answer, Body, File, Handle, Inode};
 use crate::store::cut::take_written;
-use crate::store::lookup::{inode_of, reach, reach_directory};
+use crate::store::lookup::{inode_of, reach, reach_directory, resolve};
 use crate::store::prune::require_attached;
 use crate::store::{Change, LENGTH_MAX, Outcome, Store, Who};
 use crate::tx::{Tx, dentry};
@@ -144,6 +144,28 @@ impl Store {
         self.opened(change.client, answer, args).await
     }
 
+    /// Walks a path as [`resolve`](Self::resolve) does, following, and opens what is there.
+    ///
+    /// # Errors
+    /// As those two.
+    pub async fn open_path(
+        &self,
+        change: &Change,
+        (start, path): (InodeId, &[u8]),
+        args: OpenArgs,
+    ) -> Result<Opened> {
+        let session = SessionId(self.env.random_u128());
+        let answer = self
+            .change(change, "open of a path", &|tx| {
+                Box::pin(async move {
+                    let inode = resolve(tx, &change.who, start, path, true).await?;
+                    open(self, tx, change, inode, args, session, false).await
+                })
+            })
+            .await?;
+        self.opened(change.client, answer, args).await
+    }
+
     /// Takes in what a writer reports; durable and visible when it is answered.
     ///
     /// # Errors
@@ -226,7 +248,12 @@ impl Store {
         Err(Error::new(Code::Busy, "the file is truncated again and again"))
     }
 
-    async fn opened(&self, client: ClientId, answer: Answer, args: OpenArgs) -> Result<Opened> {
+    pub(crate) async fn opened(
+        &self,
+        client: ClientId,
+        answer: Answer,
+        args: OpenArgs,
+    ) -> Result<Opened> {
         let (session, from) = (answer.session, self.now());
         let attr = answer.into_attr()?;
         if args.truncate {
@@ -281,7 +308,7 @@ impl Store {
     }
 }
 
-async fn create(
+pub(crate) async fn create(
     store: &Store,
     tx: &mut Tx<'_, '_>,
     change: &Change,
@@ -311,7 +338,7 @@ async fn create(
     open(store, tx, change, inode, open_new, session, true).await
 }
 
-async fn create_nameless(
+pub(crate) async fn create_nameless(
     store: &Store,
     tx: &mut Tx<'_, '_>,
     change: &Change,
@@ -412,7 +439,8 @@ async fn open(
         let handle = Handle { inode: inode.id, read: args.read, write: args.write };
         tx.put_session(change.client, id, &handle);
     }
-    Ok(Outcome::Done(Answer { attr: Some(tx.attr(&inode).await?), session }))
+    let attr = Some(tx.attr(&inode).await?);
+    Ok(Outcome::Done(Answer { attr, session, parts: Vec::new() }))
 }
 
 /// Takes in what the writer of an open file reports. `Some`: not now.
@@ -439,7 +467,8 @@ pub(crate) fn take_report(
     Ok(None)
 }
 
-async fn report(
+/// Takes in what a writer of an open file reports, and ends the session if it `closes`.
+pub(crate) async fn report(
     tx: &mut Tx<'_, '_>,
     change: &Change,
     inode: InodeId,

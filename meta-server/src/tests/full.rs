@@ -1,6 +1,6 @@
 //! An engine that has room for little else than removals.
 
-use super::{OpenArgs, READ, ROOT, WRITE, World, code, open_store, simulate};
+use super::{CreateArgs, OpenArgs, READ, ROOT, WRITE, World, code, open_store, simulate};
 use async_trait::async_trait;
 use kiln_kv::{Kv, Transaction};
 use kiln_types::{Code, Error, Result};
@@ -40,6 +40,11 @@ fn names_are_refused_and_all_else_goes_on() {
         limited.is_short.store(true, Ordering::Relaxed);
         assert_eq!(code(client.touch(ROOT, "new", 0o644).await), Err(Code::NoSpace));
         assert_eq!(code(client.mkdir(ROOT, "more", 0o755).await), Err(Code::NoSpace));
+        let change = client.change();
+        let new =
+            |name: &[u8]| CreateArgs { parent: ROOT, name: name.to_vec(), ..CreateArgs::default() };
+        let many = client.world.store.create_many(&change, &[new(b"x"), new(b"y")], false).await;
+        assert_eq!(code(many).err(), Some(Code::NoSpace));
         let there = client.create(ROOT, "file", 0o644, OpenArgs { write: true, ..READ }).await;
         let opened = there.expect("a file that is there is opened");
         client.sync(&opened, 100).await.expect("a report");

@@ -1,5 +1,6 @@
 //! Tests of the store as a whole.
 
+mod batch;
 mod chunks;
 mod concurrent;
 mod full;

@@ -40,6 +40,7 @@ macro_rules! insist {
     };
 }
 
+mod batch;
 mod cache;
 mod compare;
 mod late;
@@ -509,6 +510,7 @@ impl Run {
             22..=24 => self.lock().await,
             25 => self.remove_tree(&who).await,
             28..=29 => self.set_quota(&who).await,
+            27 => self.batch(&who).await,
             26 => {
                 self.write_late();
                 self.write().await;

@@ -20,8 +20,8 @@ const BLOCKS_AT_ONCE: usize = 8;
 /// Memory of all blocks together, counted in units.
 const MEMORY: u64 = 128 << 20;
 const UNIT: u64 = 64 << 10;
-/// Files that are under way; small ones wait for round trips more than for bytes.
-const FILES_AT_ONCE: u32 = 48;
+/// Files that are under way; small ones wait for round trips more than for bytes, and share them.
+const FILES_AT_ONCE: u32 = 128;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {

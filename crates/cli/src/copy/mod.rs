@@ -1,9 +1,10 @@
 //! `kiln cp`: between this machine and the cluster, and inside the cluster.
 //!
-//! Both sides are a [`Tree`]. A file is written under a temporary name beside its final one, made whole
-//! and durable, and then renamed: whoever looks sees the whole file or none.
+//! Both sides are a [`Tree`]. A file is written under a temporary name beside its final one, in the cluster
+//! without a name, and gets its name when it is whole and durable: whoever looks sees the whole file or none.
 
 mod engine;
+mod gather;
 mod local;
 mod plan;
 mod progress;

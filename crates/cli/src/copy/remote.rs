@@ -1,10 +1,11 @@
 //! The cluster's side of a copy.
 
+use super::gather::Gather;
 use super::tree::{Info, Kind, Node, Reader, Tree, Writer};
 use crate::path::KilnPath;
 use crate::remote::Remote;
 use async_trait::async_trait;
-use kiln_client::{File, NewFile, OpenMode, Rename, SetAttr, SetTime};
+use kiln_client::{CloseOne, File, NewFile, NewOne, OpenMode, Rename, SetAttr, SetTime};
 use kiln_memory::{Buffer, Bytes};
 use kiln_types::{Attr, Code, Context, Error, FileKind, InodeId, Result};
 use std::collections::BTreeSet;
@@ -18,6 +19,17 @@ type Begun = Mutex<BTreeSet<(InodeId, Vec<u8>)>>;
 pub(crate) struct RemoteTree {
     remote: Arc<Remote>,
     begun: Arc<Begun>,
+    /// New files, by their directories.
+    making: Gather<InodeId, Result<File>>,
+    ending: Arc<Gather<Ending, Result<Attr>>>,
+}
+
+/// A file that is whole: what it gets at its end.
+struct Ending {
+    file: Arc<File>,
+    set: SetAttr,
+    parent: InodeId,
+    name: Vec<u8>,
 }
 
 fn info(attr: &Attr) -> Info {
@@ -41,15 +53,41 @@ fn info(attr: &Attr) -> Info {
 
 impl RemoteTree {
     pub(crate) fn new(remote: Arc<Remote>) -> Self {
-        Self { remote, begun: Arc::default() }
+        Self { remote, begun: Arc::default(), making: Gather::default(), ending: Arc::default() }
     }
+}
 
-    /// A name that is removed at the end unless it is taken off the list.
-    fn begin(&self, parent: &Node) -> Vec<u8> {
-        let name = format!(".kiln-cp-{:016x}", self.remote.env.random_u64()).into_bytes();
-        begun(&self.begun).insert((parent.inode, name.clone()));
-        name
+/// A temporary name in `parent`, which is removed at the end unless it is taken off the list.
+fn begin(remote: &Remote, list: &Begun, parent: InodeId) -> Vec<u8> {
+    let name = format!(".kiln-cp-{:016x}", remote.env.random_u64()).into_bytes();
+    begun(list).insert((parent, name.clone()));
+    name
+}
+
+/// Makes files without names, one in each of the directories.
+async fn make_all(remote: Arc<Remote>, parents: Vec<InodeId>) -> Vec<Result<File>> {
+    let new = |parent: &InodeId| NewOne { parent: *parent, name: b"", mode: 0o600 };
+    let new: Vec<_> = parents.iter().map(new).collect();
+    let made = remote.client.create_many(&remote.caller, &new, OpenMode::EDIT, true);
+    let mut made = made.await;
+    for (one, new) in made.iter_mut().zip(new) {
+        // A server of an earlier version makes them one by one.
+        if one.as_ref().is_err_and(|error| error.code() == Code::Unsupported) {
+            let NewOne { parent, name, mode } = new;
+            let new = NewFile { parent, name, mode, exclusive: true, open: OpenMode::EDIT };
+            *one = remote.client.create_nameless(&remote.caller, &new).await;
+        }
     }
+    made
+}
+
+/// Gives files their attributes, then their names, and closes them.
+async fn end_all(remote: Arc<Remote>, endings: Vec<Ending>) -> Vec<Result<Attr>> {
+    fn one(Ending { file, set, parent, name }: &Ending) -> CloseOne<'_> {
+        CloseOne { file, set: *set, name: Some((*parent, name)) }
+    }
+    let all: Vec<_> = endings.iter().map(one).collect();
+    remote.client.close_many(&remote.caller, &all).await
 }
 
 fn begun(begun: &Begun) -> std::sync::MutexGuard<'_, BTreeSet<(InodeId, Vec<u8>)>> {
@@ -150,7 +188,7 @@ impl Tree for RemoteTree {
         info: &Info,
     ) -> Result<()> {
         let (client, caller) = (&self.remote.client, &self.remote.caller);
-        let temporary = self.begin(parent);
+        let temporary = begin(&self.remote, &self.begun, parent.inode);
         let attr = client.symlink(caller, parent.inode, &temporary, target).await?;
         set_info(&self.remote, attr.inode, info).await?;
         let from = (parent.inode, temporary.as_slice());
@@ -160,22 +198,14 @@ impl Tree for RemoteTree {
     }
 
     async fn create(&self, parent: &Node, name: &[u8]) -> Result<Arc<dyn Writer>> {
-        let (client, caller) = (&self.remote.client, &self.remote.caller);
-        let temporary = self.begin(parent);
-        let new = NewFile {
-            parent: parent.inode,
-            name: &temporary,
-            mode: 0o600,
-            exclusive: true,
-            open: OpenMode::EDIT,
-        };
-        let file = client.create(caller, &new).await?;
+        let remote = Arc::clone(&self.remote);
+        let made = self.making.join(parent.inode, |parents| make_all(remote, parents));
         Ok(Arc::new(RemoteWriter {
+            file: Arc::new(made.await??),
             remote: Arc::clone(&self.remote),
             begun: Arc::clone(&self.begun),
-            file,
+            ending: Arc::clone(&self.ending),
             parent: parent.inode,
-            temporary,
             name: name.to_vec(),
         }))
     }
@@ -205,12 +235,13 @@ impl Reader for File {
     }
 }
 
+/// A file without a name: it goes with its session unless it is finished.
 struct RemoteWriter {
     remote: Arc<Remote>,
     begun: Arc<Begun>,
-    file: File,
+    ending: Arc<Gather<Ending, Result<Attr>>>,
+    file: Arc<File>,
     parent: InodeId,
-    temporary: Vec<u8>,
     name: Vec<u8>,
 }
 
@@ -221,18 +252,37 @@ impl Writer for RemoteWriter {
     }
 
     async fn finish(&self, info: &Info) -> Result<()> {
-        let remote = &self.remote;
-        let attr = self.file.close().await?;
-        set_info(remote, attr.inode, info).await?;
-        let from = (self.parent, self.temporary.as_slice());
-        let to = (self.parent, self.name.as_slice());
-        remote.client.rename(&remote.caller, from, to, Rename::Replace).await?;
-        begun(&self.begun).remove(&(self.parent, self.temporary.clone()));
-        Ok(())
+        let remote = Arc::clone(&self.remote);
+        let ending = Ending {
+            file: Arc::clone(&self.file),
+            set: change(&remote, info),
+            parent: self.parent,
+            name: self.name.clone(),
+        };
+        let ended = self.ending.join(ending, |endings| end_all(remote, endings)).await?;
+        let alone = [Code::Exists, Code::Busy, Code::Unsupported];
+        match ended {
+            Err(error) if alone.contains(&error.code()) => self.finish_alone(info).await,
+            ended => ended.map(drop),
+        }
     }
 
     async fn abandon(&self) {
-        // The name stays on the list of what is removed at the end.
         let _ = self.file.close().await;
+    }
+}
+
+impl RemoteWriter {
+    /// Puts the file in the place of what has its name.
+    async fn finish_alone(&self, info: &Info) -> Result<()> {
+        let (client, caller) = (&self.remote.client, &self.remote.caller);
+        let inode = self.file.sync().await?.inode;
+        set_info(&self.remote, inode, info).await?;
+        let temporary = begin(&self.remote, &self.begun, self.parent);
+        client.link(caller, inode, self.parent, &temporary).await?;
+        let (from, to) = ((self.parent, temporary.as_slice()), (self.parent, self.name.as_slice()));
+        client.rename(caller, from, to, Rename::Replace).await?;
+        begun(&self.begun).remove(&(self.parent, temporary));
+        self.file.close().await.map(drop)
     }
 }

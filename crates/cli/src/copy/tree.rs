@@ -61,7 +61,7 @@ pub(crate) trait Reader: Send + Sync {
     async fn close(&self);
 }
 
-/// A file that is written under a temporary name.
+/// A file that is written under a temporary name, or under none.
 #[async_trait]
 pub(crate) trait Writer: Send + Sync {
     /// Writes `bytes` at `offset`.

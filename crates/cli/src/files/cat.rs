@@ -5,7 +5,7 @@ use crate::output;
 use crate::path::KilnPath;
 use crate::place::Place;
 use crate::remote::{self, Remote};
-use kiln_client::OpenMode;
+use kiln_client::{File, OpenMode};
 use kiln_memory::Pool;
 use kiln_types::{Context, Result};
 use std::collections::VecDeque;
@@ -28,16 +28,15 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     let paths = paths.collect::<Outcome<Vec<_>>>()?;
     remote::run(place, async |remote| {
         for path in &paths {
-            let inode = remote.look(path, true).await?.inode;
-            print(remote, inode).await.context(path)?;
+            let opened = remote.client.open_path(&remote.caller, path.as_bytes(), OpenMode::READ);
+            print(remote, opened.await.context(path)?).await.context(path)?;
         }
         Ok(())
     })
 }
 
-async fn print(remote: &Remote, inode: kiln_types::InodeId) -> Result<()> {
-    let pool = Pool::new(AHEAD * BLOCK);
-    let file = Arc::new(remote.client.open(&remote.caller, inode, OpenMode::READ).await?);
+async fn print(remote: &Remote, file: File) -> Result<()> {
+    let (pool, file) = (Pool::new(AHEAD * BLOCK), Arc::new(file));
     let length = file.length();
     let mut reads = VecDeque::new();
     let mut offset = 0;

@@ -57,9 +57,9 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
         paths.push(KilnPath::root());
     }
     remote::run(place, async |remote| {
-        for path in paths {
-            let attr = remote.look(&path, false).await?;
-            walk(remote, path, attr, args).await?;
+        let all = remote.look_all(&paths, false).await;
+        for (path, attr) in paths.into_iter().zip(all) {
+            walk(remote, path, attr?, args).await?;
         }
         Ok(())
     })

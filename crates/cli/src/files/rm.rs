@@ -4,7 +4,7 @@ use crate::failure::Outcome;
 use crate::path::KilnPath;
 use crate::place::Place;
 use crate::remote::{self, Remote};
-use kiln_types::{Code, Context, Error, FileKind, Result};
+use kiln_types::{Attr, Code, Context, Error, FileKind, Result};
 use std::ffi::OsString;
 
 #[derive(Debug, clap::Args)]
@@ -26,8 +26,9 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     let paths = args.paths.iter().map(|path| KilnPath::parse(path));
     let paths = paths.collect::<Outcome<Vec<_>>>()?;
     remote::run(place, async |remote| {
-        for path in &paths {
-            match one(remote, path, args.recursive).await {
+        let all = remote.look_all(&paths, false).await;
+        for (path, attr) in paths.iter().zip(all) {
+            match one(remote, path, attr, args.recursive).await {
                 Err(error) if args.force && error.code() == Code::NotFound => {}
                 removed => removed?,
             }
@@ -36,13 +37,12 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     })
 }
 
-async fn one(remote: &Remote, path: &KilnPath, recursive: bool) -> Result<()> {
+async fn one(remote: &Remote, path: &KilnPath, attr: Result<Attr>, recursive: bool) -> Result<()> {
     let Some((parent, name)) = path.split() else {
         return Err(Error::invalid(format!("{path} cannot be removed"))
             .with_hint("name what is in it: kiln find kiln:/ --max-depth 1 shows that"));
     };
-    let attr = remote.look(path, false).await?;
-    let is_directory = attr.kind == FileKind::Directory;
+    let is_directory = attr?.kind == FileKind::Directory;
     if is_directory && !recursive {
         return Err(Error::new(Code::IsDirectory, format!("{path} is a directory"))
             .with_hint("rm -r removes it with everything in it"));

@@ -41,8 +41,9 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     let paths = paths.collect::<Outcome<Vec<_>>>()?;
     remote::run(place, async |remote| {
         let mut json = Vec::new();
-        for path in &paths {
-            let attr = remote.look(path, args.follow).await?;
+        let all = remote.look_all(&paths, args.follow).await;
+        for (path, attr) in paths.iter().zip(all) {
+            let attr = attr?;
             let target = match attr.kind {
                 FileKind::Symlink => {
                     Some(remote.client.read_link(&remote.caller, attr.inode).await?)

@@ -1961,6 +1961,19 @@ pub struct GetAttrRequest {
     pub inode: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatManyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+    /// At most 1024 with the names, and answered before them.
+    #[prost(uint64, repeated, tag = "2")]
+    pub inodes: ::prost::alloc::vec::Vec<u64>,
+    /// The directory of the names.
+    #[prost(uint64, tag = "3")]
+    pub parent: u64,
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub names: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetAttrRequest {
     #[prost(message, optional, tag = "1")]
     pub origin: ::core::option::Option<Origin>,
@@ -2029,6 +2042,48 @@ pub struct CreateRequest {
     #[prost(bool, tag = "11")]
     pub nameless: bool,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateManyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    #[prost(bool, tag = "2")]
+    pub read: bool,
+    #[prost(bool, tag = "3")]
+    pub write: bool,
+    /// The files get no names, as with Create.
+    #[prost(bool, tag = "4")]
+    pub nameless: bool,
+    /// At most 256.
+    #[prost(message, repeated, tag = "5")]
+    pub files: ::prost::alloc::vec::Vec<NewFile>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NewFile {
+    #[prost(uint64, tag = "1")]
+    pub parent: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub name: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    #[prost(message, optional, tag = "4")]
+    pub layout: ::core::option::Option<LayoutWish>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OpenPathRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    /// Where relative paths begin.
+    #[prost(uint64, tag = "2")]
+    pub start: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub path: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "4")]
+    pub read: bool,
+    #[prost(bool, tag = "5")]
+    pub write: bool,
+    #[prost(bool, tag = "6")]
+    pub truncate: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenRequest {
     #[prost(message, optional, tag = "1")]
@@ -2059,6 +2114,19 @@ pub struct OpenReply {
     #[prost(uint64, optional, tag = "5")]
     pub granted: ::core::option::Option<u64>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OpenResults {
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<OpenResult>,
+}
+/// An open file, or why there is none.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OpenResult {
+    #[prost(message, optional, tag = "1")]
+    pub opened: ::core::option::Option<OpenReply>,
+    #[prost(message, optional, tag = "2")]
+    pub failure: ::core::option::Option<Failure>,
+}
 /// What a writer knows of a file that it wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Written {
@@ -2087,6 +2155,39 @@ pub struct CloseRequest {
     #[prost(message, optional, tag = "4")]
     pub written: ::core::option::Option<Written>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CloseManyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    /// At most 128.
+    #[prost(message, repeated, tag = "2")]
+    pub files: ::prost::alloc::vec::Vec<FileClose>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileClose {
+    #[prost(uint64, tag = "1")]
+    pub inode: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub written: ::core::option::Option<Written>,
+    /// What is set, as by SetAttr.
+    #[prost(uint32, optional, tag = "4")]
+    pub mode: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "5")]
+    pub uid: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "6")]
+    pub gid: ::core::option::Option<u32>,
+    #[prost(sint64, optional, tag = "7")]
+    pub atime_ns: ::core::option::Option<i64>,
+    #[prost(sint64, optional, tag = "8")]
+    pub mtime_ns: ::core::option::Option<i64>,
+    /// The name that the file gets, as by Link; parent 0: none.
+    #[prost(uint64, tag = "9")]
+    pub parent: u64,
+    #[prost(bytes = "bytes", tag = "10")]
+    pub name: ::prost::bytes::Bytes,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndSessionsRequest {
     #[prost(bytes = "bytes", tag = "1")]
@@ -2105,6 +2206,47 @@ pub struct SyncRequest {
     pub session: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "4")]
     pub written: ::core::option::Option<Written>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    /// At most 128.
+    #[prost(message, repeated, tag = "2")]
+    pub files: ::prost::alloc::vec::Vec<FileReport>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileReport {
+    #[prost(uint64, tag = "1")]
+    pub inode: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub session: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "3")]
+    pub written: ::core::option::Option<Written>,
+}
+/// What was said of each of several things, in their order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttrResults {
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<AttrResult>,
+}
+/// Attributes, or why there are none.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AttrResult {
+    #[prost(message, optional, tag = "1")]
+    pub attr: ::core::option::Option<Attr>,
+    #[prost(message, optional, tag = "2")]
+    pub failure: ::core::option::Option<Failure>,
+}
+/// The error of one of several things.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Failure {
+    #[prost(uint32, tag = "1")]
+    pub code: u32,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "3")]
+    pub hint: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewRequest {
