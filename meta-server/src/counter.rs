@@ -20,7 +20,7 @@ impl Counter {
     pub(crate) async fn run(self) {
         let (env, bell) = (self.store.env(), &self.store.recounts);
         loop {
-            let round = self.round().await;
+            let round = self.round().await.map(|()| rounds::SCAN_INTERVAL);
             rounds::rest(env, bell, "usage is not counted to the end", round).await;
         }
     }

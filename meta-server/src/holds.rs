@@ -134,6 +134,7 @@ nothing! {
     KeepAliveRequest MakeDirRequest RemoveRequest RenameRequest SymlinkRequest MakeNodeRequest LinkRequest
     StatFsRequest SetXattrRequest RemoveXattrRequest SetQuotaRequest GetQuotaRequest ListQuotasRequest
     ReportRequest CreateManyRequest CloseManyRequest OpenPathRequest
+    SetTrashRequest GetTrashRequest ListTrashRequest RestoreRequest EmptyTrashRequest Trash ListTrashReply
     SetLockRequest GetLockRequest ListInodesRequest PathRequest
     Empty LinkTarget StatFsReply XattrValue XattrNames Quota ListQuotasReply GetLockReply ListInodesReply
     PathReply

@@ -1,8 +1,9 @@
-//! The background work: removing what was in removed trees and chunks that nothing names any more, counting for
-//! quotas what was there before them, and retiring silent clients.
+//! The background work: letting go of what was in the trash for long enough, removing what was in removed trees and
+//! chunks that nothing names any more, counting for quotas what was there before them, and retiring silent clients.
 //! Any server may do it at any time, twice, or stop in the middle.
 
 use crate::counter::Counter;
+use crate::expirer::Expirer;
 use crate::pruner::Pruner;
 use crate::records::Client;
 use crate::store::Store;
@@ -21,6 +22,7 @@ const RETIRED_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Does the background work of one server.
 pub struct Keeper {
+    expirer: Expirer,
     pruner: Pruner,
     counter: Counter,
     sweeper: Sweeper,
@@ -40,21 +42,26 @@ impl Keeper {
     /// A keeper of `store`.
     pub fn new(store: Arc<Store>) -> Self {
         let (env, seen) = (store.env().clone(), HashMap::new());
+        let expirer = Expirer::new(Arc::clone(&store));
         let pruner = Pruner::new(Arc::clone(&store));
         let counter = Counter::new(Arc::clone(&store));
         let sweeper = Sweeper::new(Arc::clone(&store));
-        Self { pruner, counter, sweeper, clients: Clients { store, env, seen } }
+        Self { expirer, pruner, counter, sweeper, clients: Clients { store, env, seen } }
     }
 
     /// Works until it is dropped. Failures are logged and tried again.
     pub async fn run(self) {
-        tokio::join!(self.pruner.run(), self.counter.run(), self.sweeper.run(), self.clients.run());
+        let queues =
+            async { tokio::join!(self.expirer.run(), self.pruner.run(), self.counter.run()) };
+        tokio::join!(queues, self.sweeper.run(), self.clients.run());
     }
 
-    /// Looks at all clients, removes what is in removed trees, counts for quotas, then collects all garbage that is due.
+    /// Looks at all clients, empties the trash of what is due and removed trees, counts for quotas, then collects
+    /// all garbage that is due.
     #[cfg(test)]
     pub(crate) async fn round(&mut self) -> Result<()> {
         self.clients.look_at_all().await?;
+        self.expirer.round().await?;
         self.pruner.round().await?;
         self.counter.round().await?;
         self.sweeper.round().await

@@ -20,16 +20,21 @@
 //! | `J` | client, inode | empty: the client holds locks there |
 //! | `P` | directory | empty: it was removed with what is in it, which has yet to go |
 //! | `Q` | account | [`QuotaLimits`](kiln_types::QuotaLimits): the quota of a directory, user or group |
-//! | `W` | | counts changes of quotas, ADD |
+//! | `W` | | counts changes of quotas and of how the trash is set, ADD |
 //! | `V` | account, 0 = bytes, 1 = inodes | what counts for it, ADD |
 //! | `O` | directory | directories that have yet to be counted for its quota, ADD |
 //! | `Y` | directory | [`Recount`](crate::records::Recount): its entries have yet to be counted for its quota |
 //! | `Z` | | up to which inode those are counted that were there before quotas, MAX |
 //! | `G` | inode, epoch | [`Garbage`](crate::records::Garbage): chunks to remove |
+//! | `E` | 0 | [`Trash`](crate::records::Trash): how long what is removed stays |
+//! | `E` | 1, removed at, inode | [`Item`](crate::records::Item): what was removed, and is in the trash |
+//! | `E` | 2, inode | when it went to the trash, the oldest being the lowest |
+//! | `E` | 3, 0 = bytes, 1 = inodes | what is in the trash, but for what is in directories there, ADD |
 
 use crate::SessionId;
+use crate::records::{marked_time, time_mark};
 use kiln_kv::{KeyRange, KeyReader, KeyWriter};
-use kiln_types::{Account, ClientId, Error, InodeId, Result, TreeId, TruncateEpoch};
+use kiln_types::{Account, ClientId, Error, InodeId, Result, Timestamp, TreeId, TruncateEpoch};
 
 /// Builds the keys of one tree.
 #[derive(Clone, Copy, Debug)]
@@ -219,6 +224,28 @@ impl Keys {
     pub(crate) fn garbage_all(self) -> KeyRange {
         KeyRange::prefix(&self.of(b'G').finish())
     }
+
+    pub(crate) fn trash(self) -> Vec<u8> {
+        self.of(b'E').u8(0).finish()
+    }
+
+    /// The oldest sort first.
+    pub(crate) fn item(self, (at, inode): ItemName) -> Vec<u8> {
+        self.of(b'E').u8(1).u64(time_mark(at)).u64(inode.0).finish()
+    }
+
+    pub(crate) fn items(self) -> KeyRange {
+        KeyRange::prefix(&self.of(b'E').u8(1).finish())
+    }
+
+    pub(crate) fn item_of(self, inode: InodeId) -> Vec<u8> {
+        self.of(b'E').u8(2).u64(inode.0).finish()
+    }
+
+    /// Bytes, then inodes.
+    pub(crate) fn trash_usage(self) -> [Vec<u8>; 2] {
+        [0, 1].map(|what| self.of(b'E').u8(3).u8(what).finish())
+    }
 }
 
 /// The fields of a key after the tree and the kind.
@@ -275,6 +302,16 @@ pub(crate) fn directory_of(key: &[u8]) -> Result<InodeId> {
     Ok(InodeId(fields(key)?.u64()?))
 }
 
+/// Names an item of the trash: when it was removed, and the inode.
+pub(crate) type ItemName = (Timestamp, InodeId);
+
+/// The name in the key of an item of the trash.
+pub(crate) fn item_name(key: &[u8]) -> Result<ItemName> {
+    let mut fields = fields(key)?;
+    fields.u8()?;
+    Ok((marked_time(fields.u64()?), InodeId(fields.u64()?)))
+}
+
 /// Inode and epoch in a garbage record's key.
 pub(crate) fn garbage_name(key: &[u8]) -> Result<(InodeId, TruncateEpoch)> {
     let mut fields = fields(key)?;
@@ -302,6 +339,9 @@ mod tests {
         let garbage = KEYS.garbage(inode, TruncateEpoch(2));
         assert_eq!(garbage_name(&garbage), Ok((inode, TruncateEpoch(2))));
         assert!(garbage_name(&garbage[..12]).is_err());
+        for at in [i64::MIN, -1, 0, i64::MAX].map(Timestamp) {
+            assert_eq!(item_name(&KEYS.item((at, inode))), Ok((at, inode)));
+        }
     }
 
     #[test]
@@ -317,5 +357,9 @@ mod tests {
         assert!(!KEYS.sessions(InodeId(256)).contains(&reader));
         assert!(!KEYS.slots(InodeId(254)).contains(&KEYS.slot(inode, 0)));
         assert!(KEYS.slots(inode).contains(&KEYS.slot(inode, u64::MAX)));
+        let item = |at, inode| KEYS.item((Timestamp(at), InodeId(inode)));
+        assert!(item(-1, 9) < item(1, 7) && item(1, 7) < item(1, 8));
+        assert!(KEYS.items().contains(&item(i64::MAX, u64::MAX)));
+        assert!([KEYS.trash(), KEYS.item_of(inode)].iter().all(|key| !KEYS.items().contains(key)));
     }
 }

@@ -4,12 +4,12 @@
 //! [`kiln_kv::Kv`] (`store/`, one file for each group), and every change is applied once through
 //! retries and changes of server, since its answer is recorded in the transaction that applies it.
 //! The store keeps nothing in memory that another server would need, so any number of servers run
-//! over one kv. [`Keeper`] works in the background: it removes what was in removed trees and the
-//! chunks of removed files, counts for new quotas what was there before, and retires silent clients. [`Service`] is the shell that speaks to clients, [`run`] the whole
-//! server.
+//! over one kv. [`Keeper`] works in the background: it lets go of what was in the trash for long enough, removes what
+//! was in removed trees and the chunks of removed files, counts for new quotas what was there before, and retires
+//! silent clients. [`Service`] is the shell that speaks to clients, [`run`] the whole server.
 //!
 //! Invariants:
-//! - an inode record exists as long as the inode has a name or an open session; what it stored is
+//! - an inode record exists as long as the inode has a name or an open session, or is in the trash; what it stored is
 //!   named by a garbage record from the transaction that drops it until its chunks are gone;
 //! - a write under an old truncate epoch never makes a file longer, and nobody gets the right to
 //!   write under a new epoch before the truncation's last chunk is cut;
@@ -21,6 +21,7 @@ mod chunks;
 mod collector;
 mod counter;
 mod dispatch;
+mod expirer;
 mod holds;
 mod keeper;
 mod keys;

@@ -20,7 +20,7 @@ impl Pruner {
     pub(crate) async fn run(self) {
         let (env, bell) = (self.store.env(), &self.store.detached);
         loop {
-            let round = self.round().await;
+            let round = self.round().await.map(|()| rounds::SCAN_INTERVAL);
             rounds::rest(env, bell, "removed directories stay for now", round).await;
         }
     }

@@ -6,6 +6,7 @@
 //! no operation can forget it.
 
 use crate::records::{Body, Inode};
+use crate::store::trash::TRASHED;
 use kiln_types::{Account, Code, Error, InodeId, QuotaLimits, Result, Usage};
 use std::collections::BTreeMap;
 
@@ -39,6 +40,7 @@ struct Charge {
     uid: u32,
     gid: u32,
     bytes: u64,
+    in_trash: bool,
 }
 
 impl Charge {
@@ -47,7 +49,8 @@ impl Charge {
             Body::File(file) => file.length,
             Body::Directory(_) | Body::Symlink { .. } | Body::Special(_) => 0,
         };
-        Self { quota: inode.quota, uid: inode.uid, gid: inode.gid, bytes }
+        let in_trash = inode.parent == TRASHED;
+        Self { quota: inode.quota, uid: inode.uid, gid: inode.gid, bytes, in_trash }
     }
 }
 
@@ -63,6 +66,8 @@ pub(crate) struct Ledger {
     /// What inodes count as they are stored, the newest last; `None`: they are not counted.
     seen: Vec<(InodeId, Option<Charge>)>,
     accounts: BTreeMap<Account, Posting>,
+    /// The change of what is in the trash.
+    pub(crate) trash: Delta,
 }
 
 /// The change of one account, and how much of it needs no leave any more.
@@ -99,10 +104,13 @@ impl Ledger {
     }
 
     fn post(&mut self, charge: Option<Charge>, sign: i64) {
-        let Some(Charge { quota, uid, gid, bytes }) = charge else { return };
+        let Some(Charge { quota, uid, gid, bytes, in_trash }) = charge else { return };
+        let bytes = (bytes as i64).wrapping_mul(sign);
         for account in accounts(quota, uid, gid) {
-            let posting = self.accounts.entry(account).or_default();
-            posting.change.add((bytes as i64).wrapping_mul(sign), sign);
+            self.accounts.entry(account).or_default().change.add(bytes, sign);
+        }
+        if in_trash {
+            self.trash.add(bytes, sign);
         }
     }
 
@@ -165,14 +173,14 @@ pub(crate) fn grant(length: u64, left: u64, end: u64, promised: u64) -> Option<u
     (end <= most).then(|| wanted.saturating_add(step).min(most))
 }
 
-/// Whether what moves between two directories would take more than itself from one quota to another: a tree, or
-/// a file that has names elsewhere.
-pub(crate) fn is_bound(inode: &Inode, from: &Inode, to: &Inode) -> bool {
+/// Whether what moves between directories that count for these quotas would take more than itself from one to the
+/// other: a tree, or a file that has names elsewhere.
+pub(crate) fn is_bound(inode: &Inode, from: InodeId, to: InodeId) -> bool {
     let has_more = match inode.is_directory() {
         true => !has_own(inode),
         false => inode.links > 1,
     };
-    from.quota != to.quota && has_more
+    from != to && has_more
 }
 
 /// Whether an inode is a directory that has a quota of its own.

@@ -2,15 +2,20 @@
 //! u32 of what follows, little-endian; fields follow in the order of the struct, those of later
 //! versions at the end. Records of older versions are read, and written anew in the latest.
 
+use crate::store::trash::TRASHED;
 use kiln_types::{
     Code, Decoder, Encoder, Error, FileKind, InodeId, Layout, LayoutWish, MODE_PERMISSIONS,
-    QuotaLimits, Redundancy, Result, Timestamp, TruncateEpoch,
+    Redundancy, Result, Timestamp, TruncateEpoch,
 };
 use kiln_wire::CREDENTIAL_NAME_BYTES_MAX;
 
+mod quota;
 mod reply;
+mod trash;
 
+pub(crate) use quota::Recount;
 pub(crate) use reply::{Answer, Reply};
+pub(crate) use trash::{Item, Trash};
 
 /// The most truncations of one file whose cut-off chunks wait for removal.
 pub const FLOORS_MAX: usize = 64;
@@ -77,7 +82,8 @@ pub(crate) struct Inode {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// A directory's parent. Of others, the directory of one of the names; 0: not known.
+    /// A directory's parent. Of others, the directory of one of the names; 0: not known. Of what was removed, see
+    /// `DETACHED` and `TRASHED`.
     pub(crate) parent: InodeId,
     /// Names; not used for directories.
     pub(crate) links: u32,
@@ -203,6 +209,11 @@ impl Inode {
             Body::Symlink { .. } => FileKind::Symlink,
             Body::Special(special) => special.kind,
         }
+    }
+
+    /// Whether it stays without a session.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.links > 0 || self.parent == TRASHED
     }
 
     pub(crate) fn is_directory(&self) -> bool {
@@ -518,48 +529,6 @@ impl Record for Xattr {
 
     fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
         Ok(Self(from.bytes(XATTR_BYTES_MAX)?.to_vec()))
-    }
-}
-
-/// The limits of a quota.
-impl Record for QuotaLimits {
-    const TYPE: u16 = 10;
-    const WHAT: &'static str = "quota";
-
-    fn write(&self, to: &mut Encoder) {
-        for limit in [self.bytes, self.inodes] {
-            to.u8(u8::from(limit.is_some())).u64(limit.unwrap_or(0));
-        }
-    }
-
-    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
-        let mut limit = || match (read_flag(from)?, from.u64()?) {
-            (true, limit) => Ok(Some(limit)),
-            (false, 0) => Ok(None),
-            (false, _) => Err(Error::corrupt("a limit that is none")),
-        };
-        Ok(Self { bytes: limit()?, inodes: limit()? })
-    }
-}
-
-/// How far the entries of a directory are counted for the quota that it was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Recount {
-    pub(crate) quota: InodeId,
-    /// The cookie of the last one.
-    pub(crate) after: u64,
-}
-
-impl Record for Recount {
-    const TYPE: u16 = 11;
-    const WHAT: &'static str = "count of a directory";
-
-    fn write(&self, to: &mut Encoder) {
-        to.u64(self.quota.0).u64(self.after);
-    }
-
-    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
-        Ok(Self { quota: InodeId(from.u64()?), after: from.u64()? })
     }
 }
 

@@ -1,7 +1,8 @@
 use super::*;
 use crate::SessionId;
-use kiln_types::{Attr, Code, Error, RequestId};
+use kiln_types::{Attr, Code, Error, QuotaLimits, RequestId};
 use proptest::prelude::*;
+use std::time::Duration;
 
 fn layouts() -> impl Strategy<Value = Layout> {
     (16u32..=26, 1u32..=65_536, any::<u32>(), any::<u64>()).prop_map(
@@ -144,6 +145,9 @@ proptest! {
         check(&Xattr(vec![7; n[0] as usize % 300]), at, flip);
         check(&QuotaLimits { bytes: Some(n[0]), inodes: flag.then_some(n[1]) }, at, flip);
         check(&Recount { quota: InodeId(n[0]), after: n[1] }, at, flip);
+        check(&Trash { on: flag, keep: Duration::from_nanos(n[2]) }, at, flip);
+        let name = vec![7; n[0] as usize % 256];
+        check(&Item { directory: InodeId(n[1]), name, by: n[2] as u32 }, at, flip);
     }
 
     #[test]
@@ -178,12 +182,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_without_a_panic(kind in 1u16..12, version in 0u16..6, body: Vec<u8>) {
+    fn any_bytes_are_read_without_a_panic(kind in 1u16..14, version in 0u16..6, body: Vec<u8>) {
         let mut record = Encoder::new();
         let bytes = record.u16(kind).u16(version).bytes(&body).finish();
         let _ = (Inode::decode(&bytes), Slot::decode(&bytes), Reply::decode(&bytes));
         let _ = (Garbage::decode(&bytes), Client::decode(&bytes), Xattr::decode(&bytes));
         let _ = (QuotaLimits::decode(&bytes), Recount::decode(&bytes));
+        let _ = (Trash::decode(&bytes), Item::decode(&bytes));
     }
 
     #[test]

@@ -6,14 +6,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// How often work is looked for that servers which stopped have left.
-const SCAN_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const SCAN_INTERVAL: Duration = Duration::from_secs(60);
 /// The pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Rests after a round until `bell` rings or the next one is due. A failure is logged, as `undone`.
-pub(crate) async fn rest(env: &Env, bell: &Notify, undone: &str, round: Result<()>) {
+/// Rests after a round, which says for how long at most, until `bell` rings or the next one is due. A failure is
+/// logged, as `undone`.
+pub(crate) async fn rest(env: &Env, bell: &Notify, undone: &str, round: Result<Duration>) {
     let pause = match round {
-        Ok(()) => env.jittered(SCAN_INTERVAL),
+        Ok(pause) => pause.min(env.jittered(SCAN_INTERVAL)),
         Err(error) => {
             tracing::warn!(%error, "{undone}; trying again");
             PAUSE

@@ -1,24 +1,26 @@
 //! What clients may ask: messages in, operations of the [`Store`], messages out.
 
-use crate::SessionId;
+mod convert;
+mod many;
+
 use crate::chunks::ChunkService;
 use crate::store::{
-    Change, CreateArgs, InodeChunks, Listed, LockArgs, OpenArgs, Opened, QuotaChange, RenameArgs,
-    Renewal, SetAttrArgs, SetTime, Store, Who, Written, XattrMode,
+    Change, CreateArgs, LockArgs, OpenArgs, QuotaChange, RenameArgs, Renewal, SetAttrArgs, Store,
+    Who, XattrMode,
+};
+use convert::{
+    dir_entry, entry, inode_chunks, item_name, moved, opened, session, set_time, trash_place,
+    within, written,
 };
 use kiln_net::Peer;
-use kiln_rpc::convert::{file_kind, floors, id_from, required};
+use kiln_rpc::convert::{file_kind, id_from, required};
 use kiln_rpc::metadata::fitting;
 use kiln_rpc::{Origin, v1};
 use kiln_types::LayoutWish;
-use kiln_types::{
-    Attr, ByteRange, Caller, Code, Error, InodeId, LockOwner, QuotaLimits, Result, RoutingInfo,
-    Timestamp, TruncateEpoch, Usage,
-};
+use kiln_types::{Caller, Code, Error, InodeId, LockOwner, QuotaLimits, Result, RoutingInfo};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
-
-mod many;
 
 /// The metadata service.
 pub struct Service {
@@ -55,79 +57,12 @@ fn asker(peer: &Peer, caller: Option<v1::Caller>) -> Result<Who> {
 
 fn change(peer: &Peer, origin: Option<v1::Origin>) -> Result<Change> {
     let Origin { caller, client, request } = required(origin, "origin")?;
-    Ok(Change { who: who(peer, caller)?, client, request })
+    Ok(Change { who: who(peer, caller)?, client, request, past_trash: false })
 }
 
-fn session(bytes: &[u8]) -> Result<SessionId> {
-    let bytes: [u8; 16] = bytes
-        .try_into()
-        .map_err(|_| Error::invalid(format!("session of {} bytes, 16 expected", bytes.len())))?;
-    Ok(SessionId(u128::from_be_bytes(bytes)))
-}
-
-fn written(message: Option<v1::Written>) -> Written {
-    let Some(message) = message else { return Written::default() };
-    Written {
-        end: message.end,
-        epoch: TruncateEpoch(message.epoch),
-        mtime: message.mtime_ns.map(Timestamp),
-        acknowledged: ByteRange { start: message.acknowledged_from, end: message.acknowledged_to },
-    }
-}
-
-fn set_time(at: Option<i64>, now: bool) -> Option<SetTime> {
-    if now { Some(SetTime::Now) } else { at.map(|at| SetTime::At(Timestamp(at))) }
-}
-
-fn entry(attr: &Attr) -> v1::Entry {
-    v1::Entry { attr: Some(attr.into()) }
-}
-
-fn moved(attr: Option<&Attr>) -> v1::Moved {
-    v1::Moved { attr: attr.map(Into::into) }
-}
-
-fn opened(opened: Opened) -> v1::OpenReply {
-    let session = opened.session.map(|session| session.0.to_be_bytes().to_vec());
-    v1::OpenReply {
-        attr: Some((&opened.attr).into()),
-        session: session.unwrap_or_default().into(),
-        capability: opened.capability.into(),
-        capability_ms: u64::try_from(opened.lifetime.as_millis()).unwrap_or(u64::MAX),
-        granted: opened.granted,
-    }
-}
-
-fn dir_entry(listed: Listed) -> v1::DirEntry {
-    v1::DirEntry {
-        name: listed.name.into(),
-        inode: listed.inode.0,
-        kind: listed.kind as u32,
-        cookie: listed.cookie,
-        attr: listed.attr.as_ref().map(Into::into),
-    }
-}
-
-fn inode_chunks(found: InodeChunks) -> v1::InodeChunks {
-    v1::InodeChunks {
-        inode: found.inode.0,
-        length: found.length,
-        layout: Some((&found.layout).into()),
-        removed: found.removed,
-        dense_end: found.dense_end,
-        epoch: found.epoch.0,
-        floors: floors(&found.floors),
-    }
-}
-
-/// The space that a quota leaves of a file system's.
-fn within((limits, usage): &(QuotaLimits, Usage), space: &mut v1::StatFsReply) {
-    space.inodes = usage.inodes;
-    space.free_inodes = limits.inodes.map(|limit| limit.saturating_sub(usage.inodes));
-    if let Some(limit) = limits.bytes {
-        space.total_bytes = space.total_bytes.min(limit);
-        space.free_bytes = space.free_bytes.min(limit.saturating_sub(usage.bytes));
-    }
+/// A change that takes a name away.
+fn removal(peer: &Peer, origin: Option<v1::Origin>, past_trash: bool) -> Result<Change> {
+    Ok(Change { past_trash, ..change(peer, origin)? })
 }
 
 impl Service {
@@ -353,7 +288,7 @@ impl Service {
         peer: &Peer,
         ask: v1::RemoveRequest,
     ) -> Result<v1::Moved> {
-        let change = change(peer, ask.origin)?;
+        let change = removal(peer, ask.origin, ask.past_trash)?;
         let gone = self.store.remove_dir(&change, InodeId(ask.parent), &ask.name);
         Ok(moved(gone.await?.as_ref()))
     }
@@ -363,13 +298,13 @@ impl Service {
         peer: &Peer,
         ask: v1::RemoveRequest,
     ) -> Result<v1::Empty> {
-        let change = change(peer, ask.origin)?;
+        let change = removal(peer, ask.origin, ask.past_trash)?;
         self.store.remove_tree(&change, InodeId(ask.parent), &ask.name).await?;
         Ok(v1::Empty {})
     }
 
     pub(crate) async fn unlink(&self, peer: &Peer, ask: v1::RemoveRequest) -> Result<v1::Moved> {
-        let change = change(peer, ask.origin)?;
+        let change = removal(peer, ask.origin, ask.past_trash)?;
         let gone = self.store.unlink(&change, InodeId(ask.parent), &ask.name);
         Ok(moved(gone.await?.as_ref()))
     }
@@ -476,6 +411,58 @@ impl Service {
         let (quotas, end) = self.store.quotas(&who, after).await?;
         let (quotas, all) = fitting(quotas.into_iter().map(Into::into));
         Ok(v1::ListQuotasReply { quotas, end: end && all })
+    }
+
+    pub(crate) async fn set_trash(
+        &self,
+        peer: &Peer,
+        ask: v1::SetTrashRequest,
+    ) -> Result<v1::Empty> {
+        let change = change(peer, ask.origin)?;
+        self.store.set_trash(&change, ask.keep_ns.map(Duration::from_nanos)).await?;
+        Ok(v1::Empty {})
+    }
+
+    pub(crate) async fn get_trash(
+        &self,
+        peer: &Peer,
+        ask: v1::GetTrashRequest,
+    ) -> Result<v1::Trash> {
+        asker(peer, ask.caller)?;
+        Ok(self.store.trash().await?.into())
+    }
+
+    pub(crate) async fn list_trash(
+        &self,
+        peer: &Peer,
+        ask: v1::ListTrashRequest,
+    ) -> Result<v1::ListTrashReply> {
+        let who = asker(peer, ask.caller)?;
+        let after = ask.after.map(item_name);
+        let (items, next) = self.store.trash_items(&who, ask.all, after).await?;
+        let (page, all) = fitting(items.iter().map(Into::into));
+        let next = match all {
+            true => next,
+            false => items.get(page.len() - 1).map(|item| (item.removed, item.attr.inode)),
+        };
+        Ok(v1::ListTrashReply { items: page, next: next.map(trash_place) })
+    }
+
+    pub(crate) async fn restore(&self, peer: &Peer, ask: v1::RestoreRequest) -> Result<v1::Entry> {
+        let change = change(peer, ask.origin)?;
+        let to = (ask.parent != 0).then_some((InodeId(ask.parent), &ask.name[..]));
+        Ok(entry(&self.store.restore(&change, InodeId(ask.inode), to).await?))
+    }
+
+    pub(crate) async fn empty_trash(
+        &self,
+        peer: &Peer,
+        ask: v1::EmptyTrashRequest,
+    ) -> Result<v1::Empty> {
+        let change = change(peer, ask.origin)?;
+        let inodes: Vec<_> = ask.inodes.into_iter().map(InodeId).collect();
+        self.store.empty_trash(&change, &inodes).await?;
+        Ok(v1::Empty {})
     }
 
     pub(crate) async fn get_xattr(

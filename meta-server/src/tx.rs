@@ -11,6 +11,7 @@ use crate::records::{
 use crate::store::capability_end;
 use crate::store::garbage::Task;
 use crate::store::lock::end_without_session;
+use crate::store::prune::is_detached;
 use crate::watch::Changes;
 use kiln_kv::{KeyRange, RangeOptions, Transaction};
 use kiln_telemetry::about;
@@ -24,7 +25,7 @@ use std::time::Duration;
 ///
 /// Invariants: a blind update of a directory's times or links comes with a read of its record, so
 /// that it conflicts with the directory's removal; an inode record exists as long as the inode has
-/// a name or an open session.
+/// a name or an open session, or is in the trash.
 pub(crate) struct Tx<'a, 's> {
     pub(crate) kv: &'a mut (dyn Transaction + 's),
     pub(crate) keys: Keys,
@@ -43,6 +44,8 @@ pub(crate) struct Tx<'a, 's> {
     pub(crate) room: Result<()>,
     /// What it changes of usages.
     pub(crate) ledger: Ledger,
+    /// The user who removes, if what loses its last name goes to the trash.
+    pub(crate) trash: Option<u32>,
 }
 
 /// A directory entry and where it is stored.
@@ -195,8 +198,10 @@ impl Tx<'_, '_> {
             Body::Symlink { target } => attr.length = target.len() as u64,
             Body::Special(special) => attr.device = special.device,
             Body::Directory(directory) => {
-                let subdirectories = self.number(&self.keys.links(inode.id)).await?;
-                attr.links = u32::try_from(subdirectories.saturating_add(2)).unwrap_or(u32::MAX);
+                if !is_detached(inode) {
+                    let below = self.number(&self.keys.links(inode.id)).await?;
+                    attr.links = u32::try_from(below.saturating_add(2)).unwrap_or(u32::MAX);
+                }
                 let changed = self.changed(inode.id).await?;
                 attr.ctime = attr.ctime.max(changed);
                 if changed > directory.mtime_set {
@@ -403,7 +408,7 @@ impl Tx<'_, '_> {
         if write {
             inode.file_mut()?.writer_left = self.now;
         }
-        if inode.links == 0 && !self.is_open(inode.id).await? {
+        if !inode.is_kept() && !self.is_open(inode.id).await? {
             self.drop_inode(inode);
         } else if write {
             self.put_unseen(inode);
@@ -439,10 +444,19 @@ impl Tx<'_, '_> {
         Ok(!self.range(before, 1).await?.is_empty() || !self.range(behind, 1).await?.is_empty())
     }
 
-    /// Takes away one name of something that is not a directory, and the inode with its last hold.
-    pub(crate) async fn drop_name(&mut self, inode: &mut Inode, directory: InodeId) -> Result<()> {
+    /// Takes away one name of something that is not a directory, and the inode with its last hold, unless it goes
+    /// to the trash.
+    pub(crate) async fn drop_name(
+        &mut self,
+        inode: &mut Inode,
+        directory: InodeId,
+        name: &[u8],
+    ) -> Result<()> {
         inode.links = inode.links.saturating_sub(1);
         inode.ctime = self.now;
+        if inode.links == 0 && self.discard(inode, directory, name) {
+            return Ok(());
+        }
         if inode.links > 0 && inode.parent == directory {
             inode.parent = InodeId(0);
         }

@@ -78,7 +78,7 @@ pub(crate) async fn rename(
         fresh.changed_here(None);
     }
     if let Some(gone) = moved.filter(|attr| attr.kind == FileKind::Directory) {
-        fresh.removed(gone);
+        fresh.removed(&gone);
     }
     Ok(())
 }
@@ -98,7 +98,7 @@ pub(crate) async fn remove(
     };
     let gone = edit.end(removed, |gone| gone.as_ref().map_or(Ended::Changed, how))?;
     if let Some(attr) = gone.filter(|_| directory) {
-        tree.fresh.lock().removed(attr);
+        tree.fresh.lock().removed(&attr);
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! The command line as a whole.
 
 use crate::place::Place;
-use crate::{admin, bench, config, copy, files, mount, quota, serve, status, top, umount, up};
+use crate::{
+    admin, bench, config, copy, files, mount, quota, serve, status, top, trash, umount, up,
+};
 use clap::{Parser, Subcommand};
 
 /// A parallel file system for AI clusters, from one machine up.
@@ -48,6 +50,7 @@ pub(crate) enum Command {
     /// Show the space of the cluster
     Df(files::DfArgs),
     Quota(quota::Args),
+    Trash(trash::Args),
     /// Walk a tree of the cluster and print what matches
     Find(files::FindArgs),
     /// Look at the cluster as an operator; manage credentials

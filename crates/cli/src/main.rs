@@ -27,6 +27,7 @@ mod runtime;
 mod serve;
 mod status;
 mod top;
+mod trash;
 mod umount;
 mod up;
 mod usable;
@@ -66,6 +67,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Stat(args) => files::stat(place, &args),
         Command::Df(args) => files::df(place, &args),
         Command::Quota(args) => quota::run(place, &args),
+        Command::Trash(args) => trash::run(place, &args),
         Command::Find(args) => files::find(place, &args),
         Command::Admin(args) => admin::run(place, &args),
         Command::Bench(args) => bench::run(place, &args),

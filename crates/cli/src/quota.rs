@@ -167,7 +167,7 @@ fn number_of(database: &str, what: &str, name: &str) -> Result<u32> {
 }
 
 /// The name of a user or group of this machine, or the number.
-fn name_of(database: &str, number: u32) -> String {
+pub(crate) fn name_of(database: &str, number: u32) -> String {
     let line = entry(database, &number.to_string()).unwrap_or_default();
     let name = line.split(':').next().filter(|name| !name.is_empty());
     name.map_or_else(|| number.to_string(), str::to_owned)

@@ -20,6 +20,7 @@ mod quota;
 mod reports;
 mod session;
 mod sparse;
+mod trash;
 mod watch;
 mod written;
 
@@ -32,4 +33,5 @@ pub use meta::{Meta, Turn};
 pub use names::{DirEntry, Entry, Rename};
 pub use open::{NewFile, OpenMode};
 pub use sparse::SeekTo;
+pub use trash::TrashListing;
 pub use watch::{Change, Changes, Heard};

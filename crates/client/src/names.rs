@@ -160,11 +160,36 @@ impl Client {
         name: &[u8],
         directory: bool,
     ) -> Result<Option<Attr>> {
+        self.take_away(caller, (parent, name), directory, false).await
+    }
+
+    /// The same; what loses its last name goes for good, also when there is a trash.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub async fn remove_past_trash(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: &[u8],
+        directory: bool,
+    ) -> Result<Option<Attr>> {
+        self.take_away(caller, (parent, name), directory, true).await
+    }
+
+    async fn take_away(
+        &self,
+        caller: &Caller,
+        (parent, name): (InodeId, &[u8]),
+        directory: bool,
+        past_trash: bool,
+    ) -> Result<Option<Attr>> {
         let turn = self.meta.turn(caller);
         let request = v1::RemoveRequest {
             origin: turn.origin(),
             parent: parent.0,
             name: name.to_vec().into(),
+            past_trash,
         };
         let gone = match directory {
             true => self.meta.remove_dir(request).await?,
@@ -173,17 +198,24 @@ impl Client {
         gone.attr.map(Attr::try_from).transpose()
     }
 
-    /// Removes a directory with everything in it: its name at once, the rest in the background. What the caller
-    /// could not remove one by one is looked for before anything changes.
+    /// Removes a directory with everything in it: its name at once, the rest in the background; with `past_trash`
+    /// also when there is a trash. What the caller could not remove one by one is looked for before anything changes.
     ///
     /// # Errors
     /// `NotFound`, `NotDirectory`, `PermissionDenied`, `NotPermitted` (sticky directory).
-    pub async fn remove_tree(&self, caller: &Caller, parent: InodeId, name: &[u8]) -> Result<()> {
+    pub async fn remove_tree(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: &[u8],
+        past_trash: bool,
+    ) -> Result<()> {
         let turn = self.meta.turn(caller);
         let request = v1::RemoveRequest {
             origin: turn.origin(),
             parent: parent.0,
             name: name.to_vec().into(),
+            past_trash,
         };
         self.meta.remove_tree(request).await.map(drop)
     }

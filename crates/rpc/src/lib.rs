@@ -14,6 +14,7 @@ mod quota;
 mod report;
 mod routing;
 mod status;
+mod trash;
 
 pub use batch::check_count;
 pub use convert::Origin;

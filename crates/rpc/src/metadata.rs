@@ -97,6 +97,16 @@ macro_rules! metadata_calls {
             0x125 stat_many(StatManyRequest) -> AttrResults;
             /// Walks a path, following symlinks, and opens what is there.
             0x126 open_path(OpenPathRequest) -> OpenReply;
+            /// Sets for how long the trash keeps what is removed.
+            0x127 set_trash(SetTrashRequest) -> Empty;
+            /// How the trash is set, and how much is in it.
+            0x128 get_trash(GetTrashRequest) -> Trash;
+            /// Pages through what is in the trash, as far as it concerns the caller, the oldest first.
+            0x129 list_trash(ListTrashRequest) -> ListTrashReply;
+            /// Gives what is in the trash a name again.
+            0x12a restore(RestoreRequest) -> Entry;
+            /// Lets go of what is in the trash for good.
+            0x12b empty_trash(EmptyTrashRequest) -> Empty;
         }
     };
 }

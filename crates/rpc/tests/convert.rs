@@ -40,6 +40,32 @@ fn attr() -> Attr {
     }
 }
 
+#[test]
+fn items_of_the_trash_come_back() {
+    for directory in [None, Some(b"/a/b".to_vec())] {
+        let item = TrashItem {
+            attr: attr(),
+            removed: Timestamp(-5),
+            expires: Timestamp(i64::MAX),
+            by: 1000,
+            name: b"x\xff".to_vec(),
+            parent: InodeId(9),
+            directory,
+        };
+        let message = v1::TrashItem::from(&item);
+        let bytes = message.encode_to_vec();
+        let back = v1::TrashItem::decode(&bytes[..]).unwrap().try_into();
+        assert_eq!(back, Ok(item.clone()));
+        let paths = [Some(b"/a/b/x\xff".to_vec()), None];
+        assert!(paths.contains(&item.path()));
+    }
+    let without = TrashItem::try_from(v1::TrashItem::default());
+    assert!(without.unwrap_err().message().contains("attr"));
+    let usage = Usage { bytes: 7, inodes: 2 };
+    let trash = Trash { on: true, keep: std::time::Duration::from_millis(1500), usage };
+    assert_eq!(Trash::from(v1::Trash::from(trash)), trash);
+}
+
 fn routing() -> RoutingInfo {
     let node = Node {
         id: NodeId(101),

@@ -134,6 +134,8 @@ metrics! {
             "Clients that may have files open.";
         Gauge META_DETACHED = "kiln_meta_detached", Count, Stable,
             "Directories that were removed as a whole, at most 128, whose entries are still being removed.";
+        Gauge META_TRASH = "kiln_meta_trash", Count, Stable,
+            "Files and directories that were removed and are in the trash, as of the last minute.";
         Gauge META_UNCOUNTED = "kiln_meta_uncounted", Count, Stable,
             "Directories, at most 128, whose entries are still being counted for a quota.";
         Gauge META_GARBAGE = "kiln_meta_garbage", Count, Stable,

@@ -19,6 +19,7 @@ mod routing_change;
 mod secret;
 mod state;
 mod time;
+mod trash;
 mod version;
 
 pub use attr::{Attr, Caller, FileKind, MODE_PERMISSIONS};
@@ -44,6 +45,7 @@ pub use routing_change::RoutingChange;
 pub use secret::{Credential, CredentialLimits, Secret, ServerKey};
 pub use state::{LocalState, PublicState};
 pub use time::{Deadline, Monotonic, Timestamp};
+pub use trash::{Trash, TrashItem};
 pub use version::{
     ChainVersion, ChunkVersion, Held, HeldPage, RetryKey, RetryRecord, TruncateEpoch,
 };

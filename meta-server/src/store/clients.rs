@@ -2,7 +2,7 @@
 
 use crate::SessionId;
 use crate::keys::{Keys, client_of, session_of};
-use crate::records::{Body, Client, File, Handle, Record};
+use crate::records::{Body, Client, File, Handle, Inode, Record};
 use crate::store::{Store, Who};
 use crate::tx::Tx;
 use kiln_env::Env;
@@ -200,14 +200,14 @@ impl Store {
         Err(Error::new(Code::Busy, format!("inode {} is truncated again and again", handle.inode)))
     }
 
-    /// Where storage says that a file ends, and under which epoch; `None` for one without a name,
-    /// whose chunks all go.
+    /// Where storage says that a file ends, and under which epoch; `None` for one that goes with
+    /// its last session.
     async fn end_in_storage(&self, id: InodeId) -> Result<Option<(u64, TruncateEpoch)>> {
         self.finish_cut(id).await?;
         let file: Option<File> = self
             .transact("dead writer", &|tx| {
                 Box::pin(async move {
-                    let inode = tx.find_inode(id).await?.filter(|inode| inode.links > 0);
+                    let inode = tx.find_inode(id).await?.filter(Inode::is_kept);
                     Ok(inode.and_then(|inode| match inode.body {
                         Body::File(file) => Some(file),
                         _ => None,
@@ -270,7 +270,7 @@ async fn end_session(
         return Ok(true);
     }
     let mut inode = tx.inode(handle.inode).await?;
-    if let (Some((end, epoch)), true) = (end, inode.links > 0) {
+    if let (Some((end, epoch)), true) = (end, inode.is_kept()) {
         let now = tx.now;
         let file = inode.file_mut()?;
         if file.epoch != epoch {

@@ -166,16 +166,23 @@ async fn remove(
     parent: InodeId,
     name: &[u8],
 ) -> Result<Outcome> {
-    let (above, found, inode) = reach_removable(tx, change, parent, name).await?;
+    let (above, found, mut inode) = reach_removable(tx, change, parent, name).await?;
     require_empty(tx, &inode).await?;
     take_out(tx, above, &found).await?;
-    drop_directory(tx, &inode).await
+    drop_directory(tx, &mut inode, above, name).await
 }
 
-/// Drops an empty directory whose entry is gone, and answers with it as who has it open sees it.
-pub(crate) async fn drop_directory(tx: &mut Tx<'_, '_>, inode: &Inode) -> Result<Outcome> {
+/// Drops an empty directory whose entry `name` is gone, and answers with it as who has it open sees it.
+pub(crate) async fn drop_directory(
+    tx: &mut Tx<'_, '_>,
+    inode: &mut Inode,
+    above: InodeId,
+    name: &[u8],
+) -> Result<Outcome> {
     let attr = tx.attr(inode).await?;
-    tx.drop_inode(inode);
+    if !tx.discard(inode, above, name) {
+        tx.drop_inode(inode);
+    }
     Ok(Outcome::from(Attr { links: 0, ctime: tx.now, ..attr }))
 }
 

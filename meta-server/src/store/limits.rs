@@ -1,12 +1,12 @@
-//! Limits as a server knows them, and what transactions do with them.
+//! Limits as a server knows them, and whether there is a trash, and what transactions do with them.
 //!
-//! A server keeps all limits in memory and looks at most every [`FRESH`] whether they changed: so a change costs
+//! A server keeps them in memory and looks at most every [`FRESH`] whether they changed: so a change costs
 //! nothing where no account of it has a limit. Usage is read where there is one, without a conflict, so that
 //! changes for one account do not meet; those that are under way at a time do not see each other.
 
 use crate::keys::account_of;
-use crate::quota::{self, accounts};
-use crate::records::{self, Inode, Record};
+use crate::quota::{self, Delta, accounts};
+use crate::records::{self, Inode, Record, Trash};
 use crate::store::Store;
 use crate::tx::Tx;
 use kiln_kv::RangeOptions;
@@ -21,13 +21,15 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Quotas in one page.
 pub(crate) const PAGE: usize = 256;
 
-/// All limits.
+/// All limits, and whether there is a trash.
 #[derive(Debug, Default)]
 pub(crate) struct Limits {
     by: HashMap<Account, QuotaLimits>,
     /// Whether any is of bytes.
     pub(crate) any_bytes: bool,
-    /// How often quotas had changed then.
+    /// Whether what loses its last name goes to the trash.
+    pub(crate) trash: bool,
+    /// How often all this had changed then.
     changes: u64,
 }
 
@@ -74,18 +76,20 @@ impl Store {
     }
 
     async fn look_at_limits(&self, known: Arc<Limits>) -> Result<Arc<Limits>> {
-        let changes = self
+        let (changes, trash) = self
             .transact("quotas", &|tx| {
                 Box::pin(async move {
                     let changes = tx.kv.snapshot_get(&tx.keys.quota_changes()).await?;
-                    records::number(changes.as_deref())
+                    let trash = tx.kv.snapshot_get(&tx.keys.trash()).await?;
+                    let trash = trash.map(|trash| Trash::decode(&trash)).transpose()?;
+                    Ok((records::number(changes.as_deref())?, trash.unwrap_or_default()))
                 })
             })
             .await?;
         if changes == known.changes {
             return Ok(known);
         }
-        let mut limits = Limits { changes, ..Limits::default() };
+        let mut limits = Limits { changes, trash: trash.on, ..Limits::default() };
         let mut after = None;
         loop {
             let page = self.quota_page(after).await?;
@@ -157,19 +161,23 @@ impl Tx<'_, '_> {
     /// `QuotaExceeded`, or what kv reports.
     pub(crate) async fn settle(&mut self, limits: Option<&Limits>) -> Result<()> {
         let ledger = std::mem::take(&mut self.ledger);
+        self.add_usage(self.keys.trash_usage(), ledger.trash);
         for (account, change, wanted) in ledger.changes() {
             let limit = limits.and_then(|limits| limits.of(account));
             if let Some(limit) = limit.filter(|_| wanted.grows()) {
                 quota::check(account, limit, self.usage(account).await?, change, wanted)?;
             }
-            let keys = self.keys.usage(account);
-            for (key, delta) in keys.iter().zip([change.bytes, change.inodes]) {
-                if delta != 0 {
-                    self.kv.add(key, delta);
-                }
-            }
+            self.add_usage(self.keys.usage(account), change);
         }
         Ok(())
+    }
+
+    fn add_usage(&mut self, keys: [Vec<u8>; 2], change: Delta) {
+        for (key, delta) in keys.iter().zip([change.bytes, change.inodes]) {
+            if delta != 0 {
+                self.kv.add(key, delta);
+            }
+        }
     }
 
     /// What counts for an account, as it was when the transaction began. Causes no conflict.

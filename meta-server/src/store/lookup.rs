@@ -134,7 +134,8 @@ pub(crate) async fn inode_of(tx: &mut Tx<'_, '_>, found: &Found) -> Result<Inode
     })
 }
 
-async fn root_of(tx: &mut Tx<'_, '_>, who: &Who) -> Result<InodeId> {
+/// The directory that a caller may not leave.
+pub(crate) async fn root_of(tx: &mut Tx<'_, '_>, who: &Who) -> Result<InodeId> {
     let Some(subtree) = &who.subtree else { return Ok(InodeId::ROOT) };
     let mut root = InodeId::ROOT;
     for name in components(subtree.as_bytes()) {
@@ -148,9 +149,13 @@ async fn root_of(tx: &mut Tx<'_, '_>, who: &Who) -> Result<InodeId> {
     Ok(root)
 }
 
-/// Follows parents up to `root`. Of what is not a directory, one name counts.
-async fn check_confined(tx: &mut Tx<'_, '_>, root: InodeId, inode: &Inode) -> Result<()> {
-    let mut at = if inode.is_directory() { inode.id } else { inode.parent };
+/// Follows parents up to `root`. Of what is not a directory, one name counts; of what is in the trash, the last one.
+pub(crate) async fn check_confined(
+    tx: &mut Tx<'_, '_>,
+    root: InodeId,
+    inode: &Inode,
+) -> Result<()> {
+    let mut at = if inode.is_directory() { inode.id } else { tx.directory_of(inode).await? };
     for _ in 0..DEPTH_MAX {
         if at == root {
             return Ok(());
@@ -159,7 +164,7 @@ async fn check_confined(tx: &mut Tx<'_, '_>, root: InodeId, inode: &Inode) -> Re
             break;
         }
         match tx.find_inode(at).await? {
-            Some(parent) => at = parent.parent,
+            Some(parent) => at = tx.directory_of(&parent).await?,
             None => break,
         }
     }
@@ -195,7 +200,7 @@ async fn step(tx: &mut Tx<'_, '_>, root: InodeId, directory: Inode, name: &[u8])
     }
 }
 
-fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+pub(crate) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
 }
 

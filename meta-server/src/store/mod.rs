@@ -17,6 +17,7 @@ mod open;
 pub(crate) mod prune;
 mod quota;
 mod rename;
+pub(crate) mod trash;
 mod xattr;
 
 pub use admin::InodeChunks;
@@ -106,6 +107,8 @@ pub struct Change {
     pub client: ClientId,
     /// The request: see [`RequestId::in_slot`].
     pub request: RequestId,
+    /// What loses its last name goes for good, also when there is a trash.
+    pub past_trash: bool,
 }
 
 /// What a store is made of.
@@ -137,8 +140,10 @@ pub struct Store {
     pub(crate) handover: Handover,
     /// A tree was removed.
     pub(crate) detached: Notify,
-    /// A quota was set or taken away.
+    /// A quota was set or taken away, or a tree came under another one.
     pub(crate) recounts: Notify,
+    /// How long the trash keeps what is in it may have changed.
+    pub(crate) expiry: Notify,
     limits: KnownLimits,
     hub: Arc<Hub>,
     /// The last time that a change got, see [`Store::now`].
@@ -196,6 +201,7 @@ impl Store {
             handover: Handover::default(),
             detached: Notify::new(),
             recounts: Notify::new(),
+            expiry: Notify::new(),
             limits: KnownLimits::default(),
             hub,
             clock: AtomicI64::default(),
@@ -218,8 +224,8 @@ impl Store {
         let (keys, names, now) = (self.keys, self.names, self.now());
         let (capability, new_file) = (self.settings.capability, self.settings.new_file);
         let (changes, garbage, room) = (Changes::default(), Vec::new(), self.kv.may_grow());
-        let ledger = Ledger::default();
-        Tx { kv, keys, names, now, changes, garbage, capability, new_file, room, ledger }
+        let (ledger, trash) = (Ledger::default(), None);
+        Tx { kv, keys, names, now, changes, garbage, capability, new_file, room, ledger, trash }
     }
 
     /// The wall clock, but never back: of two states of an inode, clients take the one with the
@@ -333,6 +339,8 @@ impl Store {
                     telling.note(&Changes::anything());
                     return Ok((Outcome::Done(answer), Vec::new()));
                 }
+                let to_trash = limits.trash && !change.past_trash;
+                tx.trash = to_trash.then_some(change.who.caller.uid);
                 let outcome = body(&mut tx).await?;
                 tx.settle(Some(&limits)).await?;
                 if let Outcome::Done(answer) = &outcome {

@@ -143,7 +143,7 @@ async fn unlink(
     }
     tx.remove(directory.id, &found).await?;
     tx.touch(directory.id);
-    tx.drop_name(&mut inode, directory.id).await?;
+    tx.drop_name(&mut inode, directory.id, name).await?;
     Ok(Outcome::from(tx.attr(&inode).await?))
 }
 

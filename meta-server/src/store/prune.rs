@@ -10,6 +10,7 @@ use crate::name;
 use crate::records::{Dentry, Inode, Record, Slot};
 use crate::store::dir::{reach_removable, take_out};
 use crate::store::lookup::{expect, reach_directory};
+use crate::store::trash::TRASHED;
 use crate::store::{Change, Outcome, Store};
 use crate::tx::Tx;
 use kiln_kv::RangeOptions;
@@ -137,12 +138,14 @@ async fn detach(
 ) -> Result<Outcome> {
     let (above, found, mut inode) = reach_removable(tx, change, parent, name).await?;
     take_out(tx, above, &found).await?;
-    queue(tx, &mut inode);
+    if !tx.discard(&mut inode, above, name) {
+        queue(tx, &mut inode);
+    }
     Ok(Outcome::done())
 }
 
 /// Queues a directory that has no name any more.
-fn queue(tx: &mut Tx<'_, '_>, inode: &mut Inode) {
+pub(crate) fn queue(tx: &mut Tx<'_, '_>, inode: &mut Inode) {
     inode.parent = DETACHED;
     inode.ctime = tx.now;
     tx.put_inode(inode);
@@ -191,15 +194,20 @@ async fn remove_entry(tx: &mut Tx<'_, '_>, directory: InodeId, entry: &Dentry) -
         queue(tx, &mut inode);
         return Ok(());
     }
-    tx.drop_name(&mut inode, directory).await
+    tx.drop_name(&mut inode, directory, &entry.name).await
 }
 
-/// Refuses to make something in a directory that was removed with what is in it.
+/// Whether a directory has no name any more.
+pub(crate) fn is_detached(directory: &Inode) -> bool {
+    directory.parent == DETACHED || directory.parent == TRASHED
+}
+
+/// Refuses to make something in a directory that was removed.
 ///
 /// # Errors
 /// `NotFound`.
 pub(crate) fn require_attached(directory: &Inode) -> Result<()> {
-    if directory.parent != DETACHED {
+    if !is_detached(directory) {
         return Ok(());
     }
     Err(Error::new(Code::NotFound, format!("directory {} was removed", directory.id)))

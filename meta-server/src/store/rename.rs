@@ -99,7 +99,7 @@ async fn rename(tx: &mut Tx<'_, '_>, change: &Change, args: &RenameArgs) -> Resu
 /// Checks that an inode may move to a directory: a directory not into itself, and only by who may
 /// write it, since its `..` changes; none of what others count with it to another quota.
 async fn check_move(tx: &mut Tx<'_, '_>, change: &Change, source: &Side, to: &Inode) -> Result<()> {
-    if quota::is_bound(&source.inode, &source.directory, to) {
+    if quota::is_bound(&source.inode, source.directory.quota, to.quota) {
         return Err(Error::new(Code::OtherQuota, "the directories count for different quotas"));
     }
     if !source.inode.is_directory() || source.directory.id == to.id {
@@ -111,7 +111,10 @@ async fn check_move(tx: &mut Tx<'_, '_>, change: &Change, source: &Side, to: &In
 
 /// Follows parents up to the root. Every record on the way is read with a conflict, so that of two
 /// moves that would make a circle one runs again.
-async fn require_outside(tx: &mut Tx<'_, '_>, moved: InodeId, to: &Inode) -> Result<()> {
+///
+/// # Errors
+/// `Invalid`; `NotFound` when a directory on the way was removed.
+pub(crate) async fn require_outside(tx: &mut Tx<'_, '_>, moved: InodeId, to: &Inode) -> Result<()> {
     let (mut at, mut parent) = (to.id, to.parent);
     for _ in 0..DEPTH_MAX {
         if at == moved {
@@ -120,14 +123,20 @@ async fn require_outside(tx: &mut Tx<'_, '_>, moved: InodeId, to: &Inode) -> Res
         if at == InodeId::ROOT {
             return Ok(());
         }
-        let above = tx.inode(parent).await?;
+        let Some(above) = tx.find_inode(parent).await? else {
+            return Err(Error::new(Code::NotFound, format!("directory {at} was removed")));
+        };
         (at, parent) = (above.id, above.parent);
     }
     Err(Error::corrupt(format!("directory {} is not below the root", to.id)))
 }
 
 /// Puts what moved, with the time, its new directory and the quota of that.
-async fn arrive(tx: &mut Tx<'_, '_>, inode: &mut Inode, directory: &Inode) -> Result<()> {
+pub(crate) async fn arrive(
+    tx: &mut Tx<'_, '_>,
+    inode: &mut Inode,
+    directory: &Inode,
+) -> Result<()> {
     inode.ctime = tx.now;
     inode.parent = directory.id;
     tx.put_inode(inode);
@@ -182,10 +191,10 @@ async fn replace(tx: &mut Tx<'_, '_>, mut source: Side, mut target: Side) -> Res
     let gone = match target.inode.is_directory() {
         true => {
             tx.add_links(to, -1);
-            Some(drop_directory(tx, &target.inode).await?)
+            Some(drop_directory(tx, &mut target.inode, to, &target.found.entry.name).await?)
         }
         false => {
-            tx.drop_name(&mut target.inode, to).await?;
+            tx.drop_name(&mut target.inode, to, &target.found.entry.name).await?;
             None
         }
     };

@@ -1,11 +1,12 @@
 //! What has to be true of the keys of a tree whenever nothing is under way.
 
 mod quotas;
+mod trash;
 
 use crate::keys::{Keys, client_of, cookie_of, garbage_name, session_of};
 use crate::locks::Locks;
 use crate::records::{Body, Client, Handle, Inode, REMOVED, Record, Slot, number};
-use crate::store::prune::DETACHED;
+use crate::store::prune::{DETACHED, is_detached};
 use crate::tests::World;
 use kiln_kv::{KeyRange, RangeOptions};
 use kiln_types::{FileKind, InodeId, TreeId};
@@ -61,6 +62,7 @@ pub(crate) async fn check(world: &World) {
     let queued = take(b'P').iter().map(|(key, _)| inode_in(key)).collect::<Vec<_>>();
     let detached = found.inodes.values().filter(|inode| inode.parent == DETACHED);
     assert_eq!(queued, detached.map(|inode| inode.id).collect::<Vec<_>>());
+    found.check_trash(take(b'E'));
     found.check_locks(&take(b'K'), &take(b'J'));
     for (_, value) in take(b'C') {
         Client::decode(&value).expect("a client");
@@ -135,7 +137,7 @@ impl Found {
         for inode in self.inodes.values() {
             let count = self.names.get(&inode.id).copied().unwrap_or(0);
             if inode.is_directory() {
-                let named = inode.id != InodeId::ROOT && inode.parent != DETACHED;
+                let named = inode.id != InodeId::ROOT && !is_detached(inode);
                 assert_eq!(count, u32::from(named), "names of {}", inode.id);
                 let counted = self.counters.get(&KEYS.links(inode.id)).copied().unwrap_or(0);
                 let real = self.subdirectories.get(&inode.id).copied().unwrap_or(0);
@@ -143,7 +145,8 @@ impl Found {
                 check_way_up(&self.inodes, inode);
             } else {
                 assert_eq!(inode.links, count, "links of {}", inode.id);
-                assert!(count > 0 || self.open.contains(&inode.id), "{} is an orphan", inode.id);
+                let is_held = inode.is_kept() || self.open.contains(&inode.id);
+                assert!(is_held, "{} is an orphan", inode.id);
             }
         }
         for key in self.counters.keys().filter(|key| key.len() > 5) {
@@ -175,7 +178,7 @@ impl Found {
 fn check_way_up(inodes: &BTreeMap<InodeId, Inode>, inode: &Inode) {
     let mut at = inode;
     for _ in 0..=inodes.len() {
-        if at.id == InodeId::ROOT || at.parent == DETACHED {
+        if at.id == InodeId::ROOT || is_detached(at) {
             return;
         }
         at = &inodes[&at.parent];

@@ -12,6 +12,7 @@ mod permissions;
 mod prune;
 mod quotas;
 mod random;
+mod trash;
 mod tree;
 mod truncation;
 mod watch;
@@ -124,7 +125,7 @@ impl Client {
     pub(crate) fn change(&mut self) -> Change {
         self.sequence += 1;
         let request = RequestId::in_slot(0, self.sequence);
-        Change { who: self.who.clone(), client: self.id, request }
+        Change { who: self.who.clone(), client: self.id, request, past_trash: false }
     }
 
     pub(crate) async fn mkdir(&mut self, parent: InodeId, name: &str, mode: u32) -> Result<Attr> {

@@ -2,9 +2,11 @@
 
 use kiln_types::{Account, Caller, Code, FileKind, InodeId, QuotaLimits, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
+pub(crate) use trash::Trash;
 
 mod nameless;
 mod quota;
+mod trash;
 mod trees;
 mod xattrs;
 
@@ -51,6 +53,7 @@ pub(crate) struct Model {
     /// Files that were made without a name.
     nameless: BTreeSet<InodeId>,
     pub(crate) limits: BTreeMap<Account, QuotaLimits>,
+    pub(crate) trash: Trash,
 }
 
 /// Who does something, and when.
@@ -70,6 +73,7 @@ impl Model {
             open: BTreeMap::new(),
             nameless: BTreeSet::new(),
             limits: BTreeMap::new(),
+            trash: Trash::default(),
         };
         model.nodes.insert(InodeId::ROOT, Node { parent: InodeId::ROOT, ..root });
         model
@@ -78,6 +82,9 @@ impl Model {
     pub(crate) fn links(&self, id: InodeId) -> u32 {
         let node = &self.nodes[&id];
         let kind = |child: &InodeId| self.nodes[child].kind;
+        if self.attached(id).is_err() {
+            return 0;
+        }
         if node.kind == FileKind::Directory {
             let dirs = node.names.values().filter(|child| kind(child) == FileKind::Directory);
             return 2 + dirs.count() as u32;
@@ -142,16 +149,20 @@ impl Model {
     /// Drops what has neither a name nor a session.
     fn settle(&mut self, id: InodeId) {
         let is_open = self.open.values().any(|open| *open == id);
-        let is_named = self.nodes.values().any(|node| node.names.values().any(|c| *c == id));
-        if !is_open && !is_named {
+        if !is_open && !self.is_named(id) && self.attached(id).is_ok() {
             self.nodes.remove(&id);
         }
+    }
+
+    fn is_named(&self, id: InodeId) -> bool {
+        self.nodes.values().any(|node| node.names.values().any(|child| *child == id))
     }
 
     pub(crate) fn lookup(&self, by: &By<'_>, parent: InodeId, name: &[u8]) -> Outcome<InodeId> {
         self.directory(by, parent, 1)?;
         match name {
             b"." => Ok(parent),
+            b".." if self.attached(parent).is_err() => Err(Code::StaleHandle),
             b".." => Ok(self.nodes[&parent].parent),
             name => self.child(parent, name),
         }
@@ -219,6 +230,7 @@ impl Model {
             return Err(Code::Exists);
         }
         self.need(by, parent, 3)?;
+        self.attached(parent)?;
         let node = self.fresh(by, parent, kind, mode);
         self.nodes.insert(id, node);
         self.edit(parent).names.insert(name.to_vec(), id);
@@ -317,8 +329,7 @@ impl Model {
         }
         self.edit(parent).names.remove(name);
         self.changed(by, parent);
-        self.edit(id).ctime = by.now;
-        self.settle(id);
+        self.lose(by, id, (parent, name));
         Ok(())
     }
 
@@ -336,7 +347,7 @@ impl Model {
         }
         self.edit(parent).names.remove(name);
         self.changed(by, parent);
-        self.nodes.remove(&id);
+        self.lose(by, id, (parent, name));
         Ok(())
     }
 
@@ -353,6 +364,7 @@ impl Model {
             return Err(Code::Exists);
         }
         self.need(by, parent, 3)?;
+        self.attached(parent)?;
         if self.nodes[&id].kind == FileKind::Directory {
             return Err(Code::NotPermitted);
         }
@@ -389,6 +401,7 @@ impl Model {
         if self.below(id).contains(&to) {
             return Err(Code::Invalid);
         }
+        self.rooted(to)?;
         self.need(by, id, 2)
     }
 
@@ -412,6 +425,7 @@ impl Model {
         }
         self.need(by, from, 3)?;
         self.need(by, to, 3)?;
+        self.attached(to)?;
         self.sticky(by, from, id)?;
         self.may_move(by, id, from, to)?;
         if exchange && target.is_none() {
@@ -444,8 +458,7 @@ impl Model {
                 self.edit(from).names.insert(name.to_vec(), target);
                 self.arrive(by, target, from);
             } else {
-                self.edit(target).ctime = by.now;
-                self.settle(target);
+                self.lose(by, target, (to, new_name));
             }
         }
         self.changed(by, from);

@@ -48,6 +48,7 @@ mod locks;
 mod nameless;
 mod quota;
 mod shrink;
+mod trash;
 mod trees;
 mod xattrs;
 
@@ -374,22 +375,6 @@ impl Run {
         self.rng.choice(&all).copied()
     }
 
-    async fn remove(&mut self, who: &Who) {
-        let (parent, name) = (self.any_parent(), self.any_name());
-        let dir = self.rng.bool();
-        let change = self.any_change(who);
-        let removed = insist!(self, s => async { match dir {
-                true => s.remove_dir(&change, parent, &name).await,
-                false => s.unlink(&change, parent, &name).await,
-            } });
-        let by = By { caller: &who.caller, now: self.span() };
-        let expected = match dir {
-            true => self.model.rmdir(&by, parent, &name),
-            false => self.model.unlink(&by, parent, &name),
-        };
-        self.expect(format!("remove {dir} {parent} {name:?} by {who:?}"), &removed, expected);
-    }
-
     async fn rename(&mut self, who: &Who) {
         let args = RenameArgs {
             parent: self.any_parent(),
@@ -494,7 +479,7 @@ impl Run {
             self.cache.follow(&self.world.env, &self.servers).await;
         }
         self.begin();
-        match self.rng.u8(..30) {
+        match self.rng.u8(..34) {
             0..=2 => self.make(&who).await,
             3 => self.create_nameless(&who).await,
             4..=6 => self.create(&who).await,
@@ -511,6 +496,7 @@ impl Run {
             25 => self.remove_tree(&who).await,
             28..=29 => self.set_quota(&who).await,
             27 => self.batch(&who).await,
+            30..=33 => self.trash(&who).await,
             26 => {
                 self.write_late();
                 self.write().await;
@@ -535,12 +521,13 @@ async fn run(world: World, seed: u64, lossy: bool, steps: Vec<u64>) {
         run.rng = shrink::random(seed, step);
         run.step().await;
         run.check_quotas().await;
+        run.check_trash(step).await;
         if step % 4 == 0 {
             run.check_cache().await;
         }
         if step % 40 == 0 {
             run.world.env.sleep(Duration::from_secs(run.rng.u64(..20))).await;
-            keepers_round(&mut run.keepers).await;
+            run.keepers_round().await;
             run.beat().await;
             run.hear().await;
             invariants::check(&run.world).await;
@@ -557,7 +544,7 @@ async fn run(world: World, seed: u64, lossy: bool, steps: Vec<u64>) {
     for _ in 0..20 {
         run.world.env.sleep(Duration::from_secs(30)).await;
         run.beat().await;
-        keepers_round(&mut run.keepers).await;
+        run.keepers_round().await;
         run.hear().await;
         run.check_cache().await;
     }
@@ -566,15 +553,18 @@ async fn run(world: World, seed: u64, lossy: bool, steps: Vec<u64>) {
     invariants::check_chunks(&run.world).await;
 }
 
-/// Both servers do what is due, at the same time.
-async fn keepers_round([one, other]: &mut [Keeper; 2]) {
-    let (one, other) = tokio::join!(one.round(), other.round());
-    for error in [one, other].into_iter().filter_map(Result::err) {
-        assert_eq!(error.code(), Code::Unreachable, "{error}");
-    }
-}
-
 impl Run {
+    /// Both servers do what is due, at the same time.
+    async fn keepers_round(&mut self) {
+        self.begin();
+        let [one, other] = &mut self.keepers;
+        let (one, other) = tokio::join!(one.round(), other.round());
+        for error in [&one, &other].into_iter().filter_map(|round| round.as_ref().err()) {
+            assert_eq!(error.code(), Code::Unreachable, "{error}");
+        }
+        self.follow_expiry(one.is_ok() || other.is_ok()).await;
+    }
+
     /// Every client gives a sign of life.
     async fn beat(&mut self) {
         let ids = self.clients.iter().map(|client| client.id).chain([cache::WATCHING]);

@@ -74,8 +74,8 @@ struct Directory {
     /// Changes of this mount that are not answered.
     asked: usize,
     names: Option<Names>,
-    /// This mount removed it, with these attributes; who has it open sees them.
-    gone: Option<Attr>,
+    /// This mount removed it then, with these attributes; who has it open sees them.
+    gone: Option<(Mark, Attr)>,
 }
 
 #[derive(Debug)]
@@ -89,6 +89,9 @@ struct Kept {
 impl Freshness {
     /// Takes in the answer to a request of `sent`.
     pub(crate) fn learn(&mut self, sent: Mark, now: Monotonic, attr: &Attr) {
+        if attr.links > 0 {
+            self.directories.found(sent, attr.inode);
+        }
         let is_kept = !self.keep_for(sent, attr.inode).is_zero();
         if attr.kind != FileKind::Directory || !is_kept || sent.0 < self.directories.some_changed {
             return;
@@ -107,7 +110,7 @@ impl Freshness {
     /// The attributes of a directory, and when they were asked for; `None`: they have to be asked for.
     pub(crate) fn directory(&self, inode: InodeId, now: Monotonic) -> Option<(Mark, Attr)> {
         let directory = self.directories.known.get(&inode)?;
-        if let Some(gone) = &directory.gone {
+        if let Some((_, gone)) = &directory.gone {
             return Some((self.mark(), gone.clone()));
         }
         let kept = directory.attr.as_ref()?;
@@ -215,9 +218,9 @@ impl Freshness {
     }
 
     /// This mount removed a directory.
-    pub(crate) fn removed(&mut self, attr: Attr) {
-        let directory = self.directories.entry(attr.inode);
-        directory.gone = Some(attr);
+    pub(crate) fn removed(&mut self, attr: &Attr) {
+        let gone = Some((self.mark(), attr.clone()));
+        self.directories.entry(attr.inode).gone = gone;
     }
 
     /// The kernel forgets an inode.
@@ -255,6 +258,13 @@ impl Directory {
 }
 
 impl Directories {
+    /// A directory had a name when something was asked: if this mount removed it before, somebody has restored it.
+    fn found(&mut self, asked: Mark, inode: InodeId) {
+        if let Some(directory) = self.known.get_mut(&inode) {
+            directory.gone.take_if(|(removed, _)| removed.0 <= asked.0);
+        }
+    }
+
     fn entry(&mut self, inode: InodeId) -> &mut Directory {
         if self.known.len() >= DIRECTORIES_MAX && !self.known.contains_key(&inode) {
             self.make_room();

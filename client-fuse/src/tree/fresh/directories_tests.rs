@@ -26,6 +26,23 @@ fn what_a_mount_says_of_a_directory_is_true() {
     assert!(told.0 > 20_000 && told.1 > 5_000, "hardly anything was answered: {told:?}");
 }
 
+#[test]
+fn a_directory_that_was_removed_here_is_seen_again_when_somebody_restored_it() {
+    let truth = World::new(1).truth;
+    let (there, gone) = (truth.attr(), Attr { links: 0, ..truth.attr() });
+    let mut fresh = Freshness::new(Duration::from_secs(60));
+    let before = fresh.mark();
+    let begun = fresh.begin(D, None);
+    fresh.end(D, begun, Ended::Changed);
+    fresh.removed(&gone);
+    for (sent, attr) in [(before, &there), (fresh.mark(), &gone)] {
+        fresh.learn(sent, NOW, attr);
+        assert_eq!(fresh.directory(D, NOW).map(|(_, attr)| attr), Some(gone.clone()));
+    }
+    fresh.learn(fresh.mark(), NOW, &there);
+    assert_eq!(fresh.directory(D, NOW).map(|(_, attr)| attr), None, "it is asked for");
+}
+
 /// The directory as the server has it.
 struct Truth {
     names: BTreeSet<u8>,

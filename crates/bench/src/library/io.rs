@@ -63,7 +63,8 @@ impl TestFile {
     }
 
     async fn remove(self, bench: &Bench, directory: &Directory) -> Result<()> {
-        bench.client.remove(&bench.caller, directory.inode(), NAME, false).await?;
+        let (client, parent) = (&bench.client, directory.inode());
+        client.remove_past_trash(&bench.caller, parent, NAME, false).await?;
         self.file.close().await.map(drop)
     }
 

@@ -46,9 +46,10 @@ impl Directory {
         }
         // What is in a directory was found behind it.
         for (parent, name, is_directory) in found.into_iter().rev() {
-            client.remove(caller, parent, &name, is_directory).await?;
+            client.remove_past_trash(caller, parent, &name, is_directory).await?;
         }
-        client.remove(caller, InodeId::ROOT, self.name.as_bytes(), true).await.map(drop)
+        let name = self.name.as_bytes();
+        client.remove_past_trash(caller, InodeId::ROOT, name, true).await.map(drop)
     }
 }
 

@@ -218,7 +218,8 @@ impl Tree for RemoteTree {
         let left = std::mem::take(&mut *begun(&self.begun));
         for (parent, name) in left {
             // What cannot be removed now was told by what failed before.
-            let _ = self.remote.client.remove(&self.remote.caller, parent, &name, false).await;
+            let (client, caller) = (&self.remote.client, &self.remote.caller);
+            let _ = client.remove_past_trash(caller, parent, &name, false).await;
         }
     }
 }

@@ -8,7 +8,7 @@ mod ls;
 mod mkdir;
 mod mv;
 mod rm;
-mod show;
+pub(crate) mod show;
 mod stat;
 
 pub(crate) use cat::{Args as CatArgs, run as cat};
@@ -23,7 +23,7 @@ pub(crate) use stat::{Args as StatArgs, run as stat};
 
 use crate::path::KilnPath;
 use crate::remote::Remote;
-use kiln_types::{Attr, Context, FileKind, Result};
+use kiln_types::{Attr, Code, Context, FileKind, InodeId, Result};
 use std::collections::BTreeMap;
 
 impl Remote {
@@ -60,5 +60,14 @@ impl Remote {
             });
         }
         all
+    }
+
+    /// The directory at `path`, if there is one.
+    pub(crate) async fn directory(&self, path: &KilnPath) -> Result<Option<InodeId>> {
+        match self.look(path, true).await {
+            Ok(attr) => Ok((attr.kind == FileKind::Directory).then_some(attr.inode)),
+            Err(error) if error.code() == Code::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -5,7 +5,7 @@ use crate::path::{AnyPath, KilnPath};
 use crate::place::Place;
 use crate::remote::{self, Remote};
 use kiln_client::Rename;
-use kiln_types::{Code, Context, Error, FileKind, InodeId, Result};
+use kiln_types::{Code, Context, Error, InodeId, Result};
 use std::ffi::OsString;
 
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     }
     let destination = paths.pop().unwrap_or_else(KilnPath::root);
     remote::run(place, async |remote| {
-        let into = directory(remote, &destination).await?;
+        let into = remote.directory(&destination).await?;
         if into.is_none() && (paths.len() > 1 || destination.slash) {
             return Err(Error::new(
                 Code::NotDirectory,
@@ -48,15 +48,6 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
         }
         Ok(())
     })
-}
-
-/// The directory at `path`, if there is one.
-async fn directory(remote: &Remote, path: &KilnPath) -> Result<Option<InodeId>> {
-    match remote.look(path, true).await {
-        Ok(attr) => Ok((attr.kind == FileKind::Directory).then_some(attr.inode)),
-        Err(error) if error.code() == Code::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 async fn one(

@@ -20,6 +20,10 @@ pub(crate) struct Args {
     /// What is not there is fine
     #[arg(short, long)]
     force: bool,
+
+    /// Pass by the trash: what is removed is gone for good
+    #[arg(long)]
+    now: bool,
 }
 
 pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
@@ -28,7 +32,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     remote::run(place, async |remote| {
         let all = remote.look_all(&paths, false).await;
         for (path, attr) in paths.iter().zip(all) {
-            match one(remote, path, attr, args.recursive).await {
+            match one(remote, path, attr, args).await {
                 Err(error) if args.force && error.code() == Code::NotFound => {}
                 removed => removed?,
             }
@@ -37,20 +41,22 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
     })
 }
 
-async fn one(remote: &Remote, path: &KilnPath, attr: Result<Attr>, recursive: bool) -> Result<()> {
+async fn one(remote: &Remote, path: &KilnPath, attr: Result<Attr>, args: &Args) -> Result<()> {
     let Some((parent, name)) = path.split() else {
         return Err(Error::invalid(format!("{path} cannot be removed"))
             .with_hint("name what is in it: kiln find kiln:/ --max-depth 1 shows that"));
     };
-    let is_directory = attr?.kind == FileKind::Directory;
-    if is_directory && !recursive {
+    let attr = attr?;
+    let is_directory = attr.kind == FileKind::Directory;
+    if is_directory && !args.recursive {
         return Err(Error::new(Code::IsDirectory, format!("{path} is a directory"))
             .with_hint("rm -r removes it with everything in it"));
     }
     let parent = remote.look(&parent, true).await?.inode;
     let (client, caller) = (&remote.client, &remote.caller);
     match is_directory {
-        true => client.remove_tree(caller, parent, name).await,
+        true => client.remove_tree(caller, parent, name, args.now).await,
+        false if args.now => client.remove_past_trash(caller, parent, name, false).await.map(drop),
         false => client.remove(caller, parent, name, false).await.map(drop),
     }
     .context(path)

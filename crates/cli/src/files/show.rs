@@ -98,12 +98,11 @@ pub(crate) fn name(name: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    #[test]
-    fn modes_and_times_are_shown_as_ls_shows_them() {
-        let attr = |kind, mode| Attr {
+    pub(crate) fn attr(kind: FileKind, mode: u32) -> Attr {
+        Attr {
             inode: 1.into(),
             kind,
             mode,
@@ -120,7 +119,11 @@ mod tests {
             epoch: kiln_types::TruncateEpoch(0),
             floors: Vec::new(),
             layout: None,
-        };
+        }
+    }
+
+    #[test]
+    fn modes_and_times_are_shown_as_ls_shows_them() {
         assert_eq!(mode(&attr(FileKind::File, 0o644)), "-rw-r--r--");
         assert_eq!(mode(&attr(FileKind::Directory, 0o1777)), "drwxrwxrwt");
         assert_eq!(mode(&attr(FileKind::File, 0o4644)), "-rwSr--r--");

@@ -2328,6 +2328,9 @@ pub struct RemoveRequest {
     pub parent: u64,
     #[prost(bytes = "bytes", tag = "3")]
     pub name: ::prost::bytes::Bytes,
+    /// It goes for good, also when there is a trash.
+    #[prost(bool, tag = "4")]
+    pub past_trash: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenameRequest {
@@ -2476,6 +2479,104 @@ pub struct ListQuotasReply {
     pub quotas: ::prost::alloc::vec::Vec<Quota>,
     #[prost(bool, tag = "2")]
     pub end: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetTrashRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    /// Absent: nothing goes there any more.
+    #[prost(uint64, optional, tag = "2")]
+    pub keep_ns: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetTrashRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trash {
+    /// What is removed goes there.
+    #[prost(bool, tag = "1")]
+    pub on: bool,
+    /// For how long; when it is not on, for how long the last time that it was.
+    #[prost(uint64, tag = "2")]
+    pub keep_ns: u64,
+    /// Files and directories that were removed.
+    #[prost(uint64, tag = "3")]
+    pub items: u64,
+    /// In these files; what is in the directories is not counted.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrashPlace {
+    #[prost(sint64, tag = "1")]
+    pub removed_ns: i64,
+    #[prost(uint64, tag = "2")]
+    pub inode: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrashItem {
+    /// The inode names it.
+    #[prost(message, optional, tag = "1")]
+    pub attr: ::core::option::Option<Attr>,
+    #[prost(sint64, tag = "2")]
+    pub removed_ns: i64,
+    /// When it goes for good.
+    #[prost(sint64, tag = "3")]
+    pub expires_ns: i64,
+    /// The user who removed it.
+    #[prost(uint32, tag = "4")]
+    pub by: u32,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub name: ::prost::bytes::Bytes,
+    /// The path of the directory in which it was, as it is now; empty: that is gone, or in the trash.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub directory: ::prost::bytes::Bytes,
+    /// Its inode.
+    #[prost(uint64, tag = "7")]
+    pub parent: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListTrashRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+    /// Not only what the caller removed or owns (root).
+    #[prost(bool, tag = "2")]
+    pub all: bool,
+    /// What comes behind; absent: from the start.
+    #[prost(message, optional, tag = "3")]
+    pub after: ::core::option::Option<TrashPlace>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListTrashReply {
+    /// There may be none in a page that is not the last.
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<TrashItem>,
+    /// Where to go on; absent: nothing follows.
+    #[prost(message, optional, tag = "2")]
+    pub next: ::core::option::Option<TrashPlace>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    #[prost(uint64, tag = "2")]
+    pub inode: u64,
+    /// The directory in which it gets a name; 0: where it was.
+    #[prost(uint64, tag = "3")]
+    pub parent: u64,
+    /// Empty: the name that it had.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub name: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EmptyTrashRequest {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    /// At most 128. Those that are gone are no error unless all are.
+    #[prost(uint64, repeated, tag = "2")]
+    pub inodes: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct XattrRequest {

@@ -12,6 +12,7 @@ impl Model {
         id: InodeId,
     ) -> Outcome<()> {
         self.directory(by, parent, 3)?;
+        self.attached(parent)?;
         let node = self.fresh(by, parent, FileKind::File, mode);
         self.nodes.insert(id, node);
         self.nameless.insert(id);

@@ -42,7 +42,7 @@ impl Model {
         })
     }
 
-    fn has_own(&self, id: InodeId) -> bool {
+    pub(super) fn has_own(&self, id: InodeId) -> bool {
         self.nodes[&id].quota == id
     }
 
@@ -77,13 +77,15 @@ impl Model {
             self.limits.remove(&account).ok_or(Code::NotFound)?;
             if let Account::Directory(id) = account {
                 let parent = self.nodes[&id].parent;
-                let above = if parent == id { InodeId(0) } else { self.nodes[&parent].quota };
+                let above = self.nodes.get(&parent).filter(|_| parent != id);
+                let above = above.map_or(InodeId(0), |above| above.quota);
                 self.count_for(id, above);
             }
             return Ok(());
         };
         if let Account::Directory(id) = account {
             self.directory(by, id, 1)?;
+            self.attached(id)?;
             self.count_for(id, id);
         }
         let old = old.unwrap_or_default();
@@ -93,7 +95,7 @@ impl Model {
     }
 
     /// A directory counts for another quota, and what is in it.
-    fn count_for(&mut self, id: InodeId, quota: InodeId) {
+    pub(super) fn count_for(&mut self, id: InodeId, quota: InodeId) {
         if self.nodes[&id].quota == quota {
             return;
         }
@@ -105,12 +107,13 @@ impl Model {
         }
     }
 
-    /// Quotas end with their directories.
-    pub(crate) fn end_quotas(&mut self) {
-        let nodes = &self.nodes;
+    /// Quotas end with their directories; whether any did.
+    pub(crate) fn end_quotas(&mut self) -> bool {
+        let (nodes, before) = (&self.nodes, self.limits.len());
         self.limits.retain(|account, _| match account {
             Account::Directory(id) => nodes.contains_key(id),
             _ => true,
         });
+        self.limits.len() < before
     }
 }

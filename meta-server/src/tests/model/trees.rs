@@ -19,7 +19,13 @@ impl Model {
         }
         self.edit(parent).names.remove(name);
         self.changed(by, parent);
-        for at in tree.into_iter().rev() {
+        self.lose(by, id, (parent, name));
+        Ok(())
+    }
+
+    /// A directory without a name goes with what is in it.
+    pub(super) fn drop_tree(&mut self, by: &By<'_>, id: InodeId) {
+        for at in self.tree(id).into_iter().rev() {
             for child in self.nodes.get(&at).map(|node| node.names.clone()).unwrap_or_default() {
                 self.nodes.entry(child.1).and_modify(|node| node.ctime = by.now);
                 self.edit(at).names.remove(&child.0);
@@ -27,7 +33,6 @@ impl Model {
             }
         }
         self.nodes.remove(&id);
-        Ok(())
     }
 
     /// A directory and those below it, from the top.

@@ -37,7 +37,7 @@ impl Run {
     }
 
     /// Counts what was there before, whichever server goes on with it.
-    async fn count(&mut self) {
+    pub(super) async fn count(&mut self) {
         loop {
             let counting = Counter::new(Arc::clone(&self.any_server()));
             match abandon(counting.round(), self.any_polls()).await {
@@ -52,7 +52,10 @@ impl Run {
     }
 
     pub(super) async fn check_quotas(&mut self) {
-        self.model.end_quotas();
+        if self.model.end_quotas() {
+            // All servers know it by then.
+            self.world.env.sleep(Duration::from_millis(1100)).await;
+        }
         let users = USERS.into_iter().map(Account::User);
         let groups = GROUPS.into_iter().map(Account::Group);
         let limited: Vec<_> = self.model.limits.keys().copied().collect();
