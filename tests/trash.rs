@@ -77,6 +77,16 @@ fn what_programs_remove_comes_back_as_it_was() {
     cluster.ok(&["trash", "restore", &cluster.item("/work/empty")]);
     run(&dir, "test $(stat -c %h empty) = 2; touch empty/f; rm empty/f; rmdir empty");
 
+    // A program that was in a directory as it was removed leaves it to others.
+    fs::create_dir(dir.join("held")).unwrap();
+    let held = File::open(dir.join("held")).unwrap();
+    fs::remove_dir(dir.join("held")).unwrap();
+    assert_eq!(held.metadata().unwrap().nlink(), 0);
+    cluster.ok(&["trash", "restore", &cluster.item("/work/held")]);
+    fs::write(dir.join("held/file"), b"x").unwrap();
+    drop(held);
+    run(&dir, "test $(cat held/file) = x; rm -r held");
+
     // Replaced by rename, over a kill of the metadata server.
     run(&dir, "cp big other; echo new > new; mv new big");
     cluster.kill("meta");

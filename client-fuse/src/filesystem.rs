@@ -24,6 +24,8 @@ pub struct Known {
     pub attr_for: Duration,
     /// How long the name that led there may be kept; zero where none did.
     pub name_for: Duration,
+    /// Of one number, another generation is another inode to the kernel.
+    pub generation: u64,
 }
 
 /// What a name leads to.

@@ -132,5 +132,5 @@ fn bare(inode: InodeId, kind: FileKind) -> Known {
         floors: Vec::new(),
         layout: None,
     };
-    Known { attr, attr_for: Duration::ZERO, name_for: Duration::ZERO }
+    Known { attr, attr_for: Duration::ZERO, name_for: Duration::ZERO, generation: 0 }
 }

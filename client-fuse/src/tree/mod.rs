@@ -156,7 +156,14 @@ impl Tree {
         fresh.learn(sent, self.env.now(), &attr);
         let attr_for = fresh.keep_for(sent, inode);
         attr.inode = self.shown(inode);
-        Known { attr, attr_for, name_for: Duration::ZERO }
+        let generation = self.nodes.generation(inode);
+        Known { attr, attr_for, name_for: Duration::ZERO, generation }
+    }
+
+    /// This mount removed a directory, with these attributes.
+    fn removed(&self, attr: &Attr) {
+        self.nodes.removed(attr.inode);
+        self.fresh.lock().removed(attr);
     }
 
     /// The same for what a name in `parent` led to.

@@ -77,8 +77,9 @@ pub(crate) async fn rename(
         // Perhaps a directory moved: its time is another.
         fresh.changed_here(None);
     }
+    drop(fresh);
     if let Some(gone) = moved.filter(|attr| attr.kind == FileKind::Directory) {
-        fresh.removed(&gone);
+        tree.removed(&gone);
     }
     Ok(())
 }
@@ -98,7 +99,7 @@ pub(crate) async fn remove(
     };
     let gone = edit.end(removed, |gone| gone.as_ref().map_or(Ended::Changed, how))?;
     if let Some(attr) = gone.filter(|_| directory) {
-        tree.fresh.lock().removed(&attr);
+        tree.removed(&attr);
     }
     Ok(())
 }

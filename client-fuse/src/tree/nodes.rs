@@ -19,6 +19,8 @@ struct Node {
     content: Option<ContentVersion>,
     /// Of the attributes that the kernel was given last.
     given: Option<ContentVersion>,
+    /// How often this mount removed it.
+    removals: u64,
     open: Option<Arc<OpenInode>>,
 }
 
@@ -106,6 +108,19 @@ impl Nodes {
             (attr.length, attr.mtime, attr.ctime) = (content.length, content.mtime, content.ctime);
         }
         attr
+    }
+
+    /// This mount removed a directory.
+    pub(crate) fn removed(&self, inode: InodeId) {
+        if let Some(node) = self.nodes.lock().get_mut(&inode) {
+            node.removals += 1;
+        }
+    }
+
+    /// Another one after each removal: a kernel makes nothing any more in a directory that it saw removed, also when
+    /// somebody has restored it.
+    pub(crate) fn generation(&self, inode: InodeId) -> u64 {
+        self.nodes.lock().get(&inode).map_or(0, |node| node.removals)
     }
 
     /// The kernel is given these attributes.

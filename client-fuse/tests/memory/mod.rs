@@ -85,7 +85,7 @@ impl Memory {
     }
 
     fn known(&self, attr: Attr) -> Known {
-        Known { attr, attr_for: self.keep, name_for: self.keep }
+        Known { attr, attr_for: self.keep, name_for: self.keep, generation: 0 }
     }
 
     /// Makes an inode with a name.

@@ -9,8 +9,6 @@ use rustix::fs::FileType;
 use std::time::Duration;
 
 const HEADER_BYTES: usize = 16;
-/// Inode numbers are never used twice, so that one generation is enough.
-const GENERATION: u64 = 0;
 /// What a block of st_blocks is.
 const STAT_BLOCK: u64 = 512;
 /// The block that statfs counts in.
@@ -54,7 +52,7 @@ impl Reply {
     /// A name that leads nowhere, and how long that holds: inode 0, of which nothing else counts.
     pub(crate) fn no_entry(time: Duration) -> Self {
         Self::fields(|fields| {
-            fields.u64(0).u64(GENERATION);
+            fields.u64(0).u64(0);
             times(fields, time, time);
             fields.raw(&[0; ATTRIBUTES_BYTES]);
         })
@@ -136,7 +134,7 @@ fn attributes(fields: &mut Encoder, attr: &Attr) {
 }
 
 fn entry(fields: &mut Encoder, known: &Known) {
-    fields.u64(known.attr.inode.0).u64(GENERATION);
+    fields.u64(known.attr.inode.0).u64(known.generation);
     times(fields, known.name_for, known.attr_for);
     attributes(fields, &known.attr);
 }
@@ -226,7 +224,12 @@ mod tests {
             floors: Vec::new(),
             layout: None,
         };
-        Known { attr, attr_for: Duration::from_millis(1500), name_for: Duration::from_secs(2) }
+        Known {
+            attr,
+            attr_for: Duration::from_millis(1500),
+            name_for: Duration::from_secs(2),
+            generation: 5,
+        }
     }
 
     fn fields(reply: Reply) -> Vec<u8> {
