@@ -308,7 +308,7 @@ fn what_others_change_is_seen_when_the_kernel_is_told() {
     assert!(fs::read(&name).is_err());
     let inode = mounted.fs.write_elsewhere(b"f", b"first");
     assert!(fs::read(&name).is_err(), "the kernel remembers that there is nothing");
-    let _ = mounted.link.drop_name(InodeId::ROOT, b"f");
+    drop(mounted.link.drop_name(InodeId::ROOT, b"f"));
     until("the name", || fs::read(&name).is_ok_and(|read| read == b"first"));
 
     // Reading changed the time of the last access: this asks for the attributes.
@@ -317,7 +317,7 @@ fn what_others_change_is_seen_when_the_kernel_is_told() {
     assert_eq!(fs::metadata(&name).unwrap().len(), 5);
     mounted.link.drop_attributes(inode);
     assert_eq!(fs::metadata(&name).unwrap().len(), 14);
-    let _ = mounted.link.drop_content(inode);
+    drop(mounted.link.drop_content(inode));
     until("the content", || fs::read(&name).unwrap() == b"second, longer");
 
     // A flood is not lost, and the working directory of a process stays where it is.
@@ -327,18 +327,18 @@ fn what_others_change_is_seen_when_the_kernel_is_told() {
     let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     assert!(fs::read(mounted.path("late")).is_err());
     mounted.fs.write_elsewhere(b"late", b"here");
-    let _ = mounted.link.drop_name(InodeId::ROOT, b"d");
+    drop(mounted.link.drop_name(InodeId::ROOT, b"d"));
     for name in 0..300_000_u32 {
-        let _ = mounted.link.drop_name(InodeId::ROOT, &name.to_ne_bytes());
+        drop(mounted.link.drop_name(InodeId::ROOT, &name.to_ne_bytes()));
     }
-    let _ = mounted.link.drop_name(InodeId::ROOT, b"late");
+    drop(mounted.link.drop_name(InodeId::ROOT, b"late"));
     until("a name after many", || fs::read(mounted.path("late")).is_ok());
     let cwd = format!("/proc/{}/cwd", shell.id());
     std::thread::scope(|scope| {
         let ask = || (0..3000).for_each(|_| assert!(fs::metadata(mounted.path("d")).is_ok()));
         let asking = scope.spawn(ask);
         while !asking.is_finished() {
-            let _ = mounted.link.drop_all_names();
+            drop(mounted.link.drop_all_names());
             let shown = fs::read_link(&cwd).unwrap();
             assert!(shown.ends_with("d"), "{}", shown.display());
         }
