@@ -46,6 +46,28 @@ enum Kind {
     D,
     /// Symlinks
     L,
+    /// Named pipes
+    P,
+    /// Sockets
+    S,
+    /// Character devices
+    C,
+    /// Block devices
+    B,
+}
+
+impl Kind {
+    fn is(self, kind: FileKind) -> bool {
+        kind == match self {
+            Self::F => FileKind::File,
+            Self::D => FileKind::Directory,
+            Self::L => FileKind::Symlink,
+            Self::P => FileKind::Fifo,
+            Self::S => FileKind::Socket,
+            Self::C => FileKind::CharDevice,
+            Self::B => FileKind::BlockDevice,
+        }
+    }
 }
 
 pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
@@ -82,12 +104,7 @@ async fn walk(remote: &Remote, top: KilnPath, attr: Attr, args: &Args) -> Result
 
 fn show(path: &KilnPath, attr: &Attr, args: &Args) -> Result<()> {
     let name = path.split().map_or(b"/".as_slice(), |(_, name)| name).to_vec();
-    let kind = match args.kind {
-        None => true,
-        Some(Kind::F) => attr.kind == FileKind::File,
-        Some(Kind::D) => attr.kind == FileKind::Directory,
-        Some(Kind::L) => attr.kind == FileKind::Symlink,
-    };
+    let kind = args.kind.is_none_or(|kind| kind.is(attr.kind));
     let named = args.name.as_ref().is_none_or(|pattern| matches(pattern.as_bytes(), &name));
     if !kind || !named {
         return Ok(());
