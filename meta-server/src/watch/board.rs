@@ -20,7 +20,7 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// The most watchers of one server.
 const WATCHERS_MAX: usize = 10_000;
 /// The most holds of one watcher, and of all: 16 bytes each, and half as much again for the tree.
-const HOLDS_MAX: usize = 512 << 10;
+const HOLDS_MAX: usize = if cfg!(test) { 5 } else { 512 << 10 };
 const ALL_HOLDS_MAX: usize = 4 << 20;
 /// Changes that are remembered for answers that are on their way.
 const RECENT: usize = 1024;
@@ -65,6 +65,8 @@ struct Watching {
     told: u64,
     handed: u64,
     heard: u64,
+    /// Its holds were dropped with this change: until it has heard, everything concerns it.
+    lost: u64,
     /// The number of the last message.
     message: u64,
     asked: Monotonic,
@@ -125,9 +127,10 @@ impl Board {
         if let Some(watcher) = self.watchers.get_mut(&client).filter(|watcher| goes_on(watcher)) {
             (watcher.asked, watcher.only) = (now, ask.only);
             watcher.heard = watcher.handed;
-            if !ask.only {
-                self.wide.insert(client);
-            }
+            match watcher.is_wide() {
+                true => self.wide.insert(client),
+                false => self.wide.remove(&client),
+            };
             return true;
         }
         self.forget(client);
@@ -145,6 +148,7 @@ impl Board {
             told: self.last,
             handed: self.last,
             heard: self.last,
+            lost: 0,
             message: ask.seen,
             asked: now,
         };
@@ -172,11 +176,7 @@ impl Board {
     /// Something was changed by `by`. Who has to hear it before it is answered; others may have something to hear,
     /// too, where locks ended ([`Changes::is_awaited`]).
     pub(crate) fn tell(&mut self, by: Option<ClientId>, changes: &Changes) -> Vec<Due> {
-        self.last += 1;
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((by, changes.clone()));
+        self.note(by, changes.clone());
         let mut due = BTreeSet::new();
         if changes.is_lost() {
             due.extend(self.watchers.keys());
@@ -201,6 +201,14 @@ impl Board {
             }
         }
         result
+    }
+
+    fn note(&mut self, by: Option<ClientId>, changes: Changes) {
+        self.last += 1;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((by, changes));
     }
 
     /// When a watcher that is due will be forgotten; `None`: it has heard, or is forgotten already.
@@ -245,12 +253,15 @@ impl Board {
 
     /// The watcher is told that everything may have changed, and has nothing any more when it has heard.
     fn drop_holds(&mut self, client: ClientId) {
+        // A number of its own: what it has heard is before that.
+        self.note(None, Changes::default());
         let (slot, last) = (self.take_slot(client), self.last);
         let watcher = self.watchers.get_mut(&client).expect("invariant: it holds something");
         self.slots.remove(&watcher.slot);
         (watcher.slot, watcher.holds) = (slot, 0);
         watcher.tell(&Changes::anything());
-        watcher.told = last;
+        (watcher.told, watcher.lost) = (last, last);
+        self.wide.insert(client);
     }
 
     fn make_room(&mut self) {
@@ -292,9 +303,14 @@ impl Board {
 }
 
 impl Watching {
+    /// Whether everything is its concern.
+    fn is_wide(&self) -> bool {
+        !self.only || self.heard < self.lost
+    }
+
     /// What of some changes is its concern.
     fn told_of(&self, changes: &Changes, attrs: &Holds, names: &Holds) -> Changes {
-        if !self.only || changes.is_lost() {
+        if self.is_wide() || changes.is_lost() {
             return changes.clone();
         }
         changes.only(
