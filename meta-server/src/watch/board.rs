@@ -19,8 +19,9 @@ pub(crate) const LEASE: Duration = Duration::from_secs(4);
 const SWEEP: Duration = Duration::from_millis(250);
 /// The most watchers of one server.
 const WATCHERS_MAX: usize = 10_000;
-/// The most holds of one watcher, and of all: 16 bytes each, and half as much again for the tree.
-const HOLDS_MAX: usize = if cfg!(test) { 5 } else { 512 << 10 };
+/// The most holds of one watcher, and of all: 16 bytes each, and half as much again for the tree. More cost a watcher
+/// everything that it has in its caches.
+const HOLDS_MAX: usize = if cfg!(test) { 5 } else { 2 << 20 };
 const ALL_HOLDS_MAX: usize = 4 << 20;
 /// Changes that are remembered for answers that are on their way.
 const RECENT: usize = 1024;
