@@ -53,7 +53,7 @@ impl TestCluster {
 fn what_programs_remove_comes_back_as_it_was() {
     let Some((mut cluster, mut mount)) = start() else { return };
     assert!(cluster.ok(&["trash"]).contains("no trash"));
-    let dir = mount.make_dir("work");
+    let dir = mount.make_dir("job");
     run(&dir, "head -c 3M /dev/urandom > big; cp big gone; rm gone");
     assert!(cluster.trash().is_empty(), "it is off");
     cluster.ok(&["trash", "keep", "1d"]);
@@ -71,10 +71,10 @@ fn what_programs_remove_comes_back_as_it_was() {
     open.read_to_end(&mut content).unwrap();
     assert_eq!(content.len(), 3 << 20);
     drop(open);
-    let number = cluster.item("/work/big");
+    let number = cluster.item("/job/big");
     cluster.ok(&["trash", "restore", &number]);
     run(&dir, "sha256sum -c sum; test $(stat -c %h big) = 1; test -f big");
-    cluster.ok(&["trash", "restore", &cluster.item("/work/empty")]);
+    cluster.ok(&["trash", "restore", &cluster.item("/job/empty")]);
     run(&dir, "test $(stat -c %h empty) = 2; touch empty/f; rm empty/f; rmdir empty");
 
     // A program that was in a directory as it was removed leaves it to others.
@@ -82,7 +82,7 @@ fn what_programs_remove_comes_back_as_it_was() {
     let held = File::open(dir.join("held")).unwrap();
     fs::remove_dir(dir.join("held")).unwrap();
     assert_eq!(held.metadata().unwrap().nlink(), 0);
-    cluster.ok(&["trash", "restore", &cluster.item("/work/held")]);
+    cluster.ok(&["trash", "restore", &cluster.item("/job/held")]);
     fs::write(dir.join("held/file"), b"x").unwrap();
     drop(held);
     run(&dir, "test $(cat held/file) = x; rm -r held");
@@ -91,16 +91,16 @@ fn what_programs_remove_comes_back_as_it_was() {
     run(&dir, "cp big other; echo new > new; mv new big");
     cluster.kill("meta");
     cluster.restart("meta");
-    let said = cluster.refused(&["trash", "restore", &cluster.item("/work/big")]);
+    let said = cluster.refused(&["trash", "restore", &cluster.item("/job/big")]);
     assert!(said.contains("exists") && said.contains("--to"), "{said}");
-    let item = cluster.item("/work/big");
-    cluster.ok(&["trash", "restore", &item, "--to", "kiln:/work/old"]);
+    let item = cluster.item("/job/big");
+    cluster.ok(&["trash", "restore", &item, "--to", "kiln:/job/old"]);
     run(&dir, "cmp old other; test $(cat big) = new");
 
     // A hard link is not the last name, and --now passes by.
     let before = cluster.trash().len();
     run(&dir, "ln old link; rm old; mv link old; mkfifo p; rm p");
-    cluster.ok(&["rm", "--now", "kiln:/work/other"]);
+    cluster.ok(&["rm", "--now", "kiln:/job/other"]);
     assert_eq!(cluster.trash().len(), before);
     mount.unmount();
     cluster.check();
@@ -109,7 +109,7 @@ fn what_programs_remove_comes_back_as_it_was() {
 #[test]
 fn trees_come_back_with_git_in_them_and_go_when_their_time_has_come() {
     let Some((cluster, mut mount)) = start() else { return };
-    let dir = mount.make_dir("work");
+    let dir = mount.make_dir("job");
     cluster.ok(&["trash", "keep", "1h"]);
     let files = "find . -type f -not -path './.git/index' -exec sha256sum {} + | sort";
     run(&dir, "mkdir -p t/a/b; for i in $(seq 30); do echo $i > t/a/b/$i; done; ln -s 1 t/a/l");
@@ -118,14 +118,14 @@ fn trees_come_back_with_git_in_them_and_go_when_their_time_has_come() {
         run(&dir.join("t"), "git commit -qam two; git gc -q; git fsck --strict");
     }
     let sums = run(&dir.join("t"), files);
-    cluster.ok(&["rm", "-r", "kiln:/work/t"]);
+    cluster.ok(&["rm", "-r", "kiln:/job/t"]);
     assert!(!dir.join("t").exists());
-    cluster.ok(&["trash", "restore", &cluster.item("/work/t"), "--to", "kiln:/work/u"]);
+    cluster.ok(&["trash", "restore", &cluster.item("/job/t"), "--to", "kiln:/job/u"]);
     assert_eq!(run(&dir.join("u"), files), sums);
 
     // One by one, as rm does it.
     run(&dir, "rm -r u/a");
-    cluster.ok(&["trash", "restore", "--recursive", &cluster.item("/work/u/a")]);
+    cluster.ok(&["trash", "restore", "--recursive", &cluster.item("/job/u/a")]);
     assert_eq!(run(&dir.join("u"), files), sums);
     if installed(&["git"]) {
         run(&dir.join("u"), "git fsck --strict; git diff --exit-code; git checkout -q HEAD~1");
@@ -133,17 +133,17 @@ fn trees_come_back_with_git_in_them_and_go_when_their_time_has_come() {
 
     // Its directory is gone: elsewhere. Other users see nothing of it.
     run(&dir, "mkdir d; echo x > d/f; rm d/f");
-    cluster.ok(&["rm", "-r", "--now", "kiln:/work/d"]);
+    cluster.ok(&["rm", "-r", "--now", "kiln:/job/d"]);
     let lost = cluster.trash().into_iter().rfind(|item| item["path"].is_null()).unwrap();
     let lost = lost["item"].to_string();
     let said = cluster.refused(&["trash", "restore", &lost]);
     assert!(said.contains("is gone") && said.contains("--to"), "{said}");
-    cluster.ok(&["trash", "restore", &lost, "--to", "kiln:/work"]);
+    cluster.ok(&["trash", "restore", &lost, "--to", "kiln:/job"]);
     assert_eq!(fs::read(dir.join("f")).unwrap(), b"x\n");
 
     // The space is free when its time has come, of trees and of files.
     run(&dir, "rm -r u; head -c 20M /dev/urandom > big; mkdir v; cp big v; sync big v/big; rm big");
-    cluster.ok(&["rm", "-r", "kiln:/work/v"]);
+    cluster.ok(&["rm", "-r", "kiln:/job/v"]);
     let used = cluster.used();
     assert!(cluster.refused(&["trash", "empty"]).contains("--all"));
     cluster.ok(&["trash", "empty", "--older-than", "1h"]);

@@ -35,8 +35,12 @@ fn main() -> Result<()> {
             clients.push(Arc::new(connecting.await?));
         }
         let time = Duration::from_secs(seconds);
-        let own = measure(&env, &clients, time, false).await?;
-        let shared = measure(&env, &clients, time, true).await?;
+        let (own, first) = measure(&env, &clients, time, false).await?;
+        let (shared, second) = measure(&env, &clients, time, true).await?;
+        for name in [first, second] {
+            let name = name.as_bytes();
+            clients[0].remove_tree(&Caller::root(), InodeId::ROOT, name, true).await?;
+        }
         println!("{count} clients in directories of their own: {own:.0} files/s");
         println!("{count} clients in one directory:            {shared:.0} files/s");
         println!("ratio: {:.2}", shared / own);
@@ -44,8 +48,13 @@ fn main() -> Result<()> {
     })
 }
 
-/// Files for each second.
-async fn measure(env: &Env, clients: &[Arc<Client>], time: Duration, shared: bool) -> Result<f64> {
+/// Files for each second, and the name of the directory in which they are.
+async fn measure(
+    env: &Env,
+    clients: &[Arc<Client>],
+    time: Duration,
+    shared: bool,
+) -> Result<(f64, String)> {
     let caller = Caller::root();
     let name = format!("one-directory-{:016x}", env.random_u64());
     let top = clients[0].make_dir(&caller, InodeId::ROOT, name.as_bytes(), 0o700).await?.inode;
@@ -60,8 +69,7 @@ async fn measure(env: &Env, clients: &[Arc<Client>], time: Duration, shared: boo
         made += task.join().await??;
     }
     let rate = made as f64 / env.now().since(begun).as_secs_f64();
-    clients[0].remove_tree(&caller, InodeId::ROOT, name.as_bytes(), true).await?;
-    Ok(rate)
+    Ok((rate, name))
 }
 
 async fn make_files(
