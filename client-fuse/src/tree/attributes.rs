@@ -44,10 +44,13 @@ pub(crate) async fn set(
 }
 
 /// Refuses what the metadata service does not keep, without asking it: `cp -a` and `ls -l` look for an access
-/// control list on every file.
+/// control list and a label on every file, until they are told that there are none here.
 pub(crate) fn offered(name: &[u8]) -> Result<()> {
     if name.starts_with(b"system.") {
         return Err(Error::new(Code::Unsupported, "there are no access control lists"));
+    }
+    if name == b"security.selinux" {
+        return Err(Error::new(Code::Unsupported, "there are no labels of SELinux"));
     }
     Ok(())
 }
