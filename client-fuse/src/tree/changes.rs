@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// How often it is looked whether this mount itself is what a name waits for.
 const LOOK: Duration = Duration::from_millis(2);
+/// Who asked has given this mount up by then.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Passes on what other clients change, for as long as the mount lives.
 pub(crate) async fn follow(tree: Arc<Tree>) {
@@ -54,8 +56,10 @@ fn hear(tree: &Arc<Tree>, mut heard: Heard) {
     let tree = Arc::clone(tree);
     let env = tree.env.clone();
     let rest = async move {
-        settle(&tree, dropping).await;
-        heard.done();
+        let settled = settle(&tree, dropping);
+        if tree.env.timeout(PATIENCE, "the kernel", settled).await.is_ok() {
+            heard.done();
+        }
     };
     env.spawn("kernel forgets", rest).detach();
 }
