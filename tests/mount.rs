@@ -8,11 +8,12 @@ mod model;
 use cluster::TestCluster;
 use cluster::mount::{possible, wait_for};
 use model::op::{Fill, Op};
+use model::user::{as_user, may_switch};
 use model::world::Defect;
 use model::{Pair, random_run, two, wanted};
 use rustix::fs::{RenameFlags, XattrFlags, getxattr, setxattr};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 #[test]
@@ -169,5 +170,29 @@ fn capabilities_that_another_mount_gives_go_with_the_next_write() {
             (!has_it()).then_some(())
         };
         assert!(wait_for(Duration::from_secs(20), gone).is_some(), "it stays");
+    }
+}
+
+#[test]
+fn set_id_bits_that_another_mount_gives_go_with_a_users_next_write_and_with_none_before() {
+    if !possible() || !may_switch() {
+        return;
+    }
+    let cluster = TestCluster::start(1, 1);
+    let (one, other) = (cluster.mount(), cluster.mount());
+    let (path, seen) = (one.path().join("f"), other.path().join("f"));
+    let file = File::create(&path).unwrap();
+    let write = |user| as_user(user, || file.write_at(b"program", 0)).unwrap();
+    let mode = || std::fs::metadata(&seen).unwrap().mode() & 0o7777;
+    for path in [&seen, &path, &seen] {
+        write(1);
+        std::fs::set_permissions(path, Permissions::from_mode(0o6755)).unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(mode(), 0o6755, "it was written before");
+        write(0);
+        file.sync_all().unwrap();
+        assert_eq!(mode(), 0o6755, "root may keep them");
+        write(1);
+        assert_eq!(mode(), 0o755, "at once");
     }
 }

@@ -293,6 +293,9 @@ pub trait FileSystem: Send + Sync + 'static {
     /// The names of the extended attributes.
     async fn list_xattrs(&self, caller: &Caller, inode: InodeId) -> Result<Vec<Vec<u8>>>;
 
+    /// Whether somebody else may have changed the attributes of an open file since this was last asked.
+    fn changed_elsewhere(&self, handle: Handle) -> bool;
+
     /// Removes an extended attribute.
     async fn remove_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<()>;
 

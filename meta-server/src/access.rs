@@ -90,19 +90,20 @@ pub(crate) fn mode_after_chmod(inode: &Inode, gid: u32, mode: u32, caller: &Call
 }
 
 /// The mode after a change of owner or group: no set-id program survives it, whoever did it.
-/// Set-gid without group execute is not a program's and stays.
-pub(crate) fn mode_after_chown(inode: &Inode) -> u32 {
-    if inode.is_directory() { inode.mode } else { without_set_ids(inode.mode) }
+pub(crate) fn mode_after_chown(inode: &Inode, caller: &Caller) -> u32 {
+    if inode.is_directory() { inode.mode } else { without_set_ids(inode, caller) }
 }
 
 /// The mode after `caller` changed the content.
 pub(crate) fn mode_after_write(inode: &Inode, caller: &Caller) -> u32 {
-    if caller.uid == 0 { inode.mode } else { without_set_ids(inode.mode) }
+    if caller.uid == 0 { inode.mode } else { without_set_ids(inode, caller) }
 }
 
-fn without_set_ids(mode: u32) -> u32 {
-    let mode = mode & !SET_UID;
-    if mode & GROUP_EXECUTE == 0 { mode } else { mode & !SET_GID }
+/// Set-gid without group execute is not a program's, and stays if `caller` could have set it.
+fn without_set_ids(inode: &Inode, caller: &Caller) -> u32 {
+    let mode = inode.mode & !SET_UID;
+    let may_set = caller.uid == 0 || caller.in_group(inode.gid);
+    if mode & GROUP_EXECUTE == 0 && may_set { mode } else { mode & !SET_GID }
 }
 
 /// Group and mode of what `caller` makes in `directory`: a set-gid directory passes on its group,
@@ -209,10 +210,12 @@ mod tests {
         assert_eq!(mode_after_chmod(&program, 20, 0o2755, &member), 0o2755);
         assert_eq!(mode_after_chmod(&program, 20, 0o2755, &stranger), 0o755);
         assert_eq!(mode_after_chmod(&program, 20, 0o2755, &root), 0o2755);
-        assert_eq!(mode_after_chown(&program), 0o755);
-        assert_eq!(mode_after_chown(&inode(0o6745, false)), 0o2745);
-        assert_eq!(mode_after_chown(&inode(0o6755, true)), 0o6755);
+        assert_eq!(mode_after_chown(&program, &root), 0o755);
+        assert_eq!(mode_after_chown(&inode(0o6745, false), &root), 0o2745);
+        assert_eq!(mode_after_chown(&inode(0o6755, true), &root), 0o6755);
         assert_eq!(mode_after_write(&program, &member), 0o755);
+        assert_eq!(mode_after_write(&inode(0o6745, false), &member), 0o2745);
+        assert_eq!(mode_after_write(&inode(0o6745, false), &stranger), 0o745);
         assert_eq!(mode_after_write(&program, &root), 0o6755);
     }
 

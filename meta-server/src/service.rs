@@ -9,8 +9,8 @@ use crate::store::{
     Who, XattrMode,
 };
 use convert::{
-    dir_entry, entry, inode_chunks, item_name, moved, opened, session, set_time, trash_place,
-    within, written,
+    dir_entry, entry, inode_chunks, item_name, may_be_root, moved, opened, session, set_time,
+    trash_place, within, written,
 };
 use kiln_net::Peer;
 use kiln_rpc::convert::{file_kind, id_from, required};
@@ -96,7 +96,8 @@ impl Service {
                 .layout
                 .map(|wish| LayoutWish { chunk_bytes: wish.chunk_bytes, stripe: wish.stripe }),
             session: through,
-            written: written(ask.written),
+            written: written(peer, ask.written),
+            keeps_set_ids: ask.keeps_set_ids && may_be_root(peer),
         };
         Ok((&self.store.set_attr(&change, InodeId(ask.inode), &args).await?).into())
     }
@@ -131,14 +132,14 @@ impl Service {
 
     pub(crate) async fn close(&self, peer: &Peer, ask: v1::CloseRequest) -> Result<v1::Attr> {
         let change = change(peer, ask.origin)?;
-        let (session, written) = (session(&ask.session)?, written(ask.written));
+        let (session, written) = (session(&ask.session)?, written(peer, ask.written));
         let inode = InodeId(ask.inode);
         Ok((&self.store.close(&change, inode, session, &written).await?).into())
     }
 
     pub(crate) async fn sync(&self, peer: &Peer, ask: v1::SyncRequest) -> Result<v1::Attr> {
         let change = change(peer, ask.origin)?;
-        let (session, written) = (session(&ask.session)?, written(ask.written));
+        let (session, written) = (session(&ask.session)?, written(peer, ask.written));
         let inode = InodeId(ask.inode);
         Ok((&self.store.sync(&change, inode, session, &written).await?).into())
     }
@@ -149,7 +150,8 @@ impl Service {
         ask: v1::ReportRequest,
     ) -> Result<v1::AttrResults> {
         let change = change(peer, ask.origin)?;
-        let reports: Vec<_> = ask.files.into_iter().map(many::report).collect::<Result<_>>()?;
+        let reports: Vec<_> =
+            ask.files.into_iter().map(|file| many::report(peer, file)).collect::<Result<_>>()?;
         many::attrs(self.store.report(&change, &reports).await?)
     }
 
@@ -170,7 +172,8 @@ impl Service {
         ask: v1::CloseManyRequest,
     ) -> Result<v1::AttrResults> {
         let change = change(peer, ask.origin)?;
-        let files: Vec<_> = ask.files.into_iter().map(many::close).collect::<Result<_>>()?;
+        let files: Vec<_> =
+            ask.files.into_iter().map(|file| many::close(peer, file)).collect::<Result<_>>()?;
         many::attrs(self.store.close_many(&change, &files).await?)
     }
 

@@ -25,8 +25,7 @@ enum Users {
     OnlyOne,
     /// This one, from the next operation on.
     Begins(usize),
-    /// Several in turn, also through files that others opened. Then files have no set-id bits: whether a
-    /// write takes them away depends on who wrote, and a mount goes by who opened the file.
+    /// Several in turn, also through files that others opened.
     Several,
 }
 
@@ -161,7 +160,7 @@ impl Generator {
             _ => {}
         }
         let path = self.file(there);
-        Op::Open { slot: self.random.usize(..SLOTS), path, flags, mode: self.mode(false) }
+        Op::Open { slot: self.random.usize(..SLOTS), path, flags, mode: self.mode() }
     }
 
     /// Mostly the path of a file, or of one to be.
@@ -174,13 +173,12 @@ impl Generator {
         }
     }
 
-    fn mode(&mut self, is_dir: bool) -> u32 {
+    fn mode(&mut self) -> u32 {
         let usual = [0o644, 0o666, 0o755, 0o777, 0o600, 0o444, 0o2775, 0o6755, 0o1777, 0];
-        let mode = match self.random.u32(..4) {
+        match self.random.u32(..4) {
             0 => self.random.u32(..0o10000),
             _ => usual[self.random.usize(..usual.len())],
-        };
-        if matches!(self.users, Users::Several) && !is_dir { mode & 0o1777 } else { mode }
+        }
     }
 
     /// A place in a file: everywhere, but more often at a border or near the beginning.
@@ -234,7 +232,7 @@ impl Generator {
             }
             78..86 => Op::SetLength { slot, length: self.place() },
             86..92 => Op::Attr { slot },
-            92..95 => Op::SetMode { slot, mode: self.mode(false) },
+            92..95 => Op::SetMode { slot, mode: self.mode() },
             95..97 => {
                 let (uid, gid) = self.owners();
                 Op::SetOwner { slot, uid, gid }
@@ -291,17 +289,14 @@ impl Generator {
         match self.random.u32(..100) {
             0..16 => Op::Stat { path, follow },
             16..20 => Op::Access { path, mode: self.random.u32(..8) },
-            20..27 => {
-                let is_dir = there.names.contains(&(path.clone(), true));
-                Op::Chmod { path, mode: self.mode(is_dir) }
-            }
+            20..27 => Op::Chmod { path, mode: self.mode() },
             27..31 => {
                 let (uid, gid) = self.owners();
                 Op::Chown { path, follow, uid, gid }
             }
             31..38 => Op::Times { path, follow, atime: self.time(), mtime: self.time() },
             38..43 => Op::Truncate { path: self.file(there), length: self.place() },
-            43..52 => Op::MakeDir { path: self.new_path(there), mode: self.mode(true) | 0o700 },
+            43..52 => Op::MakeDir { path: self.new_path(there), mode: self.mode() | 0o700 },
             52..56 => Op::RemoveDir { path },
             56..64 => Op::Unlink { path },
             64..78 => Op::Rename { from: path, to: self.path(there), flags: self.rename_flags() },

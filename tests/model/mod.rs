@@ -8,7 +8,7 @@ pub(crate) mod op;
 pub(crate) mod snapshot;
 mod sparse;
 pub(crate) mod two;
-mod user;
+pub(crate) mod user;
 pub(crate) mod world;
 
 use generate::{Generator, There};

@@ -85,6 +85,9 @@ fn apply(tree: &Arc<Tree>, change: Change, dropping: &mut Dropping) {
     match change {
         Change::Inode { inode, content } => {
             tree.fresh.lock().change(inode);
+            if let Some(open) = tree.nodes.open(inode) {
+                open.note_change();
+            }
             if content {
                 tree.nodes.changed_elsewhere(inode);
                 dropping.pages.push(drop_content(tree, inode));
@@ -115,6 +118,7 @@ fn everything(tree: &Arc<Tree>, dropping: &mut Dropping) {
         dropping.pages.push(drop_content(tree, inode));
     }
     for open in tree.nodes.all_open() {
+        open.note_change();
         // What others wait for may have been missed.
         open.locks.wake();
         append::give_back(tree, open.inode());

@@ -438,6 +438,10 @@ impl FileSystem for Tree {
         self.client.list_xattrs(caller, self.inode(inode)).await
     }
 
+    fn changed_elsewhere(&self, handle: Handle) -> bool {
+        self.handles.file(handle).is_ok_and(|file| file.open.take_change())
+    }
+
     async fn remove_xattr(&self, caller: &Caller, inode: InodeId, name: &[u8]) -> Result<()> {
         self.changes()?;
         let inode = self.inode(inode);

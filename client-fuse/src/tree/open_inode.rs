@@ -11,6 +11,7 @@ use kiln_types::{Attr, Caller, Code, Error, InodeId, Result, Timestamp};
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The open state of one inode.
 pub(crate) struct OpenInode {
@@ -20,6 +21,7 @@ pub(crate) struct OpenInode {
     reporting: tokio::sync::Mutex<()>,
     pub(crate) locks: Owners,
     pub(crate) append: Append,
+    changed_elsewhere: AtomicBool,
 }
 
 struct State {
@@ -67,7 +69,19 @@ impl OpenInode {
         let state = State { io: Arc::clone(file), handles: 0, wrote_at: None, no_capability: None };
         let (state, reporting) = (Mutex::new(state), tokio::sync::Mutex::default());
         let (locks, append) = (Owners::default(), Append::new());
-        Arc::new(Self { inode: attr.inode, content, state, reporting, locks, append })
+        let (inode, changed_elsewhere) = (attr.inode, AtomicBool::default());
+        Arc::new(Self { inode, content, state, reporting, locks, append, changed_elsewhere })
+    }
+
+    /// Somebody else changed the inode.
+    pub(crate) fn note_change(&self) {
+        self.changed_elsewhere.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody has since this was last asked.
+    pub(crate) fn take_change(&self) -> bool {
+        self.changed_elsewhere.load(Ordering::Acquire)
+            && self.changed_elsewhere.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn inode(&self) -> InodeId {

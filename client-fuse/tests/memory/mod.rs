@@ -494,6 +494,10 @@ impl FileSystem for Memory {
         Ok(self.state.lock().node(inode)?.xattrs.keys().cloned().collect())
     }
 
+    fn changed_elsewhere(&self, _: Handle) -> bool {
+        false
+    }
+
     async fn remove_xattr(&self, _: &Caller, inode: InodeId, name: &[u8]) -> Result<()> {
         let removed = self.state.lock().node(inode)?.xattrs.remove(name);
         removed.map(drop).ok_or_else(|| Error::from(Code::NoAttribute))

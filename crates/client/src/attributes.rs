@@ -58,6 +58,7 @@ impl SetAttr {
             mtime_now: self.mtime == Some(SetTime::Now),
             session: session.to_vec().into(),
             written: None,
+            keeps_set_ids: false,
             layout: self
                 .layout
                 .map(|wish| v1::LayoutWish { chunk_bytes: wish.chunk_bytes, stripe: wish.stripe }),

@@ -49,6 +49,9 @@ pub struct Options {
     pub connections: usize,
     /// What reads may show of writes that are under way.
     pub consistency: Consistency,
+    /// Who writes through this client takes set-id bits away itself where it has to, as a kernel does: the
+    /// metadata service leaves them.
+    pub keeps_set_ids: bool,
 }
 
 impl Default for Options {
@@ -59,6 +62,7 @@ impl Default for Options {
             pieces: 32,
             connections: 2,
             consistency: Consistency::default(),
+            keeps_set_ids: false,
         }
     }
 }
@@ -197,7 +201,7 @@ impl Client {
             session,
             Arc::clone(&self.pieces),
             (Arc::clone(&self.closing), Arc::clone(&self.reports)),
-            self.options.io_timeout,
+            &self.options,
         )
     }
 

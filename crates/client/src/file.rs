@@ -2,7 +2,7 @@
 
 use crate::attributes::SetAttr;
 use crate::chunks::{ChunkClient, Place};
-use crate::client::deadline;
+use crate::client::{Options, deadline};
 use crate::closing::Closing;
 use crate::meta::Meta;
 use crate::open::OpenMode;
@@ -59,7 +59,7 @@ impl File {
         session: Session,
         pieces: Arc<Semaphore>,
         (closing, reports): (Arc<Closing>, Arc<Reports>),
-        timeout: Option<Duration>,
+        options: &Options,
     ) -> Result<Self> {
         let layout = session
             .attr()
@@ -74,10 +74,10 @@ impl File {
             pieces,
             closing,
             reports,
-            timeout,
+            timeout: options.io_timeout,
             layout,
             stripe,
-            written: Mutex::default(),
+            written: Mutex::new(Written::new(options.keeps_set_ids)),
             reporting: Arc::default(),
             told: Mutex::default(),
             closed: OnceCell::new(),
@@ -270,6 +270,7 @@ impl File {
         let (written, noted) = shared.report();
         let mut request = change.request(turn.origin(), self.inode(), shared.session.id());
         request.written = written;
+        request.keeps_set_ids = shared.written.lock().keeps_set_ids();
         let reply = shared.meta.set_attr(request).await?;
         shared.note_reported(noted);
         shared.take(reply)

@@ -20,9 +20,20 @@ pub(crate) struct Written {
     /// How often something was noted here, and how much of that the metadata service has answered.
     noted: u64,
     reported: u64,
+    keeps_set_ids: bool,
 }
 
 impl Written {
+    /// Nothing yet. `keeps_set_ids`: see [`Options`](crate::Options).
+    pub(crate) fn new(keeps_set_ids: bool) -> Self {
+        Self { keeps_set_ids, ..Self::default() }
+    }
+
+    /// See [`Options`](crate::Options).
+    pub(crate) fn keeps_set_ids(&self) -> bool {
+        self.keeps_set_ids
+    }
+
     /// How far it was written under `epoch`.
     pub(crate) fn end(&self, epoch: TruncateEpoch) -> u64 {
         if self.epoch == epoch { self.end } else { 0 }
@@ -97,6 +108,7 @@ impl Written {
             mtime_ns: self.mtime.map(|time| time.0),
             acknowledged_from: range.start,
             acknowledged_to: range.end,
+            keeps_set_ids: self.keeps_set_ids,
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::SessionId;
 use crate::keys::ItemName;
 use crate::store::{InodeChunks, Listed, Opened, SetTime, Written};
+use kiln_net::{Peer, PeerKind};
 use kiln_rpc::convert::floors;
 use kiln_rpc::v1;
 use kiln_types::{
@@ -16,13 +17,22 @@ pub(super) fn session(bytes: &[u8]) -> Result<SessionId> {
     Ok(SessionId(u128::from_be_bytes(bytes)))
 }
 
-pub(super) fn written(message: Option<v1::Written>) -> Written {
+pub(super) fn written(peer: &Peer, message: Option<v1::Written>) -> Written {
     let Some(message) = message else { return Written::default() };
     Written {
         end: message.end,
         epoch: TruncateEpoch(message.epoch),
         mtime: message.mtime_ns.map(Timestamp),
         acknowledged: ByteRange { start: message.acknowledged_from, end: message.acknowledged_to },
+        keeps_set_ids: message.keeps_set_ids && may_be_root(peer),
+    }
+}
+
+/// Whether who asks may have kept set-id bits, if they say so.
+pub(super) fn may_be_root(peer: &Peer) -> bool {
+    match &peer.kind {
+        PeerKind::Server => true,
+        PeerKind::Client { limits, .. } => limits.allows_uid(0),
     }
 }
 

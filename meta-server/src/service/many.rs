@@ -2,13 +2,14 @@
 
 use super::{opened, session, set_time, written};
 use crate::store::{CloseArgs, CreateArgs, OpenArgs, Opened, Report, SetAttrArgs};
+use kiln_net::Peer;
 use kiln_rpc::metadata::fitting;
 use kiln_rpc::v1;
 use kiln_types::{Attr, Code, Error, InodeId, LayoutWish, Result};
 
-pub(super) fn report(file: v1::FileReport) -> Result<Report> {
+pub(super) fn report(peer: &Peer, file: v1::FileReport) -> Result<Report> {
     let (inode, session) = (InodeId(file.inode), session(&file.session)?);
-    Ok(Report { inode, session, written: written(file.written) })
+    Ok(Report { inode, session, written: written(peer, file.written) })
 }
 
 pub(super) fn create(file: v1::NewFile, open: OpenArgs) -> CreateArgs {
@@ -23,7 +24,7 @@ pub(super) fn create(file: v1::NewFile, open: OpenArgs) -> CreateArgs {
     }
 }
 
-pub(super) fn close(file: v1::FileClose) -> Result<CloseArgs> {
+pub(super) fn close(peer: &Peer, file: v1::FileClose) -> Result<CloseArgs> {
     let set = SetAttrArgs {
         mode: file.mode,
         uid: file.uid,
@@ -34,7 +35,7 @@ pub(super) fn close(file: v1::FileClose) -> Result<CloseArgs> {
     };
     let link = (file.parent != 0).then(|| (InodeId(file.parent), file.name.to_vec()));
     let (inode, session) = (file.inode, file.session);
-    let report = report(v1::FileReport { inode, session, written: file.written })?;
+    let report = report(peer, v1::FileReport { inode, session, written: file.written })?;
     Ok(CloseArgs { report, set, link })
 }
 

@@ -39,6 +39,8 @@ pub struct SetAttrArgs {
     pub session: Option<SessionId>,
     /// What that session wrote before; taken in first.
     pub written: Written,
+    /// As there, of the change of length.
+    pub keeps_set_ids: bool,
 }
 
 impl Store {
@@ -85,9 +87,12 @@ pub(crate) async fn set_attr(
     }
     if let Some(length) = args.length {
         check_length_right(tx, &inode, change, args).await?;
-        let who = &change.who;
+        let (who, mode) = (&change.who, inode.mode);
         if let Some(later) = store.set_length(tx, who, change.client, &mut inode, length).await? {
             return Ok(later);
+        }
+        if args.keeps_set_ids {
+            inode.mode = mode;
         }
     }
     if let Some(wish) = args.layout {
@@ -96,7 +101,7 @@ pub(crate) async fn set_attr(
     }
     let (uid, gid) = (args.uid.unwrap_or(inode.uid), args.gid.unwrap_or(inode.gid));
     if args.uid.is_some() || args.gid.is_some() {
-        inode.mode = access::mode_after_chown(&inode);
+        inode.mode = access::mode_after_chown(&inode, caller);
     }
     if let Some(mode) = args.mode {
         inode.mode = access::mode_after_chmod(&inode, gid, mode & MODE_PERMISSIONS, caller);

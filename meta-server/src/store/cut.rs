@@ -128,7 +128,11 @@ pub(crate) fn take_written(
     now: kiln_types::Timestamp,
 ) -> Result<Option<Outcome>> {
     check_length(written.end)?;
-    let (id, mode) = (inode.id, access::mode_after_write(inode, &who.caller));
+    let id = inode.id;
+    let mode = match written.keeps_set_ids {
+        true => inode.mode,
+        false => access::mode_after_write(inode, &who.caller),
+    };
     let file = inode.file_mut()?;
     // What was written before a truncation makes the file neither longer nor denser.
     if written.epoch == file.epoch {

@@ -83,6 +83,8 @@ pub struct Written {
     pub mtime: Option<Timestamp>,
     /// Bytes that were all written and acknowledged, under the same epoch.
     pub acknowledged: ByteRange,
+    /// The writer has taken set-id bits away itself where a write was to.
+    pub keeps_set_ids: bool,
 }
 
 impl Store {

@@ -498,10 +498,10 @@ impl Model {
             return Err(Code::NotPermitted);
         }
         let node = self.edit(id);
-        (node.uid, node.gid) = (uid.unwrap_or(node.uid), gid.unwrap_or(node.gid));
         if node.kind != FileKind::Directory {
-            node.drop_set_ids();
+            node.drop_set_ids(by);
         }
+        (node.uid, node.gid) = (uid.unwrap_or(node.uid), gid.unwrap_or(node.gid));
         node.ctime = by.now;
         Ok(())
     }
@@ -581,13 +581,15 @@ impl Node {
     fn written(&mut self, by: &By<'_>) {
         (self.mtime, self.ctime) = (by.now, by.now);
         if by.caller.uid != 0 {
-            self.drop_set_ids();
+            self.drop_set_ids(by);
         }
     }
 
-    fn drop_set_ids(&mut self) {
+    fn drop_set_ids(&mut self, by: &By<'_>) {
+        let caller = by.caller;
+        let member = caller.gid == self.gid || caller.groups.contains(&self.gid);
         self.mode &= !0o4000;
-        if self.mode & 0o010 != 0 {
+        if self.mode & 0o010 != 0 || (caller.uid != 0 && !member) {
             self.mode &= !0o2000;
         }
     }

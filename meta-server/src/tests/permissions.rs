@@ -1,6 +1,6 @@
 //! Who may do what, said by hand.
 
-use crate::store::{SetAttrArgs, SetTime};
+use crate::store::{SetAttrArgs, SetTime, Written};
 use crate::tests::{Client, READ, ROOT, WRITE, World, code, simulate, user};
 use kiln_types::{Code, InodeId, Result, Timestamp};
 
@@ -180,6 +180,10 @@ fn a_programs_set_id_bits_do_not_survive_others_writes() {
         assert_eq!(t.by(OTHER).sync(&opened, 1).await.expect("a write").mode, 0o777);
         let set = SetAttrArgs { mode: Some(0o6777), ..SetAttrArgs::default() };
         assert_eq!(t.set(OWNER, program, set).await, OK);
+        let (change, session) = (t.by(OTHER).change(), opened.session.expect("an open file"));
+        let seen_to = Written { end: 2, keeps_set_ids: true, ..Written::default() };
+        let synced = world.store.sync(&change, program, session, &seen_to).await;
+        assert_eq!(synced.expect("a write").mode, 0o6777, "the kernel sees to it");
         assert_eq!(t.by(OTHER).truncate(program, 0).await.expect("a cut").mode, 0o777);
     });
 }

@@ -99,6 +99,7 @@ pub(crate) enum Operation {
     CopyRange {
         from: (Handle, u64),
         to: (Handle, u64),
+        to_inode: InodeId,
         length: u64,
         wide: bool,
     },

@@ -346,9 +346,9 @@ fn seek(fields: &mut Decoder<'_>) -> Result<Operation> {
 }
 
 fn copy_range(fields: &mut Decoder<'_>, wide: bool) -> Result<Operation> {
-    let (from, _to_inode) = ((handle(fields)?, fields.u64()?), fields.u64()?);
+    let (from, to_inode) = ((handle(fields)?, fields.u64()?), InodeId(fields.u64()?));
     let (to, length) = ((handle(fields)?, fields.u64()?), fields.u64()?);
-    Ok(Operation::CopyRange { from, to, length, wide })
+    Ok(Operation::CopyRange { from, to, to_inode, length, wide })
 }
 
 #[cfg(test)]

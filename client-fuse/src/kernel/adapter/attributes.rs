@@ -16,10 +16,10 @@ impl Adapter {
         let (caller, inode, fs) = (caller(header), header.inode, &*self.fs);
         let gives_away = change.uid.is_some() || change.gid.is_some();
         if gives_away || change.length.is_some() {
-            let set_ids = gives_away || caller.uid != 0;
-            self.privileges.take_from(fs, inode, set_ids).await?;
+            let by = (gives_away || caller.uid != 0).then_some(header);
+            self.privileges.take_from(fs, inode, by).await?;
         } else if change == SetAttr::default() {
-            self.privileges.give_up(fs, inode, &caller).await?;
+            self.privileges.give_up(fs, header).await?;
         }
         Ok(self.attributes(&fs.set_attr(&caller, inode, through, change).await?))
     }

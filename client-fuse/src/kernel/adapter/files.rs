@@ -7,7 +7,7 @@ use crate::kernel::caller::caller;
 use crate::kernel::pending::Pending;
 use kiln_memory::Bytes;
 use kiln_telemetry::metrics;
-use kiln_types::{Code, Result};
+use kiln_types::{Code, InodeId, Result};
 
 impl Adapter {
     /// Answers what is asked of an open file or directory.
@@ -34,10 +34,12 @@ impl Adapter {
             }
             Op::Fsync { handle } => done(fs.fsync(handle).await),
             Op::Fallocate { handle, mode, offset, length } => {
+                self.before_write(header, (header.inode, handle), header.uid != 0).await?;
                 done(fs.fallocate(handle, mode, offset, length).await)
             }
             Op::Seek { handle, offset, to } => self.seek(handle, offset, to).await,
-            Op::CopyRange { from, to, length, wide } => {
+            Op::CopyRange { from, to, to_inode, length, wide } => {
+                self.before_write(header, (to_inode, to.0), header.uid != 0).await?;
                 self.copy_range(from, to, length, wide).await
             }
             Op::GetLock { handle, owner, lock } => {
@@ -57,7 +59,8 @@ impl Adapter {
     pub(super) async fn open(&self, header: &Header, flags: OpenFlags) -> Result<Reply> {
         let (caller, inode) = (caller(header), header.inode);
         if flags.truncate {
-            self.privileges.take_from(&*self.fs, inode, caller.uid != 0).await?;
+            let by = (caller.uid != 0).then_some(header);
+            self.privileges.take_from(&*self.fs, inode, by).await?;
         }
         let opened = self.fs.open(&caller, inode, flags).await?;
         Ok(Reply::opened(opened))
@@ -102,10 +105,20 @@ impl Adapter {
         drop_set_ids: bool,
     ) -> Result<Reply> {
         let length = bytes.len();
-        self.privileges.take_from(&*self.fs, header.inode, drop_set_ids).await?;
+        self.before_write(header, (header.inode, handle), drop_set_ids).await?;
         self.fs.write(handle, at, bytes).await?;
         metrics::MOUNT_WRITTEN.add(length as u64);
         Ok(Reply::count(length))
+    }
+
+    async fn before_write(
+        &self,
+        header: &Header,
+        file: (InodeId, Handle),
+        drop_set_ids: bool,
+    ) -> Result<()> {
+        let by = drop_set_ids.then_some(header);
+        self.privileges.take_before_write(&*self.fs, file, by).await
     }
 
     async fn seek(&self, handle: Handle, offset: u64, to: SeekTo) -> Result<Reply> {

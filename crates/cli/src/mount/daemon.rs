@@ -117,9 +117,13 @@ async fn connect(
     env: &Env,
 ) -> Result<Arc<dyn FileSystem>> {
     let timeout = wanted.fs.io_timeout;
-    let consistency = wanted.consistency;
-    let options =
-        Options { io_timeout: timeout, meta_timeout: timeout, consistency, ..Options::default() };
+    let options = Options {
+        io_timeout: timeout,
+        meta_timeout: timeout,
+        consistency: wanted.consistency,
+        keeps_set_ids: true,
+        ..Options::default()
+    };
     let what = format!("the cluster at {address}");
     let connecting = async {
         let client = Client::connect(env, managers(&address), credential, options);

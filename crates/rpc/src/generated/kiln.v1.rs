@@ -2005,6 +2005,9 @@ pub struct SetAttrRequest {
     /// Of a directory: what new files in it are to be like.
     #[prost(message, optional, tag = "13")]
     pub layout: ::core::option::Option<LayoutWish>,
+    /// As in Written, of the change of length.
+    #[prost(bool, tag = "14")]
+    pub keeps_set_ids: bool,
 }
 /// 0: as elsewhere.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2143,6 +2146,10 @@ pub struct Written {
     pub acknowledged_from: u64,
     #[prost(uint64, tag = "5")]
     pub acknowledged_to: u64,
+    /// Set-id bits stay: the client has taken them away before each write that was to. Believed of a credential
+    /// that may act as root.
+    #[prost(bool, tag = "6")]
+    pub keeps_set_ids: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseRequest {
