@@ -12,6 +12,7 @@ mod caller;
 mod device;
 mod given;
 mod interrupts;
+mod late;
 mod link;
 mod pending;
 mod privileges;

@@ -1,5 +1,6 @@
 //! Runs the answer to each request, and decides what a program sees of a failure.
 
+use super::late;
 use kiln_env::Env;
 use kiln_types::{Code, Error, Monotonic};
 use parking_lot::Mutex;
@@ -8,7 +9,7 @@ use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -29,19 +30,17 @@ impl Requests {
         &self.env
     }
 
-    /// Works out an answer. What need not wait ends on the calling thread, which saves most cached
-    /// answers and buffered writes the way to another one; the rest goes on in the runtime.
+    /// Works out an answer. It begins on the calling thread, which saves most cached answers and buffered
+    /// writes the way to another one; what has to wait goes on in the runtime once there is something to go on
+    /// with.
     pub(super) fn run(
         &self,
         what: &'static str,
         answer: impl Future<Output = ()> + Send + 'static,
     ) {
         let _inside = self.runtime.enter();
-        let mut answer = Guarded { what, answer: Box::pin(answer) };
-        let first = Pin::new(&mut answer).poll(&mut Context::from_waker(Waker::noop()));
-        if first.is_pending() {
-            self.env.spawn(what, answer).detach();
-        }
+        let answer = Guarded { what, answer: Box::pin(answer) };
+        late::run(self.env.clone(), self.runtime.clone(), what, answer);
     }
 
     /// What a program sees of a failure.
