@@ -6,7 +6,7 @@ mod cluster;
 mod model;
 
 use cluster::TestCluster;
-use cluster::mount::{possible, wait_for};
+use cluster::mount::{pause, possible, wait_for};
 use model::op::{Fill, Op};
 use model::user::{as_user, may_switch};
 use model::world::Defect;
@@ -195,4 +195,40 @@ fn set_id_bits_that_another_mount_gives_go_with_a_users_next_write_and_with_none
         write(1);
         assert_eq!(mode(), 0o755, "at once");
     }
+}
+
+/// That a file is open for reading is in the metadata server's memory only.
+#[test]
+fn what_is_read_outlives_its_name_and_the_memory_of_the_metadata_server() {
+    if !possible() {
+        return;
+    }
+    let mut cluster = TestCluster::start(3, 3);
+    let (one, other) = (cluster.mount(), cluster.mount());
+    let content = cluster::tree::bytes(&mut fastrand::Rng::with_seed(3), 300_000);
+    let names: Vec<String> = (0..8).map(|number| format!("f{number}")).collect();
+    for name in &names {
+        std::fs::write(other.path().join(name), &content).unwrap();
+    }
+    let open = |name: &String| File::open(one.path().join(name)).unwrap();
+    let files: Vec<File> = names.iter().skip(2).map(open).collect();
+    cluster.kill("meta");
+    cluster.restart("meta");
+    // Before all is told what is open.
+    std::fs::remove_file(other.path().join(&names[2])).unwrap();
+    pause(Duration::from_secs(4));
+    for name in names.iter().filter(|name| **name != names[2]) {
+        std::fs::remove_file(other.path().join(name)).unwrap();
+    }
+    let chunks = |count: &str| cluster.check().contains(count).then_some(());
+    // It is known that the others are not open, long before whoever may have had them open counts as dead.
+    let others_went = wait_for(Duration::from_secs(40), || chunks(" 6 chunks"));
+    assert!(others_went.is_some(), "{}", cluster.check());
+    for file in files {
+        let mut read = vec![0; content.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == content && file.metadata().unwrap().nlink() == 0);
+    }
+    let all_went = wait_for(Duration::from_secs(60), || chunks(" 0 chunks"));
+    assert!(all_went.is_some(), "{}", cluster.check());
 }

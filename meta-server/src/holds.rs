@@ -135,7 +135,7 @@ nothing! {
     StatFsRequest SetXattrRequest RemoveXattrRequest SetQuotaRequest GetQuotaRequest ListQuotasRequest
     ReportRequest CreateManyRequest CloseManyRequest OpenPathRequest
     SetTrashRequest GetTrashRequest ListTrashRequest RestoreRequest EmptyTrashRequest Trash ListTrashReply
-    SetLockRequest GetLockRequest ListInodesRequest PathRequest
+    ClaimRequest SetLockRequest GetLockRequest ListInodesRequest PathRequest
     Empty LinkTarget StatFsReply XattrValue XattrNames Quota ListQuotasReply GetLockReply ListInodesReply
     PathReply
 }

@@ -98,6 +98,7 @@ impl Clients {
             }
         }
         metrics::META_CLIENTS.set_amount(seen.len() as u64);
+        self.store.relieve(|client| seen.contains_key(&client)).await?;
         self.seen = seen;
         Ok(())
     }

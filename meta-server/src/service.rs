@@ -9,8 +9,8 @@ use crate::store::{
     Who, XattrMode,
 };
 use convert::{
-    dir_entry, entry, inode_chunks, item_name, may_be_root, moved, opened, session, set_time,
-    trash_place, within, written,
+    claim, dir_entry, entry, inode_chunks, item_name, may_be_root, moved, opened, session,
+    set_time, trash_place, within, written,
 };
 use kiln_net::Peer;
 use kiln_rpc::convert::{file_kind, id_from, required};
@@ -209,6 +209,13 @@ impl Service {
             ask.sessions.iter().map(|bytes| session(bytes)).collect::<Result<_>>()?;
         let client = id_from(&ask.client)?;
         self.store.end_sessions(&no_user(peer), client, &sessions).await?;
+        Ok(v1::Empty {})
+    }
+
+    pub(crate) async fn claim(&self, peer: &Peer, ask: v1::ClaimRequest) -> Result<v1::Empty> {
+        let client = id_from(&ask.client)?;
+        let claims: Vec<_> = ask.claims.into_iter().map(claim).collect::<Result<_>>()?;
+        self.store.claim(&no_user(peer), client, &claims, ask.all).await?;
         Ok(v1::Empty {})
     }
 

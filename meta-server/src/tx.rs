@@ -12,6 +12,7 @@ use crate::store::capability_end;
 use crate::store::garbage::Task;
 use crate::store::lock::end_without_session;
 use crate::store::prune::is_detached;
+use crate::store::readers::Departure;
 use crate::watch::Changes;
 use kiln_kv::{KeyRange, RangeOptions, Transaction};
 use kiln_telemetry::about;
@@ -19,6 +20,7 @@ use kiln_types::{
     Account, Attr, ChainTableId, ClientId, Code, Error, FileKind, InodeId, Layout, LayoutWish,
     Redundancy, RequestId, Result, Timestamp,
 };
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A transaction on one tree.
@@ -46,6 +48,10 @@ pub(crate) struct Tx<'a, 's> {
     pub(crate) ledger: Ledger,
     /// The user who removes, if what loses its last name goes to the trash.
     pub(crate) trash: Option<u32>,
+    /// Who has files open for reading.
+    pub(crate) departure: Arc<Departure>,
+    /// Sessions that end with it.
+    pub(crate) ended: Vec<(ClientId, SessionId)>,
 }
 
 /// A directory entry and where it is stored.
@@ -386,6 +392,9 @@ impl Tx<'_, '_> {
         id: SessionId,
         inode: InodeId,
     ) -> Result<Handle> {
+        if self.departure.inode(client, id) == Some(inode) {
+            return Ok(Handle { inode, read: true, write: false });
+        }
         let handle = self.find_session(client, id).await?;
         handle.filter(|handle| handle.inode == inode).ok_or_else(|| {
             Error::new(Code::StaleHandle, format!("inode {inode} is not open as session {id}"))
@@ -402,6 +411,7 @@ impl Tx<'_, '_> {
         inode: &mut Inode,
         write: bool,
     ) -> Result<()> {
+        self.ended.push((client, id));
         self.kv.clear(&self.keys.session(inode.id, write, client, id));
         self.kv.clear(&self.keys.handle(client, id));
         end_without_session(self, client, inode.id).await?;
@@ -416,8 +426,20 @@ impl Tx<'_, '_> {
         Ok(())
     }
 
-    /// Whether a client has the inode open.
+    /// Stores what is open for reading in memory, to `client` or anybody. Whether there is anything.
+    pub(crate) fn store_readers(&mut self, inode: InodeId, client: Option<ClientId>) -> bool {
+        let readers = self.departure.of(inode, client, &self.ended);
+        for (client, session) in &readers {
+            self.put_session(*client, *session, &Handle { inode, read: true, write: false });
+        }
+        !readers.is_empty()
+    }
+
+    /// Whether a client has the inode open. What it has open in memory is stored then.
     pub(crate) async fn has_open(&mut self, client: ClientId, inode: InodeId) -> Result<bool> {
+        if self.store_readers(inode, Some(client)) {
+            return Ok(true);
+        }
         for write in [true, false] {
             let own = self.keys.sessions_of(inode, write, client);
             if !self.range(own, 1).await?.is_empty() {
@@ -427,8 +449,19 @@ impl Tx<'_, '_> {
         Ok(false)
     }
 
-    /// Whether anyone has the inode open.
+    /// Whether anyone has the inode open, which nothing but that keeps any more. What is open in memory is stored
+    /// then; who knows of nothing yet holds it by a stand-in.
     pub(crate) async fn is_open(&mut self, inode: InodeId) -> Result<bool> {
+        if self.store_readers(inode, None) {
+            return Ok(true);
+        }
+        if let Some(client) = self.departure.stand_in() {
+            let active = Client::Active { credential: String::new(), watches: false };
+            self.put(&self.keys.client(client), &active);
+            let handle = Handle { inode, read: true, write: false };
+            self.put_session(client, SessionId(inode.0.into()), &handle);
+            return Ok(true);
+        }
         Ok(!self.range(self.keys.sessions(inode), 1).await?.is_empty())
     }
 

@@ -104,7 +104,7 @@ mod tests {
             tokio::task::yield_now().await;
             let _ = done.send(());
         });
-        let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+        let ended = Env::real().timeout(Duration::from_secs(10), "its end", ended).await;
         assert_eq!(ended.expect("in time"), Ok(()));
     }
 }

@@ -93,7 +93,7 @@ pub struct Client {
     pub(crate) routing: watch::Receiver<Arc<RoutingInfo>>,
     chunks: Arc<ChunkClient>,
     pieces: Arc<Semaphore>,
-    closing: Arc<Closing>,
+    pub(crate) closing: Arc<Closing>,
     reports: Arc<Reports>,
     options: Options,
     _tasks: [Task<()>; 3],
@@ -194,6 +194,9 @@ impl Client {
         }
         let (env, meta) = (self.env.clone(), Arc::clone(&self.meta));
         let session = Session::new(env, meta, self.id, caller.clone(), mode, reply, sent)?;
+        if !mode.write {
+            self.closing.reads.add(session.id(), session.right());
+        }
         File::open(
             self.env.clone(),
             Arc::clone(&self.meta),

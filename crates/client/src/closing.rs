@@ -1,6 +1,7 @@
 //! Sessions with nothing left to report: ended soon, many in one call.
 
 use crate::meta::Meta;
+use crate::reads::Reads;
 use kiln_env::Env;
 use kiln_rpc::convert::id_bytes;
 use kiln_rpc::v1;
@@ -18,6 +19,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The sessions that wait for their end. There are never more than there were open files.
 #[derive(Default)]
 pub(crate) struct Closing {
+    /// What is open for reading.
+    pub(crate) reads: Reads,
     waiting: Mutex<Vec<Vec<u8>>>,
     bell: Notify,
 }
@@ -25,6 +28,7 @@ pub(crate) struct Closing {
 impl Closing {
     /// Ends a session soon.
     pub(crate) fn end(&self, session: Vec<u8>) {
+        self.reads.remove(&session);
         self.waiting.lock().push(session);
         self.bell.notify_one();
     }

@@ -17,6 +17,7 @@ mod meta;
 mod names;
 mod open;
 mod quota;
+mod reads;
 mod reports;
 mod session;
 mod sparse;

@@ -1,9 +1,10 @@
 //! Advisory locks through an open file.
 
+use crate::chunks::Grant;
 use crate::file::File;
 use kiln_rpc::convert::{id_bytes, required};
 use kiln_rpc::v1;
-use kiln_types::{Attr, Lock, LockFamily, LockMode, LockOwner, LockRange, Result};
+use kiln_types::{Attr, Code, Error, Lock, LockFamily, LockMode, LockOwner, LockRange, Result};
 
 impl File {
     /// Locks; what `owner` held of the range is replaced. The attributes at that moment, or `None` when somebody
@@ -45,7 +46,13 @@ impl File {
             owner: owner.0,
             lock: Some((&lock).into()),
         };
-        let reply = shared.meta.get_lock(request).await?;
+        let reply = match shared.meta.get_lock(request.clone()).await {
+            Err(error) if self.may_be_unknown(&error) => {
+                shared.session.renew().await?;
+                shared.meta.get_lock(request).await?
+            }
+            reply => reply?,
+        };
         if reply.lock.is_none() {
             return Ok(None);
         }
@@ -74,6 +81,17 @@ impl File {
             unlock,
             wait,
         };
-        shared.meta.set_lock(request).await
+        match shared.meta.set_lock(request.clone()).await {
+            Err(error) if self.may_be_unknown(&error) => {
+                shared.session.renew().await?;
+                shared.meta.set_lock(request).await
+            }
+            reply => reply,
+        }
+    }
+
+    /// Whether a server that began anew may not have been told yet that the file is open; a renewal tells it.
+    fn may_be_unknown(&self, error: &Error) -> bool {
+        error.code() == Code::StaleHandle && !self.mode().write
     }
 }

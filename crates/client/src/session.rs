@@ -9,7 +9,7 @@ use kiln_rpc::convert::{id_bytes, required};
 use kiln_rpc::v1;
 use kiln_types::{Attr, Caller, ClientId, InodeId, Monotonic, Result, TruncateEpoch};
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// A session at the metadata service, and the capability that it gave last.
@@ -18,7 +18,7 @@ pub(crate) struct Session {
     right: Arc<Right>,
 }
 
-struct Right {
+pub(crate) struct Right {
     env: Env,
     meta: Arc<Meta>,
     client: ClientId,
@@ -58,6 +58,11 @@ impl Session {
         let (state, renewing) = (Mutex::new(state), Arc::default());
         let right = Right { env, meta, client, caller, inode, session, state, renewing };
         Ok(Self { mode, right: Arc::new(right) })
+    }
+
+    /// What it has a right to, as long as it is open.
+    pub(crate) fn right(&self) -> Weak<Right> {
+        Arc::downgrade(&self.right)
     }
 
     pub(crate) fn inode(&self) -> InodeId {
@@ -130,6 +135,15 @@ impl Session {
 }
 
 impl Right {
+    /// What a server that does not know of it is told.
+    pub(crate) fn claim(&self) -> v1::Claim {
+        v1::Claim {
+            inode: self.inode.0,
+            session: self.session.clone().into(),
+            capability: self.state.lock().capability.to_vec().into(),
+        }
+    }
+
     fn granted(&self, index: u64) -> (Granted, Monotonic, Monotonic) {
         let state = self.state.lock();
         let granted = Granted {

@@ -4,9 +4,11 @@
 //! made them only then, or when this client has been silent for so long that it keeps nothing ([`VALID`]).
 
 use crate::client::Client;
+use crate::closing::Closing;
 use kiln_env::{Env, Task};
 use kiln_net::{Call, ConnectionPool, PoolOptions, Transport};
-use kiln_rpc::metadata::{WATCH, decode, request};
+use kiln_rpc::convert::id_bytes;
+use kiln_rpc::metadata::{CLAIM, WATCH, decode, request};
 use kiln_rpc::v1;
 use kiln_types::{
     ClientId, Code, Deadline, Error, InodeId, Node, NodeId, Result, RoutingInfo, ServiceKind,
@@ -22,6 +24,8 @@ const QUEUE: usize = 64;
 /// What is in a cache counts for so long after the last question that a server has answered; the server waits a
 /// second longer.
 const VALID: Duration = Duration::from_secs(3);
+/// How long a server may take for a page of what is open.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -111,6 +115,7 @@ impl Client {
             transport: Arc::clone(&self.transport),
             routing: self.routing.clone(),
             queue: sender,
+            closing: Arc::clone(&self.closing),
             followed: Mutex::default(),
             standing,
         };
@@ -126,6 +131,7 @@ struct Watching {
     transport: Arc<dyn Transport>,
     routing: watch::Receiver<Arc<RoutingInfo>>,
     queue: mpsc::Sender<Heard>,
+    closing: Arc<Closing>,
     /// The servers that answer, and whether they know that there are others.
     followed: Mutex<BTreeMap<NodeId, bool>>,
     standing: watch::Sender<bool>,
@@ -139,7 +145,7 @@ fn servers(routing: &RoutingInfo) -> impl Iterator<Item = &Node> {
 struct Stream {
     node: NodeId,
     address: String,
-    connections: ConnectionPool,
+    connections: Arc<ConnectionPool>,
     watch: u64,
     seen: u64,
 }
@@ -196,27 +202,59 @@ impl Watching {
         }
     }
 
-    async fn follow_once(&self, node: NodeId, was_up: &mut bool) -> Result<()> {
+    async fn follow_once(self: &Arc<Self>, node: NodeId, was_up: &mut bool) -> Result<()> {
         let address = self.routing.borrow().nodes.get(&node).map(|node| node.address.clone());
         let address = address.ok_or_else(|| Error::from(Code::UnknownMember))?;
         // A connection of its own: calls that wait hold up no changes.
         let transport = Arc::clone(&self.transport);
         let connections = ConnectionPool::new(transport, PoolOptions::default(), self.env.clone());
+        let connections = Arc::new(connections);
         let watch = self.env.random_u64();
         let mut stream = Stream { node, address, connections, watch, seen: 0 };
         let mut valid_until = self.env.deadline_after(VALID);
+        let mut claims = None;
         loop {
             let only = self.is_only();
             let sent = self.env.now();
             let changes = self.ask(&mut stream, only, valid_until).await?;
             valid_until = Deadline(sent.plus(VALID));
             self.require_known(&changes)?;
+            if claims.is_none() {
+                let way = (Arc::clone(&stream.connections), stream.address.clone());
+                claims = Some(self.env.spawn("claims", Arc::clone(self).claim(way)));
+            }
             self.pass_on(changes, valid_until).await?;
             *was_up = true;
             self.set_followed(|followed| {
                 followed.insert(node, !only);
             });
         }
+    }
+
+    /// Tells a server what is open for reading, until it has heard: it may have started anew.
+    async fn claim(self: Arc<Self>, (connections, address): (Arc<ConnectionPool>, String)) {
+        while let Err(error) = self.claim_once(&connections, &address).await {
+            if error.code() == Code::Unsupported {
+                return;
+            }
+            tracing::debug!(%error, "what is open is not told yet");
+            self.env.sleep(PAUSE_MAX).await;
+        }
+    }
+
+    async fn claim_once(&self, connections: &ConnectionPool, address: &str) -> Result<()> {
+        let mut pages = self.closing.reads.claims();
+        let last = pages.pop().unwrap_or_default();
+        let pages = pages.into_iter().map(|page| (page, false)).chain([(last, true)]);
+        for (claims, all) in pages {
+            let ask = v1::ClaimRequest { client: id_bytes(self.client), claims, all };
+            let deadline = self.env.deadline_after(CLAIM_TIMEOUT);
+            let call = Call::new(CLAIM, request(self.client, &ask), deadline);
+            let told = connections.call(address, call).await;
+            self.closing.reads.end_closed(&ask.claims, &self.closing);
+            told?;
+        }
+        Ok(())
     }
 
     async fn ask(&self, stream: &mut Stream, only: bool, until: Deadline) -> Result<v1::Changes> {

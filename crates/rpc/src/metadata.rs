@@ -9,6 +9,9 @@ use prost::Message;
 /// The number of the call `Watch`, which answers late: see the .proto file.
 pub const WATCH: u16 = 0x100;
 
+/// The number of the call `Claim`, which goes to the server that it is meant for.
+pub const CLAIM: u16 = 0x12c;
+
 /// Calls `$with!` with the metadata calls: what each does, its number on the wire, its name and messages.
 #[macro_export]
 macro_rules! metadata_calls {
@@ -107,6 +110,8 @@ macro_rules! metadata_calls {
             0x12a restore(RestoreRequest) -> Entry;
             /// Lets go of what is in the trash for good.
             0x12b empty_trash(EmptyTrashRequest) -> Empty;
+            /// Says what a client has open for reading, to a server that began after it was opened.
+            0x12c claim(ClaimRequest) -> Empty;
         }
     };
 }

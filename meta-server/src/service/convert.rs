@@ -2,7 +2,7 @@
 
 use crate::SessionId;
 use crate::keys::ItemName;
-use crate::store::{InodeChunks, Listed, Opened, SetTime, Written};
+use crate::store::{Claim, InodeChunks, Listed, Opened, SetTime, Written};
 use kiln_net::{Peer, PeerKind};
 use kiln_rpc::convert::floors;
 use kiln_rpc::v1;
@@ -26,6 +26,11 @@ pub(super) fn written(peer: &Peer, message: Option<v1::Written>) -> Written {
         acknowledged: ByteRange { start: message.acknowledged_from, end: message.acknowledged_to },
         keeps_set_ids: message.keeps_set_ids && may_be_root(peer),
     }
+}
+
+pub(super) fn claim(claim: v1::Claim) -> Result<Claim> {
+    let (inode, session) = (InodeId(claim.inode), session(&claim.session)?);
+    Ok(Claim { inode, session, capability: claim.capability.into() })
 }
 
 /// Whether who asks may have kept set-id bits, if they say so.

@@ -144,6 +144,11 @@ impl Store {
         let answer = self
             .change(change, "close many", &|tx| Box::pin(close_all(self, tx, change, files)))
             .await?;
+        for (file, part) in files.iter().zip(&answer.parts) {
+            if part.is_ok() {
+                self.readers.ended(change.client, file.report.session);
+            }
+        }
         Ok(attrs(answer.parts))
     }
 }

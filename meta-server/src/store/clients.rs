@@ -61,6 +61,10 @@ impl Store {
         if sessions.len() > PAGE {
             return Err(Error::invalid(format!("more than {PAGE} sessions at once")));
         }
+        let sessions = &self.end_readers(who, client, sessions).await?;
+        if sessions.is_empty() {
+            return Ok(());
+        }
         self.transact("end of open files", &|tx| {
             Box::pin(end_sessions(tx, client, &who.credential, sessions))
         })
@@ -112,6 +116,7 @@ impl Store {
     /// # Errors
     /// What storage or kv report; what is left is left for the next try.
     pub(crate) async fn end_client(&self, client: ClientId) -> Result<bool> {
+        self.readers.end_client(client);
         let mut any = self.end_locks(client).await?;
         let mut failure = Ok(());
         let mut after = None;
@@ -144,6 +149,23 @@ impl Store {
             })
             .await?;
         Ok(any || dropped)
+    }
+
+    /// Lets go of what was held for clients that had not said yet what they have open, when it need not be held any
+    /// more.
+    pub(crate) async fn relieve(&self, lives: impl Fn(ClientId) -> bool) -> Result<()> {
+        self.readers.retain(lives);
+        let Some(stand_in) = self.readers.relieved() else { return Ok(()) };
+        let retired = self
+            .transact("retirement of a client", &|tx| {
+                Box::pin(async move {
+                    let retired = Client::Retired { at: tx.now, goodbye: true };
+                    tx.put(&tx.keys.client(stand_in), &retired);
+                    Ok(())
+                })
+            })
+            .await;
+        retired.inspect_err(|_| self.readers.still_stands_in())
     }
 
     /// Drops the note that a client was retired.
@@ -250,6 +272,14 @@ async fn end_sessions(
     sessions: &[SessionId],
 ) -> Result<()> {
     tx.check_client(client, credential).await?;
+    end_stored(tx, client, sessions).await
+}
+
+pub(crate) async fn end_stored(
+    tx: &mut Tx<'_, '_>,
+    client: ClientId,
+    sessions: &[SessionId],
+) -> Result<()> {
     for session in sessions {
         let Some(handle) = tx.find_session(client, *session).await? else { continue };
         let mut inode = tx.inode(handle.inode).await?;

@@ -144,6 +144,8 @@ async fn lock(
     wait: bool,
 ) -> Result<Outcome> {
     tx.session(client, args.session, args.inode).await?;
+    // The lock ends with the last of them, after a restart of the server, too.
+    tx.store_readers(args.inode, Some(client));
     let wanted = args.of(client);
     let mut locks = Standing::of(tx, args.inode, client).await?;
     if locks.now.conflict(&wanted).is_some() {

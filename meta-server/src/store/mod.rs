@@ -16,6 +16,8 @@ mod names;
 mod open;
 pub(crate) mod prune;
 mod quota;
+pub(crate) mod readers;
+mod reading;
 mod rename;
 pub(crate) mod trash;
 mod xattr;
@@ -49,6 +51,9 @@ use kiln_types::{
 };
 use kiln_wire::{CLOCK_SKEW_NS, CapabilityKey};
 use limits::KnownLimits;
+use readers::{Departure, Readers};
+pub(crate) use reading::Claim;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -146,6 +151,9 @@ pub struct Store {
     pub(crate) expiry: Notify,
     limits: KnownLimits,
     hub: Arc<Hub>,
+    pub(crate) readers: Arc<Readers>,
+    /// No other server has the tree open.
+    is_alone: bool,
     /// The last time that a change got, see [`Store::now`].
     clock: AtomicI64,
 }
@@ -187,7 +195,11 @@ impl Store {
         let keys = Keys { tree: settings.tree };
         let format = open_format(&parts, keys, &settings).await?;
         let StoreParts { kv, env, chunks, tables, key } = parts;
-        let hub = Hub::new(env.clone(), clients::watchers(&*kv, &env, keys).await?);
+        let watchers = clients::watchers(&*kv, &env, keys).await?;
+        let is_alone = kv.is_exclusive();
+        let before = if is_alone { watchers.clone() } else { BTreeSet::new() };
+        let readers = Readers::new(env.clone(), before, settings.lease);
+        let hub = Hub::new(env.clone(), watchers);
         Ok(Self {
             kv,
             env,
@@ -204,8 +216,18 @@ impl Store {
             expiry: Notify::new(),
             limits: KnownLimits::default(),
             hub,
+            readers,
+            is_alone,
             clock: AtomicI64::default(),
         })
+    }
+
+    /// The same store as one of several over its kv.
+    #[cfg(test)]
+    pub(crate) fn among_others(mut self) -> Self {
+        self.readers = Readers::new(self.env.clone(), BTreeSet::new(), self.settings.lease);
+        self.is_alone = false;
+        self
     }
 
     /// The same store with a hash of few bits.
@@ -220,12 +242,29 @@ impl Store {
         &self.env
     }
 
-    fn tx<'a, 's>(&self, kv: &'a mut (dyn Transaction + 's)) -> Tx<'a, 's> {
+    fn tx<'a, 's>(
+        &self,
+        kv: &'a mut (dyn Transaction + 's),
+        departure: Arc<Departure>,
+    ) -> Tx<'a, 's> {
         let (keys, names, now) = (self.keys, self.names, self.now());
         let (capability, new_file) = (self.settings.capability, self.settings.new_file);
         let (changes, garbage, room) = (Changes::default(), Vec::new(), self.kv.may_grow());
-        let (ledger, trash) = (Ledger::default(), None);
-        Tx { kv, keys, names, now, changes, garbage, capability, new_file, room, ledger, trash }
+        Tx {
+            kv,
+            keys,
+            names,
+            now,
+            changes,
+            garbage,
+            capability,
+            new_file,
+            room,
+            ledger: Ledger::default(),
+            trash: None,
+            departure,
+            ended: Vec::new(),
+        }
     }
 
     /// The wall clock, but never back: of two states of an inode, clients take the one with the
@@ -283,18 +322,20 @@ impl Store {
         T: Send,
         F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, T> + Sync,
     {
-        let telling = self.hub.telling(None);
-        let (output, garbage) = transact(&*self.kv, &self.env, what, |kv| {
-            let telling = Arc::clone(&telling);
+        let (telling, departure) = (self.hub.telling(None), self.readers.departure());
+        let outcome = transact(&*self.kv, &self.env, what, |kv| {
+            let (telling, departure) = (Arc::clone(&telling), Arc::clone(&departure));
             Box::pin(async move {
-                let mut tx = self.tx(kv);
+                let mut tx = self.tx(kv, departure);
                 let output = body(&mut tx).await?;
                 tx.settle(None).await?;
                 telling.note(&tx.changes);
                 Ok((output, tx.garbage))
             })
         })
-        .await?;
+        .await;
+        departure.decided(&outcome);
+        let (output, garbage) = outcome?;
         telling.done();
         self.handover.give(garbage);
         Ok(output)
@@ -329,10 +370,12 @@ impl Store {
         F: for<'t, 'a> Fn(&'t mut Tx<'a, 's>) -> Boxed<'t, Outcome> + Sync,
     {
         let (limits, telling) = (self.limits().await?, self.hub.telling(Some(change.client)));
-        let (outcome, garbage) = transact(&*self.kv, &self.env, what, |kv| {
+        let departure = self.readers.departure();
+        let outcome = transact(&*self.kv, &self.env, what, |kv| {
             let (limits, telling) = (Arc::clone(&limits), Arc::clone(&telling));
+            let departure = Arc::clone(&departure);
             Box::pin(async move {
-                let mut tx = self.tx(kv);
+                let mut tx = self.tx(kv, departure);
                 tx.admit(change.client, &change.who.credential).await?;
                 if let Some(answer) = tx.replay(change.client, change.request).await? {
                     // Who did it may have died before it told, or told before it was committed.
@@ -350,7 +393,9 @@ impl Store {
                 Ok((outcome, tx.garbage))
             })
         })
-        .await?;
+        .await;
+        departure.decided(&outcome);
+        let (outcome, garbage) = outcome?;
         let due = telling.done();
         self.handover.give(garbage);
         self.hub.heard(due).await?;

@@ -12,6 +12,7 @@ mod permissions;
 mod prune;
 mod quotas;
 mod random;
+mod readers;
 mod trash;
 mod tree;
 mod truncation;
@@ -75,10 +76,11 @@ impl World {
         Self { store, ..self.clone() }
     }
 
-    /// With names that often collide.
+    /// With names that often collide, and with other servers.
     pub(crate) async fn narrow(self, bits: u32) -> Self {
-        let store = open_store(&self.env, &self.kv, &self.chunks).await.with_narrow_names(bits);
-        Self { store: Arc::new(store), ..self }
+        let store = open_store(&self.env, &self.kv, &self.chunks).await;
+        let store = Arc::new(store.with_narrow_names(bits).among_others());
+        Self { store, ..self }
     }
 
     pub(crate) fn client(&self, id: u128) -> Client {

@@ -2203,6 +2203,28 @@ pub struct EndSessionsRequest {
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub sessions: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClaimRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub client: ::prost::bytes::Bytes,
+    /// At most 256.
+    #[prost(message, repeated, tag = "2")]
+    pub claims: ::prost::alloc::vec::Vec<Claim>,
+    /// The client has nothing else open that it has not claimed.
+    #[prost(bool, tag = "3")]
+    pub all: bool,
+}
+/// A file that is open for reading.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Claim {
+    #[prost(uint64, tag = "1")]
+    pub inode: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub session: ::prost::bytes::Bytes,
+    /// The last one for it, also when it has expired.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub capability: ::prost::bytes::Bytes,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SyncRequest {
     #[prost(message, optional, tag = "1")]
