@@ -46,6 +46,8 @@ struct State {
     inodes: BTreeMap<InodeId, Standing>,
     /// Clients of an earlier run that have yet to say what they have open.
     awaited: BTreeSet<ClientId>,
+    /// Clients that have said what they have open: they will say it to the next run, too.
+    telling: BTreeSet<ClientId>,
     stood_in: bool,
 }
 
@@ -140,11 +142,19 @@ impl Readers {
         let all: Vec<Reader> = state.readers.range(range).map(|(reader, _)| *reader).collect();
         all.into_iter().for_each(|reader| state.remove(reader));
         state.awaited.remove(&client);
+        state.telling.remove(&client);
     }
 
     /// A client has said all that it has open.
     pub(crate) fn heard(&self, client: ClientId) {
-        self.state.lock().awaited.remove(&client);
+        let mut state = self.state.lock();
+        state.awaited.remove(&client);
+        state.telling.insert(client);
+    }
+
+    /// Whether a client says what it has open.
+    pub(crate) fn tells(&self, client: ClientId) -> bool {
+        self.state.lock().telling.contains(&client)
     }
 
     /// Whether a client may have more open than it has said.

@@ -30,7 +30,8 @@ impl Store {
     /// open when this one starts again.
     pub(crate) fn opens_in_memory(&self, change: &Change, args: OpenArgs) -> bool {
         let reads = args.read && !args.write && !args.truncate;
-        reads && self.is_alone && self.notes(change.client)
+        let client = change.client;
+        reads && self.is_alone && self.notes(client) && self.readers.tells(client)
     }
 
     /// Opens a file for reading without a commit. `None`: it has to be stored.

@@ -27,6 +27,7 @@ impl User {
         let mut user =
             Self { client: world.client(id), open: Vec::new(), watcher: None, owes: false };
         user.watch(world).await;
+        user.claim().await;
         user
     }
 
