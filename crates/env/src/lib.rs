@@ -181,14 +181,6 @@ impl Env {
         }
     }
 
-    /// Whether a task of the runtime asks, and no thread of its own.
-    pub fn is_in_task(&self) -> bool {
-        match &self.seams {
-            Seams::Real(_) => tokio::task::try_id().is_some(),
-            Seams::Simulated(_) => true,
-        }
-    }
-
     /// Starts a named thread for work that blocks, like a disk's ring. The simulator has no threads.
     ///
     /// # Errors

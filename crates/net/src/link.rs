@@ -155,8 +155,6 @@ impl Shared {
             drop(self.waiting.lock().remove(&request));
             return Err(self.reason());
         }
-        // For a thread of its own the frame itself is less to do than to wake a task that writes it.
-        let others = if self.env.is_in_task() { others } else { 0 };
         self.outbox.push_among(others, frame);
         let _cancel = CancelOnDrop { shared: self, request };
         match self.env.until(deadline, "", answer).await {
