@@ -84,10 +84,12 @@ impl Readers {
         })
     }
 
-    /// Notes an open; its inode counts as open from here on. `false`: there are too many.
+    /// Notes an open; its inode counts as open from here on. `false`: there are too many, or the client has another
+    /// one as this session.
     pub(crate) fn begin(&self, client: ClientId, session: SessionId, inode: InodeId) -> bool {
         let mut state = self.state.lock();
-        if state.readers.len() >= READERS_MAX {
+        let known = state.readers.get(&(client, session)).map(|open| open.inode);
+        if known.map_or(state.readers.len() >= READERS_MAX, |known| known != inode) {
             return false;
         }
         state.readers.entry((client, session)).or_insert(Open { inode, stored: false });
@@ -160,7 +162,11 @@ impl Readers {
     /// Whether a client may have more open than it has said.
     pub(crate) fn awaits(&self, client: ClientId) -> bool {
         let state = self.state.lock();
-        state.awaited.contains(&client) && !self.until.passed(self.env.now())
+        state.awaited.contains(&client) && self.is_awaiting(&state)
+    }
+
+    fn is_awaiting(&self, state: &State) -> bool {
+        !state.awaited.is_empty() && !self.until.passed(self.env.now())
     }
 
     /// Clients that are not among those who live have nothing open.
@@ -171,7 +177,7 @@ impl Readers {
     /// Who holds an inode that may be open to a client that has not said so yet.
     pub(crate) fn stand_in(&self) -> Option<ClientId> {
         let mut state = self.state.lock();
-        let is_needed = !state.awaited.is_empty() && !self.until.passed(self.env.now());
+        let is_needed = self.is_awaiting(&state);
         state.stood_in |= is_needed;
         is_needed.then_some(self.stand_in)
     }
@@ -179,8 +185,7 @@ impl Readers {
     /// The stand-in, when it holds something and need not any more. Told once.
     pub(crate) fn relieved(&self) -> Option<ClientId> {
         let mut state = self.state.lock();
-        let is_needed = !state.awaited.is_empty() && !self.until.passed(self.env.now());
-        let is_relieved = state.stood_in && !is_needed;
+        let is_relieved = state.stood_in && !self.is_awaiting(&state);
         (is_relieved && std::mem::take(&mut state.stood_in)).then_some(self.stand_in)
     }
 

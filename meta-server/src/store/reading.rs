@@ -141,7 +141,10 @@ impl Store {
         if self.is_alone {
             for claim in &proven {
                 if !self.readers.begin(client, claim.session, claim.inode) {
-                    return Err(Error::new(Code::Busy, "too many files are open"));
+                    let text = format!("session {} is not taken in", claim.session);
+                    return Err(Error::new(Code::Busy, text).with_hint(
+                        "too many files are open for reading, or the client uses it twice",
+                    ));
                 }
                 self.readers.settled(claim.inode).await;
             }

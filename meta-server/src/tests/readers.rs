@@ -263,6 +263,8 @@ fn an_open_to_read_is_no_commit_and_a_stranger_claims_nothing() {
         user.open(file).await.expect("an open");
         user.renew(0).await;
         assert_eq!(invariants::dump(&world).await, before);
+        let other = user.client.touch(ROOT, "g", 0o600).await.expect("a file").inode;
+        assert!(!world.store.readers.begin(user.client.id, user.open[0].session, other));
         // What another client's capability shows is nothing of this one's.
         let stranger = User::new(&world, 2).await;
         let restarted = world.another().await;
