@@ -175,6 +175,13 @@ pub(crate) struct Handle {
     pub(crate) write: bool,
 }
 
+impl Handle {
+    /// An open for reading only.
+    pub(crate) fn to_read(inode: InodeId) -> Self {
+        Self { inode, read: true, write: false }
+    }
+}
+
 /// A client incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Client {

@@ -393,7 +393,7 @@ impl Tx<'_, '_> {
         inode: InodeId,
     ) -> Result<Handle> {
         if self.departure.inode(client, id) == Some(inode) {
-            return Ok(Handle { inode, read: true, write: false });
+            return Ok(Handle::to_read(inode));
         }
         let handle = self.find_session(client, id).await?;
         handle.filter(|handle| handle.inode == inode).ok_or_else(|| {
@@ -430,7 +430,7 @@ impl Tx<'_, '_> {
     pub(crate) fn store_readers(&mut self, inode: InodeId, client: Option<ClientId>) -> bool {
         let readers = self.departure.of(inode, client, &self.ended);
         for (client, session) in &readers {
-            self.put_session(*client, *session, &Handle { inode, read: true, write: false });
+            self.put_session(*client, *session, &Handle::to_read(inode));
         }
         !readers.is_empty()
     }
@@ -458,8 +458,7 @@ impl Tx<'_, '_> {
         if let Some(client) = self.departure.stand_in() {
             let active = Client::Active { credential: String::new(), watches: false };
             self.put(&self.keys.client(client), &active);
-            let handle = Handle { inode, read: true, write: false };
-            self.put_session(client, SessionId(inode.0.into()), &handle);
+            self.put_session(client, SessionId(inode.0.into()), &Handle::to_read(inode));
             return Ok(true);
         }
         Ok(!self.range(self.keys.sessions(inode), 1).await?.is_empty())

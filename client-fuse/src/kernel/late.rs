@@ -17,10 +17,9 @@ pub(super) fn run(
     env: Env,
     runtime: Handle,
     what: &'static str,
-    future: impl Future<Output = ()> + Send + Unpin + 'static,
+    mut future: impl Future<Output = ()> + Send + Unpin + 'static,
 ) {
     let late = Arc::new(Late { env, runtime, what, state: Mutex::new(State::Begins) });
-    let mut future = future;
     let waker = Waker::from(Arc::clone(&late));
     if Pin::new(&mut future).poll(&mut Context::from_waker(&waker)).is_pending() {
         late.wait(future);

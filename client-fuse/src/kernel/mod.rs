@@ -2,8 +2,8 @@
 //!
 //! [`Session::mount`] serves a [`FileSystem`](crate::FileSystem) to the kernel; [`KernelLink`] carries what other
 //! clients change the other way. Beneath, `abi` is the protocol as values, and `device` moves its bytes; `attach`
-//! mounts. A request is taken up by a thread of the `session`, passed on by the `adapter`, and answered once
-//! (`pending`), whatever happens; `interrupts` knows those under way, `given` the names that the kernel has.
+//! mounts. A request is taken up by a thread of the `session`, passed on by the `adapter`, becomes a task when it
+//! has waited (`late`), and is answered once (`pending`), whatever happens; `interrupts` knows those under way, `given` the names that the kernel has.
 
 mod abi;
 mod adapter;

@@ -46,7 +46,11 @@ impl Privileges {
 
     /// Remembers a file whose capabilities the kernel was shown.
     pub(super) fn note_capability(&self, inode: InodeId) {
-        *self.files.lock().entry(inode).or_default() += 1;
+        self.remember(&mut self.files.lock(), inode);
+    }
+
+    fn remember(&self, files: &mut HashMap<InodeId, u64>, inode: InodeId) {
+        *files.entry(inode).or_default() += 1;
         self.any.store(true, Ordering::Release);
     }
 
@@ -99,8 +103,7 @@ impl Privileges {
             // Under the lock, so that no other write slips in between.
             let mut files = self.files.lock();
             if fs.changed_elsewhere(handle) {
-                *files.entry(inode).or_default() += 1;
-                self.any.store(true, Ordering::Release);
+                self.remember(&mut files, inode);
             }
         }
         self.take_from(fs, inode, by).await

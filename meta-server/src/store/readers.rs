@@ -10,8 +10,9 @@
 //! own, instead of being dropped.
 
 use crate::SessionId;
+use crate::watch::COMMIT_TIME_MAX;
 use kiln_env::Env;
-use kiln_types::{ClientId, Deadline, InodeId, RequestId, Result};
+use kiln_types::{ClientId, Code, Deadline, InodeId, RequestId, Result};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,8 +21,6 @@ use tokio::sync::Notify;
 
 /// Opens that are known at once; more are sessions in kv.
 const READERS_MAX: usize = 1 << 20;
-/// A commit whose caller went away is decided after this time.
-const COMMIT_TIME_MAX: Duration = Duration::from_secs(15);
 
 type Reader = (ClientId, SessionId);
 
@@ -281,7 +280,6 @@ impl Departure {
 
     /// The transaction is decided, one way or the other.
     pub(crate) fn decided<T>(&self, outcome: &Result<T>) {
-        use kiln_types::Code;
         if !outcome.as_ref().is_err_and(|error| error.code() == Code::MaybeCommitted) {
             let inodes = std::mem::take(&mut *self.inodes.lock());
             self.readers.decide(&inodes);

@@ -231,8 +231,7 @@ async fn take_in(
         return Ok(false);
     }
     if !is_alone {
-        let handle = Handle { inode: inode.id, read: true, write: false };
-        tx.put_session(client, claim.session, &handle);
+        tx.put_session(client, claim.session, &Handle::to_read(inode.id));
     } else if inode.links == 0 {
         tx.store_readers(inode.id, Some(client));
     }

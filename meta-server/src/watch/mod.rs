@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 /// A watcher hears something at least this often.
 const BEAT: Duration = Duration::from_secs(1);
 /// A commit whose caller went away is decided after this time.
-const COMMIT_TIME_MAX: Duration = Duration::from_secs(15);
+pub(crate) const COMMIT_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// Where everything that is committed is told.
 pub(crate) struct Hub {
