@@ -56,25 +56,34 @@ fn flock_excludes_other_mounts_and_shows_what_was_written_before() {
     let got = || flock(&second, FlockOperation::NonBlockingLockShared).ok();
     assert!(wait_for(LATE, got).is_some());
 
-    let counted = |path: &Path, times: u64| {
-        let file = open(&path.join("counter"));
-        for _ in 0..times {
-            flock(&file, FlockOperation::LockExclusive).unwrap();
-            let mut bytes = [0; 8];
-            let _ = file.read_at(&mut bytes, 0).unwrap();
-            let next = u64::from_le_bytes(bytes) + 1;
-            file.write_all_at(&next.to_le_bytes(), 0).unwrap();
+    let count = |file: &File| {
+        flock(file, FlockOperation::LockExclusive).unwrap();
+        let mut bytes = [0; 8];
+        let _ = file.read_at(&mut bytes, 0).unwrap();
+        let next = u64::from_le_bytes(bytes) + 1;
+        file.write_all_at(&next.to_le_bytes(), 0).unwrap();
+    };
+    let unlocked = |path: &Path| {
+        let file = open(path);
+        for _ in 0..25 {
+            count(&file);
             flock(&file, FlockOperation::Unlock).unwrap();
         }
     };
+    // The next file that is opened may have the address of the one whose lock is about to end.
+    let closed = |path: &Path| (0..50).for_each(|_| count(&open(path)));
     std::thread::scope(|scope| {
-        for path in [one.path(), other.path(), one.path(), other.path()] {
-            scope.spawn(move || counted(path, 25));
+        for path in [one.path(), other.path()].map(|path| path.join("counter")) {
+            for _ in 0..2 {
+                let (path, again) = (path.clone(), path.clone());
+                scope.spawn(move || unlocked(&path));
+                scope.spawn(move || closed(&again));
+            }
         }
     });
     let mut bytes = [0; 8];
     open(&one.path().join("counter")).read_exact_at(&mut bytes, 0).unwrap();
-    assert_eq!(u64::from_le_bytes(bytes), 100);
+    assert_eq!(u64::from_le_bytes(bytes), 2 * 2 * (25 + 50));
 }
 
 /// A Python process that does as it is told, a line at a time: `lock START LENGTH`, `try START LENGTH`,

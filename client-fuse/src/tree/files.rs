@@ -180,7 +180,7 @@ pub(crate) async fn release(tree: &Tree, handle: Handle) {
     if let Err(error) = push(tree, &file, &file.close_told).await {
         tracing::error!(inode = %open.inode(), %error, "written data is lost");
     }
-    locks::end_handle(tree, &open, handle).await;
+    locks::end_handle(&open, handle).await;
     let io = open.io();
     if tree.nodes.leave_open(open.inode(), &open) {
         // The right to append ends with the session.

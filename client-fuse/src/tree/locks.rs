@@ -10,16 +10,20 @@ use kiln_types::{Attr, Code, Error, Lock, LockFamily, LockOwner, LockRange, Resu
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, RwLock};
 
 /// A waiter tries again after this time, whatever it has heard.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Who may hold locks on an inode through this mount, and through which handles.
+///
+/// The kernel names an owner by an address: a file opened now may have the name of one whose locks are about to
+/// end. So owners take locks beside each other, and end alone.
 #[derive(Default)]
 pub(crate) struct Owners {
     owners: Mutex<HashSet<(LockFamily, LockOwner, Handle)>>,
+    turn: RwLock<()>,
     unlocked: Notify,
 }
 
@@ -36,10 +40,16 @@ impl Owners {
         self.owners.lock().retain(|known| (known.0, known.1) != (family, owner));
     }
 
-    fn through(&self, handle: Handle) -> Vec<(LockFamily, LockOwner)> {
-        let owners = self.owners.lock();
-        let through = owners.iter().filter(|known| known.2 == handle);
-        through.map(|known| (known.0, known.1)).collect()
+    fn used_by(&self, handle: Handle) -> bool {
+        self.owners.lock().iter().any(|known| known.2 == handle)
+    }
+
+    /// Forgets a handle: the owners that have no other one.
+    fn leave(&self, handle: Handle) -> Vec<(LockFamily, LockOwner)> {
+        let mut owners = self.owners.lock();
+        let through: Vec<_> = owners.extract_if(|known| known.2 == handle).collect();
+        let left = through.into_iter().map(|known| (known.0, known.1));
+        left.filter(|left| !owners.iter().any(|known| (known.0, known.1) == *left)).collect()
     }
 
     /// When locks end, from now on.
@@ -73,10 +83,13 @@ pub(crate) async fn set(
 ) -> Result<()> {
     let file = tree.handles.file(handle)?;
     let open = &file.open;
-    open.locks.note(lock.family, owner, handle);
     loop {
         let unlocked = open.locks.unlocked();
-        if let Some(attr) = open.io().lock(owner, lock, wait.is_some()).await? {
+        let turn = open.locks.turn.read().await;
+        open.locks.note(lock.family, owner, handle);
+        let locked = open.io().lock(owner, lock, wait.is_some()).await?;
+        drop(turn);
+        if let Some(attr) = locked {
             revalidate(tree, open, attr).await;
             return Ok(());
         }
@@ -114,12 +127,23 @@ pub(crate) async fn unlock(
     if let Ok(Some(attr)) = open.push().await {
         tree.nodes.changed_here(&attr, true);
     }
-    let unlocked = open.io().unlock(owner, family, range).await;
-    if unlocked.is_ok() && range == LockRange::ALL {
+    let _turn = open.locks.turn.write().await;
+    end(open, owner, family, range).await?;
+    if range == LockRange::ALL {
         open.locks.forget(family, owner);
     }
+    Ok(())
+}
+
+async fn end(
+    open: &OpenInode,
+    owner: LockOwner,
+    family: LockFamily,
+    range: LockRange,
+) -> Result<()> {
+    let ended = open.io().unlock(owner, family, range).await;
     open.locks.wake();
-    unlocked
+    ended
 }
 
 /// A descriptor of `owner` is closed: its fcntl(2) locks on the file end.
@@ -127,13 +151,17 @@ pub(crate) async fn end_owner(tree: &Tree, open: &OpenInode, owner: LockOwner) -
     unlock(tree, open, owner, LockFamily::Posix, LockRange::ALL).await
 }
 
-/// The last descriptor of a handle is closed: the locks of its open file description end. Those of processes
-/// ended when they closed theirs.
-pub(crate) async fn end_handle(tree: &Tree, open: &OpenInode, handle: Handle) {
-    for (family, owner) in open.locks.through(handle) {
-        if let Err(error) = unlock(tree, open, owner, family, LockRange::ALL).await {
+/// The last descriptor of a handle is closed, and what was written through it pushed: the locks of its open file
+/// description end. Those of processes ended when they closed theirs.
+pub(crate) async fn end_handle(open: &OpenInode, handle: Handle) {
+    if !open.locks.used_by(handle) {
+        return;
+    }
+    let _turn = open.locks.turn.write().await;
+    for (family, owner) in open.locks.leave(handle) {
+        if let Err(error) = end(open, owner, family, LockRange::ALL).await {
             let inode = open.inode();
-            tracing::warn!(%inode, %error, "a lock stays until this mount ends");
+            tracing::warn!(%inode, %error, "a lock stays until this mount has closed the file");
         }
     }
 }
