@@ -5,6 +5,8 @@ use kiln_env::Env;
 use kiln_kv::Kv;
 use kiln_kv_embedded::EmbeddedKv;
 use kiln_kv_postgres::PostgresKv;
+#[cfg(not(feature = "foundationdb"))]
+use kiln_types::{Code, Error};
 use kiln_types::{Context, Result};
 use std::sync::Arc;
 
@@ -13,6 +15,8 @@ use std::sync::Arc;
 pub(crate) enum Engine {
     Embedded(Arc<EmbeddedKv>),
     Postgres(Arc<PostgresKv>),
+    #[cfg(feature = "foundationdb")]
+    FoundationDb(Arc<kiln_kv_fdb::FdbKv>),
 }
 
 impl Engine {
@@ -29,6 +33,18 @@ impl Engine {
                 let opened = PostgresKv::open(postgres(&kv.postgres)?, env).await;
                 Ok(Self::Postgres(Arc::new(opened.context("kv.postgres")?)))
             }
+            #[cfg(feature = "foundationdb")]
+            KvEngine::FoundationDb => {
+                let opened = kiln_kv_fdb::FdbKv::open(foundationdb(&kv.foundationdb), env).await;
+                Ok(Self::FoundationDb(Arc::new(opened.context("kv.foundationdb")?)))
+            }
+            #[cfg(not(feature = "foundationdb"))]
+            KvEngine::FoundationDb => {
+                let error = Error::new(Code::Unsupported, "this build does not know FoundationDB");
+                Err(error.with_hint(
+                    "build one that does: cargo build --release --features foundationdb",
+                ))
+            }
         }
     }
 
@@ -36,6 +52,8 @@ impl Engine {
         match self {
             Self::Embedded(kv) => kv.clone(),
             Self::Postgres(kv) => kv.clone(),
+            #[cfg(feature = "foundationdb")]
+            Self::FoundationDb(kv) => kv.clone(),
         }
     }
 
@@ -43,8 +61,10 @@ impl Engine {
     pub(crate) async fn failed(&self) {
         match self {
             Self::Embedded(kv) => kv.failed().await,
-            // It connects anew by itself.
+            // They connect anew by themselves.
             Self::Postgres(_) => std::future::pending().await,
+            #[cfg(feature = "foundationdb")]
+            Self::FoundationDb(_) => std::future::pending().await,
         }
     }
 
@@ -53,6 +73,9 @@ impl Engine {
         match self {
             Self::Embedded(kv) => kv.close().await,
             Self::Postgres(kv) => kv.close().await,
+            // What it has answered is durable, and nothing waits inside.
+            #[cfg(feature = "foundationdb")]
+            Self::FoundationDb(_) => Ok(()),
         }
     }
 }
@@ -76,4 +99,20 @@ fn postgres(config: &PostgresConfig) -> Result<kiln_kv_postgres::Options> {
         connections: config.connections,
         allow: allow.context("kv.postgres.allow")?,
     })
+}
+
+#[cfg(feature = "foundationdb")]
+fn foundationdb(config: &kiln_config::FoundationDbConfig) -> kiln_kv_fdb::Options {
+    let tls = kiln_kv_fdb::Tls {
+        certificate: config.tls_certificate.clone(),
+        key: config.tls_key.clone(),
+        authority: config.tls_authority.clone(),
+        verify_peers: config.tls_verify_peers.clone(),
+    };
+    kiln_kv_fdb::Options {
+        cluster_file: config.cluster_file.clone(),
+        library: config.library.clone(),
+        name: config.name.clone(),
+        tls: (!config.tls_certificate.as_os_str().is_empty()).then_some(tls),
+    }
 }

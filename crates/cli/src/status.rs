@@ -6,7 +6,7 @@ use crate::remote::{Remote, of_dir};
 use crate::serve::METRICS_TAG;
 use crate::{admin, output, runtime};
 use kiln_client_fuse::mount::{Record, records};
-use kiln_config::{KvEngine, MetaConfig, PostgresConfig, format_size};
+use kiln_config::{KvConfig, KvEngine, MetaConfig, format_size};
 use kiln_env::Env;
 use kiln_launch::{ClusterDir, Lock, ServerState, State};
 use kiln_types::{ClusterId, Code, Error, Result, RoutingInfo, ServiceKind, Timestamp};
@@ -33,12 +33,15 @@ struct Status {
     replicas: u32,
     disks: u32,
     disk_capacity_bytes: u64,
-    /// Copies of the metadata; absent when a PostgreSQL keeps it.
+    /// Copies of the metadata; absent when the metadata server does not keep it.
     metadata_copies: Option<u32>,
     /// The PostgreSQL that keeps the metadata; absent when the metadata server does.
     postgres: Option<String>,
     /// The schema there.
     postgres_schema: Option<String>,
+    /// The cluster file of the FoundationDB that keeps the metadata; absent when none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    foundationdb: Option<PathBuf>,
     servers: Vec<Server>,
     /// Targets that serve, and all of them; absent when the manager does not answer.
     targets: Option<(usize, usize)>,
@@ -89,7 +92,9 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
         )
         .with_hint(format!("'{} up' starts it", invoked_as())));
     };
-    let (shape, postgres) = (dir.shape(), postgres(dir)?);
+    let (shape, kv) = (dir.shape(), kv(dir)?);
+    let uses = |engine| kv.engine == engine;
+    let postgres = uses(KvEngine::Postgres).then_some(kv.postgres);
     let servers = State::read(dir.path())?.servers.into_iter();
     let mut servers: Vec<_> = servers.map(|server| look_at(server, env)).collect();
     add_mounts(&mut servers, dir, env)?;
@@ -101,7 +106,8 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
         replicas: shape.replicas,
         disks: shape.disks,
         disk_capacity_bytes: shape.capacity,
-        metadata_copies: postgres.is_none().then_some(1),
+        metadata_copies: uses(KvEngine::Embedded).then_some(1),
+        foundationdb: uses(KvEngine::FoundationDb).then_some(kv.foundationdb.cluster_file),
         postgres_schema: postgres.as_ref().map(|postgres| postgres.schema.clone()),
         postgres: postgres.map(|postgres| postgres.url),
         servers,
@@ -110,14 +116,14 @@ fn look(dir: &ClusterDir, env: &Env) -> Result<Status> {
     })
 }
 
-/// The PostgreSQL under the metadata servers, when they do not keep it themselves.
-fn postgres(dir: &ClusterDir) -> Result<Option<PostgresConfig>> {
+/// Where the metadata is.
+fn kv(dir: &ClusterDir) -> Result<KvConfig> {
     let mut services = dir.services().into_iter();
     let Some(meta) = services.find(|service| service.kind == ServiceKind::Meta) else {
-        return Ok(None);
+        return Ok(KvConfig::default());
     };
     let config: MetaConfig = kiln_config::load(Some(&dir.config(&meta)), [], &[])?;
-    Ok((config.kv.engine == KvEngine::Postgres).then_some(config.kv.postgres))
+    Ok(config.kv)
 }
 
 /// What the manager knows.
@@ -241,8 +247,9 @@ fn show(status: &Status) -> String {
     };
     let trouble = status.trouble.as_ref().map(|why| format!("\nTrouble: {why}\n"));
     let trouble = trouble.unwrap_or_default();
-    let metadata = match (&status.postgres, &status.postgres_schema) {
-        (Some(url), Some(schema)) => format!("The metadata is in {url}, schema {schema}."),
+    let metadata = match (&status.postgres, &status.postgres_schema, &status.foundationdb) {
+        (Some(url), Some(schema), _) => format!("The metadata is in {url}, schema {schema}."),
+        (_, _, Some(file)) => format!("The metadata is in the FoundationDB of {}.", file.display()),
         _ => "The metadata is one copy: the embedded store of the meta server.".into(),
     };
     let header = ["SERVER", "STATE", "PID", "ADDRESS", "UP", "RESTARTS", "MEMORY", "METRICS"];

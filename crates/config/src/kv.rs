@@ -17,6 +17,8 @@ pub struct KvConfig {
     pub cache: u64,
     /// What the engine `postgres` needs.
     pub postgres: PostgresConfig,
+    /// What the engine `foundationdb` needs.
+    pub foundationdb: FoundationDbConfig,
 }
 
 /// A key-value engine.
@@ -28,6 +30,8 @@ pub enum KvEngine {
     Embedded,
     /// A PostgreSQL that several servers share.
     Postgres,
+    /// A FoundationDB that many servers share.
+    FoundationDb,
 }
 
 /// `[kv.postgres]`: where the PostgreSQL is and what of it is accepted.
@@ -46,10 +50,47 @@ pub struct PostgresConfig {
     pub allow: Vec<String>,
 }
 
+/// `[kv.foundationdb]`: where the FoundationDB is and how its client speaks to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FoundationDbConfig {
+    /// The file that names its coordinators.
+    pub cluster_file: PathBuf,
+    /// Its client library, found as the system finds libraries unless it is a path.
+    pub library: PathBuf,
+    /// What the cluster's keys begin with.
+    pub name: String,
+    /// This server's certificate, for encryption; empty: none.
+    pub tls_certificate: PathBuf,
+    /// The certificate's key.
+    pub tls_key: PathBuf,
+    /// Who signs the certificates of FoundationDB's servers.
+    pub tls_authority: PathBuf,
+    /// What those certificates have to say, as FoundationDB writes it; empty: what it checks by itself.
+    pub tls_verify_peers: String,
+}
+
 impl Default for KvConfig {
     fn default() -> Self {
-        let (engine, postgres) = (KvEngine::Embedded, PostgresConfig::default());
-        Self { engine, cache: 64 << 20, postgres }
+        let (postgres, foundationdb) = (PostgresConfig::default(), FoundationDbConfig::default());
+        Self { engine: KvEngine::Embedded, cache: 64 << 20, postgres, foundationdb }
+    }
+}
+
+impl Default for FoundationDbConfig {
+    fn default() -> Self {
+        let (tls_certificate, tls_key, tls_authority, tls_verify_peers) = Default::default();
+        let cluster_file = "/etc/foundationdb/fdb.cluster".into();
+        let (library, name) = ("libfdb_c.so".into(), "kiln".into());
+        Self {
+            cluster_file,
+            library,
+            name,
+            tls_certificate,
+            tls_key,
+            tls_authority,
+            tls_verify_peers,
+        }
     }
 }
 
@@ -70,11 +111,33 @@ impl KvConfig {
         match self.engine {
             KvEngine::Embedded => Ok(()),
             KvEngine::Postgres => self.postgres.validate(),
+            KvEngine::FoundationDb => self.foundationdb.validate(),
         }
     }
 
-    pub(crate) fn path(&mut self) -> &mut PathBuf {
-        &mut self.postgres.password_file
+    /// The files that are named relative to the configuration.
+    pub(crate) fn paths(&mut self) -> Vec<&mut PathBuf> {
+        let fdb = &mut self.foundationdb;
+        vec![
+            &mut self.postgres.password_file,
+            &mut fdb.cluster_file,
+            &mut fdb.tls_certificate,
+            &mut fdb.tls_key,
+            &mut fdb.tls_authority,
+        ]
+    }
+}
+
+impl FoundationDbConfig {
+    fn validate(&self) -> Result<()> {
+        let files = [&self.tls_certificate, &self.tls_key, &self.tls_authority];
+        let named = files.iter().filter(|file| !file.as_os_str().is_empty()).count();
+        if named != 0 && named != files.len() {
+            let text = "kv.foundationdb names a part of what encryption needs";
+            let hint = "set tls_certificate, tls_key and tls_authority, or none of them";
+            return Err(Error::invalid(text).with_hint(hint));
+        }
+        Ok(())
     }
 }
 

@@ -21,7 +21,7 @@ pub use human::{
     address, duration, format_address, format_duration, format_size, parse_address, parse_duration,
     parse_size, size,
 };
-pub use kv::{KvConfig, KvEngine, PostgresConfig};
+pub use kv::{FoundationDbConfig, KvConfig, KvEngine, PostgresConfig};
 pub use layers::{Setting, load, parse_file, to_toml};
 pub use meta::{ClientLeaseConfig, MetaConfig, NewFileConfig};
 pub use mgmtd::{BootstrapConfig, LeaseConfig, MgmtdConfig, RebuildConfig};

@@ -150,6 +150,8 @@ impl ServiceConfig for MetaConfig {
 
     fn paths(&mut self) -> Vec<&mut PathBuf> {
         let [data_dir, server_key] = self.node.paths();
-        vec![data_dir, server_key, &mut self.log.file, self.kv.path()]
+        let mut paths = vec![data_dir, server_key, &mut self.log.file];
+        paths.extend(self.kv.paths());
+        paths
     }
 }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod conformance;
+pub mod dump;
 pub mod history;
 mod key;
 mod memory;

@@ -174,6 +174,11 @@ impl Writes {
         &self.keys
     }
 
+    /// The ranges whose readers conflict with this transaction beside those of the keys.
+    pub fn conflicts(&self) -> &RangeSet {
+        &self.conflicts
+    }
+
     /// Every range whose readers conflict with this transaction.
     pub fn conflict_ranges(&self) -> impl Iterator<Item = KeyRange> + '_ {
         self.conflicts.iter().chain(self.keys.keys().map(|key| KeyRange::key(key)))

@@ -14,8 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Every pair that is stored, by the byte that says what it is.
 pub(crate) async fn dump(world: &World) -> BTreeMap<u8, Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut transaction = world.kv.begin().await.expect("a transaction");
-    let all = transaction.range(KeyRange::all(), RangeOptions::default()).await.expect("all keys");
+    let all = kiln_kv::transact(&*world.kv, &world.env, "dump", |tx| {
+        Box::pin(tx.range(KeyRange::all(), RangeOptions::default()))
+    });
+    let all = all.await.expect("all keys");
     let mut kinds: BTreeMap<u8, Vec<_>> = BTreeMap::new();
     for pair in all {
         kinds.entry(pair.0[4]).or_default().push(pair);

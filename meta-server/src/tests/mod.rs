@@ -3,6 +3,7 @@
 mod batch;
 mod chunks;
 mod concurrent;
+mod engine;
 mod full;
 mod invariants;
 mod locks;
@@ -26,7 +27,7 @@ use crate::store::{
 };
 use chunks::FakeChunks;
 use kiln_env::{Env, Executor};
-use kiln_kv::{Kv, MemoryKv};
+use kiln_kv::Kv;
 use kiln_types::{
     Attr, Caller, ClientId, ClusterId, Code, InodeId, KeyId, RequestId, Result, Secret, ServerKey,
 };
@@ -64,7 +65,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new(env: Env) -> Self {
-        let kv: Arc<dyn Kv> = Arc::new(MemoryKv::new(&env));
+        let kv = engine::new(&env).await;
         let chunks = Arc::new(FakeChunks::new(&env));
         let store = Arc::new(open_store(&env, &kv, &chunks).await);
         Self { env, kv, chunks, store }

@@ -105,8 +105,7 @@ pub(super) async fn write_skew(case: &Case) -> Result<()> {
             }
         });
         leavers.await?;
-        let mut tx = case.begin().await?;
-        let left = tx.range(KeyRange::prefix(prefix), RangeOptions::default()).await?;
+        let left = case.pairs(&KeyRange::prefix(prefix)).await?;
         assert_eq!(left.len(), 1, "seed {}: round {round}", case.seed);
     }
     Ok(())
@@ -138,8 +137,7 @@ pub(super) async fn phantoms(case: &Case) -> Result<()> {
                     })
                 })
                 .await?;
-                let mut tx = case.begin().await?;
-                let count = tx.range(range.clone(), RangeOptions::default()).await?.len();
+                let count = case.pairs(range).await?.len();
                 assert!(count <= MOST, "seed {}: {count} keys", case.seed);
             }
             Ok(())

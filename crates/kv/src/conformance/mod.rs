@@ -14,7 +14,7 @@ mod model;
 
 pub use limits::cleared_keys;
 
-use crate::{Kv, Transaction};
+use crate::{KeyRange, Kv, RangeOptions, Transaction, transact};
 use kiln_env::Env;
 use kiln_types::{Context, Error, Result};
 use std::future::Future;
@@ -78,6 +78,14 @@ impl Case {
 
     async fn begin(&self) -> Result<Box<dyn Transaction>> {
         self.kv.begin().await
+    }
+
+    /// What is in a range, however often reading it fails on the way.
+    async fn pairs(&self, range: &KeyRange) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        transact(&*self.kv, &self.env, "look", |tx| {
+            Box::pin(tx.range(range.clone(), RangeOptions::default()))
+        })
+        .await
     }
 
     /// Runs `count` tasks side by side, and returns what each returned.
