@@ -53,7 +53,8 @@ impl Keeper {
     pub async fn run(self) {
         let queues =
             async { tokio::join!(self.expirer.run(), self.pruner.run(), self.counter.run()) };
-        tokio::join!(queues, self.sweeper.run(), self.clients.run());
+        let store = Arc::clone(&self.clients.store);
+        tokio::join!(queues, self.sweeper.run(), self.clients.run(), store.watch_move());
     }
 
     /// Looks at all clients, empties the trash of what is due and removed trees, counts for quotas, then collects

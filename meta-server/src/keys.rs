@@ -3,6 +3,7 @@
 //! | byte | then | value |
 //! | --- | --- | --- |
 //! | `F` | | [`Format`](crate::records::Format): drawn once, when the tree is made |
+//! | `M` | | [`Moving`](crate::records::Moving): it is on its way between two stores |
 //! | `A` | | the next inode id that no server has taken yet |
 //! | `U` | | number of inodes, ADD |
 //! | `I` | inode | [`Inode`](crate::records::Inode) |
@@ -49,6 +50,15 @@ impl Keys {
 
     pub(crate) fn format(self) -> Vec<u8> {
         self.of(b'F').finish()
+    }
+
+    /// Every key of the tree.
+    pub(crate) fn all(self) -> KeyRange {
+        KeyRange::prefix(&KeyWriter::new().u32(self.tree.0).finish())
+    }
+
+    pub(crate) fn moving(self) -> Vec<u8> {
+        self.of(b'M').finish()
     }
 
     pub(crate) fn next_inode(self) -> Vec<u8> {

@@ -26,6 +26,7 @@ mod holds;
 mod keeper;
 mod keys;
 mod locks;
+mod moving;
 mod name;
 mod placement;
 mod pruner;
@@ -43,6 +44,7 @@ mod watch;
 
 pub use chunks::{ChunkFile, ChunkService, ChunkSpace, Removal};
 pub use keeper::Keeper;
+pub use moving::{Mover, Progress, Replace};
 pub use name::NAME_BYTES_MAX;
 pub use placement::{Table, Tables};
 pub use records::{FLOORS_MAX, TARGET_BYTES_MAX, XATTR_BYTES_MAX};

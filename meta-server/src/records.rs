@@ -9,10 +9,12 @@ use kiln_types::{
 };
 use kiln_wire::CREDENTIAL_NAME_BYTES_MAX;
 
+mod moving;
 mod quota;
 mod reply;
 mod trash;
 
+pub(crate) use moving::Moving;
 pub(crate) use quota::Recount;
 pub(crate) use reply::{Answer, Reply};
 pub(crate) use trash::{Item, Trash};

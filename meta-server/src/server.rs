@@ -103,6 +103,7 @@ pub async fn run(
     let result = tokio::select! {
         () = shutdown => Ok(()),
         error = link.refused() => Err(error),
+        error = watched.moved() => Err(error),
     };
     watched.end_watchers();
     serving.shutdown(GRACE).await;

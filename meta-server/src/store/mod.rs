@@ -35,6 +35,7 @@ pub use xattr::XattrMode;
 use crate::chunks::ChunkService;
 use crate::holds::Shown;
 use crate::keys::Keys;
+use crate::moving;
 use crate::name::NameHash;
 use crate::placement::Tables;
 use crate::quota::{Ledger, accounts};
@@ -57,7 +58,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// The longest file, in bytes: what `off_t` can say.
 pub const LENGTH_MAX: u64 = i64::MAX as u64;
@@ -156,6 +157,8 @@ pub struct Store {
     is_alone: bool,
     /// The last time that a change got, see [`Store::now`].
     clock: AtomicI64,
+    /// Why it may not go on: the tree has been exported.
+    moved: watch::Sender<Option<Error>>,
 }
 
 /// What an operation came to.
@@ -219,7 +222,32 @@ impl Store {
             readers,
             is_alone,
             clock: AtomicI64::default(),
+            moved: watch::Sender::new(None),
         })
+    }
+
+    /// Looks, for as long as it is polled, whether the tree has been exported.
+    pub(crate) async fn watch_move(&self) {
+        loop {
+            self.env.sleep(moving::LOOK).await;
+            let looked =
+                transact(&*self.kv, &self.env, "look for a move", |kv| Box::pin(moving::check(kv)));
+            match looked.await {
+                Err(error) if error.code() == Code::Busy => {
+                    self.moved.send_replace(Some(error));
+                }
+                // Without its kv a server changes nothing.
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Ends when the tree has been exported: this server may not go on.
+    pub(crate) async fn moved(&self) -> Error {
+        let mut moved = self.moved.subscribe();
+        let moved = moved.wait_for(Option::is_some).await;
+        let error = moved.ok().and_then(|error| error.clone());
+        error.unwrap_or_else(|| Error::internal("the store is gone"))
     }
 
     /// The same store as one of several over its kv.
@@ -420,6 +448,7 @@ async fn open_format(parts: &StoreParts, keys: Keys, settings: &Settings) -> Res
     let drawn = &Format { hash_key: [parts.env.random_u64(), parts.env.random_u64()] };
     transact(&*parts.kv, &parts.env, "open of the tree", |kv| {
         Box::pin(async move {
+            moving::check(kv).await?;
             if let Some(format) = kv.get(&keys.format()).await? {
                 return Format::decode(&format);
             }

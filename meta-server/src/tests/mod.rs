@@ -8,6 +8,7 @@ mod full;
 mod invariants;
 mod locks;
 mod model;
+mod moving;
 mod open_files;
 mod permissions;
 mod prune;
@@ -77,6 +78,11 @@ impl World {
         Self { store, ..self.clone() }
     }
 
+    /// Another one, unless the tree may not be served.
+    pub(crate) async fn try_another(&self) -> Result<Store> {
+        Store::open(parts(&self.env, &self.kv, &self.chunks), settings()).await
+    }
+
     /// With names that often collide, and with other servers.
     pub(crate) async fn narrow(self, bits: u32) -> Self {
         let store = open_store(&self.env, &self.kv, &self.chunks).await;
@@ -90,15 +96,22 @@ impl World {
 }
 
 async fn open_store(env: &Env, kv: &Arc<dyn Kv>, chunks: &Arc<FakeChunks>) -> Store {
-    let new_file = kiln_types::LayoutWish { chunk_bytes: CHUNK as u32, stripe: 4 };
-    let parts = StoreParts {
+    Store::open(parts(env, kv, chunks), settings()).await.expect("an open store")
+}
+
+fn parts(env: &Env, kv: &Arc<dyn Kv>, chunks: &Arc<FakeChunks>) -> StoreParts {
+    StoreParts {
         kv: Arc::clone(kv),
         env: env.clone(),
         chunks: Arc::clone(chunks) as _,
         tables: Arc::new(OneTable),
         key: key(),
-    };
-    Store::open(parts, Settings { new_file, ..Settings::default() }).await.expect("an open store")
+    }
+}
+
+fn settings() -> Settings {
+    let new_file = kiln_types::LayoutWish { chunk_bytes: CHUNK as u32, stripe: 4 };
+    Settings { new_file, ..Settings::default() }
 }
 
 pub(crate) fn root() -> Who {

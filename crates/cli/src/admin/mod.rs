@@ -2,6 +2,7 @@
 
 mod chains;
 mod config;
+mod meta;
 mod operations;
 mod tables;
 
@@ -51,6 +52,13 @@ enum Command {
     Config {
         #[command(subcommand)]
         command: Option<config::Command>,
+    },
+    /// The metadata's store itself: move it to another engine
+    ///
+    /// These commands open the store that a metadata server's configuration names; that server is stopped before.
+    Meta {
+        #[command(subcommand)]
+        command: meta::Command,
     },
     /// Credentials of clients
     Credential {
@@ -121,6 +129,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
             let command = command.as_ref().unwrap_or(&config::Command::Get { name: None });
             remote::run(place, async |remote| config::run(remote, command, args.json).await)
         }
+        Command::Meta { command } => meta::run(command, args.json),
         Command::Credential { command } => {
             remote::run(place, async |remote| credential(args, remote, command).await)
         }
