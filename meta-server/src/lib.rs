@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod check;
 mod chunks;
 mod collector;
 mod counter;
@@ -42,6 +43,7 @@ mod sweeper;
 mod tx;
 mod watch;
 
+pub use check::{Checked, Checker, Finding, Kind};
 pub use chunks::{ChunkFile, ChunkService, ChunkSpace, Removal};
 pub use keeper::Keeper;
 pub use moving::{Mover, Progress, Replace};

@@ -53,7 +53,6 @@ impl Locks {
     }
 
     /// Whose locks there are; one with several comes several times.
-    #[cfg(test)]
     pub(crate) fn clients(&self) -> impl Iterator<Item = ClientId> {
         self.held.iter().map(|held| held.client)
     }

@@ -59,12 +59,8 @@ impl<'a> Mover<'a> {
     /// `Corrupt`, or what kv and the disk report.
     pub async fn export(mut self, file: &Path) -> Result<u64> {
         let (id, since) = self.leave().await?;
-        if !self.kv.is_exclusive() {
-            (self.progress)("waiting for servers to stop", 0);
-            let waited = self.env.wall().0.saturating_sub(since.0);
-            let waited = Duration::from_nanos(u64::try_from(waited).unwrap_or(0));
-            self.env.sleep(NOTICED.saturating_sub(waited)).await;
-        }
+        (self.progress)("waiting for servers to stop", 0);
+        await_noticed(self.kv, &self.env, since).await;
         self.write(id, file).await.context(file.display())?;
         self.compare(file).await.context(file.display())
     }
@@ -159,7 +155,9 @@ impl<'a> Mover<'a> {
             Box::pin(async move {
                 match moving(tx).await? {
                     Some(Moving::Arriving { id: other, last }) if other == id => return Ok(last),
-                    Some(arriving @ Moving::Arriving { .. }) => return Err(unfinished(&arriving)),
+                    Some(other @ (Moving::Arriving { .. } | Moving::Repairing { .. })) => {
+                        return Err(unfinished(&other));
+                    }
                     Some(Moving::Left { .. }) if replace == Replace::Left => {}
                     Some(Moving::Left { .. }) => return Err(there("metadata that was exported")),
                     None if tx.range(all(), RangeOptions::limit(1)).await?.is_empty() => {}
@@ -299,6 +297,44 @@ pub(crate) async fn check(tx: &mut dyn Transaction) -> Result<()> {
     }
 }
 
+/// Keeps servers away from a tree while it is repaired.
+pub(crate) async fn begin_repair(kv: &dyn Kv, env: &Env) -> Result<()> {
+    let now = env.wall();
+    let since = transact(kv, env, "repair", |tx| {
+        Box::pin(async move {
+            match moving(tx).await? {
+                None => tx.set(&KEYS.moving(), &Moving::Repairing { at: now }.encode()),
+                Some(Moving::Repairing { at }) => return Ok(at),
+                Some(_) => check(tx).await?,
+            }
+            Ok(now)
+        })
+    });
+    let since = since.await?;
+    await_noticed(kv, env, since).await;
+    Ok(())
+}
+
+/// Lets servers open it again.
+pub(crate) async fn end_repair(kv: &dyn Kv, env: &Env) -> Result<()> {
+    transact(kv, env, "repair", |tx| {
+        Box::pin(async move {
+            tx.clear(&KEYS.moving());
+            Ok(())
+        })
+    })
+    .await
+}
+
+/// Waits until servers over a shared store have noticed what was said there at `since`.
+async fn await_noticed(kv: &dyn Kv, env: &Env, since: Timestamp) {
+    if !kv.is_exclusive() {
+        let waited = env.wall().0.saturating_sub(since.0);
+        let waited = Duration::from_nanos(u64::try_from(waited).unwrap_or(0));
+        env.sleep(NOTICED.saturating_sub(waited)).await;
+    }
+}
+
 async fn moving(tx: &mut dyn Transaction) -> Result<Option<Moving>> {
     tx.get(&KEYS.moving()).await?.map(|value| Moving::decode(&value)).transpose()
 }
@@ -314,6 +350,10 @@ async fn check_arriving(tx: &mut dyn Transaction, id: u128) -> Result<()> {
 fn unfinished(moving: &Moving) -> Error {
     let id = match moving {
         Moving::Left { id, .. } | Moving::Arriving { id, .. } => id,
+        Moving::Repairing { .. } => {
+            let error = Error::new(Code::Busy, "a repair of this store is not finished");
+            return error.with_hint("run 'kiln admin meta check --repair' to its end");
+        }
     };
     let text = format!("an import into this store is not finished (dump {id:032x})");
     Error::new(Code::Busy, text)

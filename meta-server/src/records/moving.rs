@@ -13,6 +13,8 @@ pub(crate) enum Moving {
     Left { id: u128, at: Timestamp },
     /// It comes from the dump `id`, and is here up to the key `last`; empty: what was here before is being removed.
     Arriving { id: u128, last: Vec<u8> },
+    /// It is being repaired since `at`.
+    Repairing { at: Timestamp },
 }
 
 impl Record for Moving {
@@ -23,6 +25,7 @@ impl Record for Moving {
         match self {
             Self::Left { id, at } => to.u8(0).u128(*id).u64(at.0 as u64),
             Self::Arriving { id, last } => to.u8(1).u128(*id).bytes(last),
+            Self::Repairing { at } => to.u8(2).u64(at.0 as u64),
         };
     }
 
@@ -33,6 +36,7 @@ impl Record for Moving {
                 let (id, last) = (from.u128()?, from.bytes(KEY_BYTES_MAX)?.to_vec());
                 Ok(Self::Arriving { id, last })
             }
+            2 => Ok(Self::Repairing { at: Timestamp(from.u64()? as i64) }),
             other => Err(Error::corrupt(format!("a move of kind {other}"))),
         }
     }

@@ -140,7 +140,7 @@ pub struct Store {
     key: CapabilityKey,
     pub(crate) settings: Settings,
     pub(crate) keys: Keys,
-    names: NameHash,
+    pub(crate) names: NameHash,
     ids: Ids,
     /// What committed changes left for the keeper.
     pub(crate) handover: Handover,
@@ -195,6 +195,13 @@ impl Store {
     /// # Errors
     /// What kv reports.
     pub async fn open(parts: StoreParts, settings: Settings) -> Result<Self> {
+        transact(&*parts.kv, &parts.env, "open of the tree", |kv| Box::pin(moving::check(kv)))
+            .await?;
+        Self::open_to_repair(parts, settings).await
+    }
+
+    /// The same, of a tree that may be on its way.
+    pub(crate) async fn open_to_repair(parts: StoreParts, settings: Settings) -> Result<Self> {
         let keys = Keys { tree: settings.tree };
         let format = open_format(&parts, keys, &settings).await?;
         let StoreParts { kv, env, chunks, tables, key } = parts;
@@ -448,7 +455,6 @@ async fn open_format(parts: &StoreParts, keys: Keys, settings: &Settings) -> Res
     let drawn = &Format { hash_key: [parts.env.random_u64(), parts.env.random_u64()] };
     transact(&*parts.kv, &parts.env, "open of the tree", |kv| {
         Box::pin(async move {
-            moving::check(kv).await?;
             if let Some(format) = kv.get(&keys.format()).await? {
                 return Format::decode(&format);
             }

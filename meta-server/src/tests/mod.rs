@@ -5,7 +5,7 @@ mod chunks;
 mod concurrent;
 mod engine;
 mod full;
-mod invariants;
+pub(crate) mod invariants;
 mod locks;
 mod model;
 mod moving;

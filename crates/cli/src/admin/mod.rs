@@ -53,7 +53,7 @@ enum Command {
         #[command(subcommand)]
         command: Option<config::Command>,
     },
-    /// The metadata's store itself: move it to another engine
+    /// The metadata's store itself: check it, move it to another engine
     ///
     /// These commands open the store that a metadata server's configuration names; that server is stopped before.
     Meta {

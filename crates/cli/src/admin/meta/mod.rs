@@ -1,5 +1,7 @@
 //! `kiln admin meta`: the metadata's store itself, opened by this command.
 
+mod check;
+
 use crate::engine::Engine;
 use crate::failure::Outcome;
 use crate::{output, runtime};
@@ -50,6 +52,18 @@ pub(crate) enum Command {
         #[arg(long)]
         replace: bool,
     },
+    /// Look for orphans, names of nothing, wrong links, lengths and sums, and records that cannot be read
+    ///
+    /// The embedded store is checked while no server runs over it; one that servers share may be in use. What is
+    /// stored on the storage servers is another matter: 'kiln admin check'. Exits with 0 when nothing is wrong, 1
+    /// when something is, 2 when that could not be found out.
+    Check {
+        #[command(flatten)]
+        store: Store,
+        /// Set right what can be; servers over the store are stopped before, or stop by themselves
+        #[arg(long)]
+        repair: bool,
+    },
     /// Go on with a store that was exported, as it was then
     Reopen {
         #[command(flatten)]
@@ -64,17 +78,19 @@ struct Done {
 }
 
 pub(crate) fn run(command: &Command, json: bool) -> Outcome {
-    let (Command::Export { store, .. } | Command::Import { store, .. } | Command::Reopen { store }) =
-        command;
-    let env = Env::real();
-    let runtime = runtime::many()?;
-    let config = store.config()?;
-    runtime.block_on(async {
+    let (Command::Export { store, .. }
+    | Command::Import { store, .. }
+    | Command::Check { store, .. }
+    | Command::Reopen { store }) = command;
+    let (env, config) = (Env::real(), store.config()?);
+    runtime::many()?.block_on(async {
+        if let Command::Check { repair, .. } = command {
+            return check::run(&config, &env, *repair, json).await;
+        }
         let engine = Engine::open(&config.node, &config.kv, &env).await?;
         let done = work(command, &engine, &env, json).await;
-        done.and(engine.close().await)
-    })?;
-    Ok(())
+        Ok(done.and(engine.close().await)?)
+    })
 }
 
 async fn work(command: &Command, engine: &Engine, env: &Env, json: bool) -> Result<()> {
@@ -95,7 +111,7 @@ async fn work(command: &Command, engine: &Engine, env: &Env, json: bool) -> Resu
             let pairs = mover.import(dump, replace).await.context("import")?;
             (pairs, imported(pairs))
         }
-        Command::Reopen { .. } => {
+        Command::Check { .. } | Command::Reopen { .. } => {
             let was = mover.reopen().await.context("reopen")?;
             let text = match was {
                 true => "servers start over this store again, as it was when it was exported",
