@@ -47,6 +47,8 @@ fn move_to(cluster: &TestCluster, engine: &Engine, replace: bool) {
     let mut import = vec!["admin", "meta", "import", "--config", old, dump];
     import.extend(replace.then_some("--replace"));
     let imports = insist(cluster, &import);
+    let checked = cluster.ok(&["admin", "meta", "check", "--config", old]);
+    assert!(checked.starts_with("no problems"), "{checked}");
     println!("to {}: export killed {exports} times, import {imports} times", engine.name);
 }
 

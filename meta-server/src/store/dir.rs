@@ -53,7 +53,7 @@ impl Store {
                 let mut listed = Vec::with_capacity(entries.len());
                 for (cookie, entry) in entries {
                     let attr = match with_attrs {
-                        true => Some(attr_of(tx, entry.inode).await?),
+                        true => readable(entry.inode, attr_of(tx, entry.inode).await)?,
                         false => None,
                     };
                     let (name, inode, kind) = (entry.name, entry.inode, entry.kind);
@@ -100,6 +100,17 @@ impl Store {
         let answer =
             self.change(change, "rmdir", &|tx| Box::pin(remove(tx, change, parent, name))).await?;
         Ok(answer.attr)
+    }
+}
+
+/// One damaged file does not hide the others of its directory.
+fn readable(inode: InodeId, attr: Result<Attr>) -> Result<Option<Attr>> {
+    match attr {
+        Err(error) if matches!(error.code(), Code::Corrupt | Code::StaleHandle) => {
+            tracing::error!(%inode, %error, "a name of what cannot be read; 'kiln admin meta check' tells more");
+            Ok(None)
+        }
+        attr => attr.map(Some),
     }
 }
 
