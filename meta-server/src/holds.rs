@@ -135,7 +135,7 @@ nothing! {
     StatFsRequest SetXattrRequest RemoveXattrRequest SetQuotaRequest GetQuotaRequest ListQuotasRequest
     ReportRequest CreateManyRequest CloseManyRequest OpenPathRequest
     SetTrashRequest GetTrashRequest ListTrashRequest RestoreRequest EmptyTrashRequest Trash ListTrashReply
-    ClaimRequest SetLockRequest GetLockRequest ListInodesRequest PathRequest
+    BackupRequest BackupReply ClaimRequest SetLockRequest GetLockRequest ListInodesRequest PathRequest
     Empty LinkTarget StatFsReply XattrValue XattrNames Quota ListQuotasReply GetLockReply ListInodesReply
     PathReply
 }

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `F` | | [`Format`](crate::records::Format): drawn once, when the tree is made |
 //! | `M` | | [`Moving`](crate::records::Moving): it is on its way between two stores |
+//! | `a` | inode | [`LostIds`](crate::records::LostIds): ids from there on that may have been given behind a backup |
 //! | `A` | | the next inode id that no server has taken yet |
 //! | `U` | | number of inodes, ADD |
 //! | `I` | inode | [`Inode`](crate::records::Inode) |
@@ -55,6 +56,14 @@ impl Keys {
     /// Every key of the tree.
     pub(crate) fn all(self) -> KeyRange {
         KeyRange::prefix(&KeyWriter::new().u32(self.tree.0).finish())
+    }
+
+    pub(crate) fn lost_ids(self, first: InodeId) -> Vec<u8> {
+        self.of(b'a').u64(first.0).finish()
+    }
+
+    pub(crate) fn all_lost_ids(self) -> KeyRange {
+        KeyRange::prefix(&self.of(b'a').finish())
     }
 
     pub(crate) fn moving(self) -> Vec<u8> {

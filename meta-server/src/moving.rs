@@ -5,12 +5,12 @@
 //! Whatever is interrupted goes on where it was when it is begun again, and each end compares the dump with its
 //! store, pair by pair.
 
-use crate::keys::Keys;
-use crate::records::{Moving, Record};
+use crate::keys::{Keys, directory_of};
+use crate::records::{LostIds, Moving, Record, number};
 use kiln_env::Env;
 use kiln_kv::dump::{Head, Pair, Reader, Writer, rest};
 use kiln_kv::{KeyRange, Kv, RangeOptions, Transaction, transact};
-use kiln_types::{Code, Context, Error, Result, Timestamp, TreeId};
+use kiln_types::{Code, Context, Error, InodeId, Result, Timestamp, TreeId};
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, ErrorKind, Seek, SeekFrom};
 use std::path::Path;
@@ -19,6 +19,9 @@ use std::time::Duration;
 /// Pairs that are read at once: with the largest values, below what a range read may return.
 const PAGE: usize = 128;
 const KEYS: Keys = Keys { tree: TreeId::MAIN };
+
+/// More ids than a tree gives in the time between two backups.
+const LOST_IDS: u64 = 1 << 40;
 
 /// How often a server looks whether it may go on.
 pub(crate) const LOOK: Duration = Duration::from_secs(5);
@@ -72,7 +75,8 @@ impl<'a> Mover<'a> {
     /// `Corrupt` for a damaged dump, or what kv and the disk report.
     pub async fn import(mut self, file: &Path, replace: Replace) -> Result<u64> {
         let head = open(file)?.head().clone();
-        if head.what != what() {
+        let is_backup = head.what == backup_head();
+        if head.what != what() && !is_backup {
             let text = format!("{}: a dump of '{}', not of a tree", file.display(), head.what);
             return Err(Error::invalid(text));
         }
@@ -83,7 +87,7 @@ impl<'a> Mover<'a> {
         let last = self.arrive(head.id, replace).await?;
         self.read(head.id, last, file).await.context(file.display())?;
         let pairs = self.compare(file).await.context(file.display())?;
-        self.mark(None).await?;
+        self.arrived(is_backup).await?;
         Ok(pairs)
     }
 
@@ -249,14 +253,20 @@ impl<'a> Mover<'a> {
         }
     }
 
-    async fn mark(&mut self, moving: Option<Moving>) -> Result<()> {
-        let moving = &moving;
-        self.step("end of the import", |tx| {
+    /// Lets servers open it. Behind a backup there may have been more: ids that were given then are not given again.
+    async fn arrived(&mut self, is_backup: bool) -> Result<()> {
+        let at = self.env.wall();
+        self.step("end of the import", move |tx| {
             Box::pin(async move {
-                match moving {
-                    Some(moving) => tx.set(&KEYS.moving(), &moving.encode()),
-                    None => tx.clear(&KEYS.moving()),
+                if is_backup {
+                    let next = number(tx.get(&KEYS.next_inode()).await?.as_deref())?;
+                    let first = highest(tx).await?.saturating_add(1);
+                    let end = next.max(first).saturating_add(LOST_IDS);
+                    tx.set(&KEYS.next_inode(), &end.to_le_bytes());
+                    let lost = LostIds { end: InodeId(end), at };
+                    tx.set(&KEYS.lost_ids(InodeId(first)), &lost.encode());
                 }
+                tx.clear(&KEYS.moving());
                 Ok(())
             })
         })
@@ -335,6 +345,19 @@ async fn await_noticed(kv: &dyn Kv, env: &Env, since: Timestamp) {
     }
 }
 
+/// The highest id of an inode that is there, or was removed and is not collected. Servers take ids in blocks, so that
+/// the next block is no measure of what was given.
+async fn highest(tx: &mut dyn Transaction) -> Result<u64> {
+    let last = RangeOptions::limit(1).reverse().snapshot();
+    let mut highest = 0;
+    for range in [KEYS.inodes(), KEYS.garbage_all()] {
+        for (key, _) in tx.range(range, last).await? {
+            highest = highest.max(directory_of(&key)?.0);
+        }
+    }
+    Ok(highest)
+}
+
 async fn moving(tx: &mut dyn Transaction) -> Result<Option<Moving>> {
     tx.get(&KEYS.moving()).await?.map(|value| Moving::decode(&value)).transpose()
 }
@@ -377,6 +400,11 @@ fn differs(stored: Option<&Pair>, dumped: Option<&Pair>) -> Error {
 /// All keys of the tree.
 fn all() -> KeyRange {
     KEYS.all()
+}
+
+/// What the dump of a store in use is of.
+pub fn backup_head() -> String {
+    format!("{}, backup", what())
 }
 
 fn what() -> String {

@@ -9,11 +9,13 @@ use kiln_types::{
 };
 use kiln_wire::CREDENTIAL_NAME_BYTES_MAX;
 
+mod lost;
 mod moving;
 mod quota;
 mod reply;
 mod trash;
 
+pub(crate) use lost::LostIds;
 pub(crate) use moving::Moving;
 pub(crate) use quota::Recount;
 pub(crate) use reply::{Answer, Reply};

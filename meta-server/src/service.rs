@@ -531,8 +531,30 @@ impl Service {
         let page = self.store.list_inodes(InodeId(ask.after), ask.limit as usize).await?;
         let (inodes, end) = page;
         let (inodes, all) = fitting(inodes.into_iter().map(inode_chunks));
-        let next_inode = self.store.inode_ids_end().await?.0;
-        Ok(v1::ListInodesReply { inodes, end: end && all, next_inode })
+        let (next_inode, lost) = self.store.inode_ids_end().await?;
+        let lost = lost.into_iter().map(|ids| v1::LostIds { first: ids.start, end: ids.end });
+        let (next_inode, lost) = (next_inode.0, lost.collect());
+        Ok(v1::ListInodesReply { inodes, end: end && all, next_inode, lost })
+    }
+
+    pub(crate) async fn backup(
+        &self,
+        peer: &Peer,
+        ask: v1::BackupRequest,
+    ) -> Result<v1::BackupReply> {
+        peer.require_operator()?;
+        let known = (!ask.id.is_empty()).then(|| <[u8; 16]>::try_from(&ask.id[..]));
+        let known = known.transpose().map_err(|_| Error::invalid("the id of a backup"))?;
+        let page = self.store.backup(known.map(u128::from_be_bytes), &ask.after).await?;
+        let pair = |(key, value): (Vec<u8>, Vec<u8>)| v1::KeyAndValue {
+            key: key.into(),
+            value: value.into(),
+        };
+        Ok(v1::BackupReply {
+            id: page.id.to_be_bytes().to_vec().into(),
+            begun: page.begun.0,
+            pairs: page.pairs.into_iter().map(pair).collect(),
+        })
     }
 
     pub(crate) async fn path_of(&self, peer: &Peer, ask: v1::PathRequest) -> Result<v1::PathReply> {

@@ -21,7 +21,7 @@ use crate::room::Room;
 use crate::snapshot::Published;
 use async_trait::async_trait;
 use kiln_env::Env;
-use kiln_kv::optimistic::{Commit, Engine, OptimisticTransaction};
+use kiln_kv::optimistic::{Commit, Engine, OptimisticTransaction, Snapshot};
 use kiln_kv::{Kv, Transaction};
 use kiln_types::{Code, Context, Error, Result};
 use parking_lot::{Mutex, RwLock};
@@ -164,6 +164,10 @@ impl Kv for EmbeddedKv {
 
     fn may_grow(&self) -> Result<()> {
         self.shared.disk.may_grow()
+    }
+
+    fn view(&self) -> Result<Option<Arc<dyn Snapshot>>> {
+        Ok(Some(self.shared.published()?))
     }
 
     /// By the lock of its directory.

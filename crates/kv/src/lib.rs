@@ -26,6 +26,7 @@ pub use memory::MemoryKv;
 pub use range::{KEY_END, KeyRange, RangeOptions, successor};
 pub use transact::{ATTEMPTS_MAX, Body, RETRY_TIME_MAX, transact};
 
+use crate::optimistic::Snapshot;
 use async_trait::async_trait;
 use kiln_types::Result;
 use std::sync::Arc;
@@ -62,6 +63,15 @@ pub trait Kv: Send + Sync + 'static {
         Ok(())
     }
 
+    /// A view of everything that is committed, which stays as it is for as long as somebody has it: for a backup
+    /// while the store is in use. `None`: the engine has backups of its own.
+    ///
+    /// # Errors
+    /// The engine's own.
+    fn view(&self) -> Result<Option<Arc<dyn Snapshot>>> {
+        Ok(None)
+    }
+
     /// Whether whoever had opened the store before is gone for certain. Otherwise others may have it open
     /// at the same time, and learn of each other only by what they read in their transactions.
     fn is_exclusive(&self) -> bool {
@@ -77,6 +87,10 @@ impl<K: Kv + ?Sized> Kv for Arc<K> {
 
     fn may_grow(&self) -> Result<()> {
         (**self).may_grow()
+    }
+
+    fn view(&self) -> Result<Option<Arc<dyn Snapshot>>> {
+        (**self).view()
     }
 
     fn is_exclusive(&self) -> bool {

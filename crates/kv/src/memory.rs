@@ -70,6 +70,17 @@ impl Kv for MemoryKv {
         Ok(Box::new(OptimisticTransaction::new(Arc::clone(&self.store), &self.store.env, view)))
     }
 
+    fn view(&self) -> Result<Option<Arc<dyn Snapshot>>> {
+        let state = self.store.state.lock();
+        let newest = |(key, versions): (&Vec<u8>, &Versions)| {
+            Some((key.clone(), newest(versions, u64::MAX)?.to_vec()))
+        };
+        Ok(Some(Arc::new(Copy {
+            version: state.version,
+            pairs: state.keys.iter().filter_map(newest).collect(),
+        })))
+    }
+
     /// Those who share it are of one process, and whoever begins anew there has ended what it was.
     fn is_exclusive(&self) -> bool {
         true
@@ -206,6 +217,33 @@ impl Snapshot for View {
             None => ControlFlow::Continue(()),
         };
         let mut pairs = state.keys.range(range.start.clone()..range.end.clone());
+        let _ = match options.reverse {
+            false => pairs.try_for_each(&mut show),
+            true => pairs.rev().try_for_each(&mut show),
+        };
+        Ok(())
+    }
+}
+
+/// Everything that was committed, for as long as it is wanted.
+struct Copy {
+    version: u64,
+    pairs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+#[async_trait]
+impl Snapshot for Copy {
+    fn version(&self) -> u64 {
+        self.version
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.pairs.get(key).cloned())
+    }
+
+    async fn scan(&self, range: &KeyRange, options: RangeOptions, visit: Visit<'_>) -> Result<()> {
+        let mut show = |(key, value): (&Vec<u8>, &Vec<u8>)| visit(key, value);
+        let mut pairs = self.pairs.range(range.start.clone()..range.end.clone());
         let _ = match options.reverse {
             false => pairs.try_for_each(&mut show),
             true => pairs.rev().try_for_each(&mut show),

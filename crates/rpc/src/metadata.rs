@@ -84,6 +84,9 @@ macro_rules! metadata_calls {
             0x11f get_lock(GetLockRequest) -> GetLockReply;
             /// Operator: pages through all inodes that have chunks, for the comparison with storage.
             0x120 list_inodes(ListInodesRequest) -> ListInodesReply;
+            /// Operator: pages through all that an engine without backups of its own has stored, as it was when the
+            /// first page was asked for.
+            0x12d backup(BackupRequest) -> BackupReply;
             /// Operator: a path that leads to an inode.
             0x121 path_of(PathRequest) -> PathReply;
             /// Sync for many open files of one caller, in one change: what was acknowledged to their writers up to now.

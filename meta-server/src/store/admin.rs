@@ -1,14 +1,17 @@
 //! What operators and df ask.
 
-use crate::keys::garbage_name;
-use crate::records::{Body, Garbage, Inode, REMOVED, Record};
+use crate::keys::{directory_of, garbage_name};
+use crate::records::{Body, Garbage, Inode, LostIds, REMOVED, Record};
 use crate::store::Store;
 use crate::tx::Tx;
 use kiln_kv::RangeOptions;
 use kiln_types::{InodeId, Layout, Result, TruncateEpoch};
+use std::ops::Range;
 
 /// The most inodes, or names, in one page.
 const PAGE_MAX: usize = 1024;
+/// The most backups that were put back, of which is known what was behind them.
+const LOST_MAX: usize = 1000;
 /// The most names in a path that is told.
 const DEPTH_MAX: usize = 4096;
 
@@ -54,16 +57,22 @@ impl Store {
         }
     }
 
-    /// No inode was ever made with this id or a higher one.
+    /// No inode was ever made with this id or a higher one; but those in the ranges that come with it may have been,
+    /// behind backups that were put back.
     ///
     /// # Errors
     /// What kv reports.
-    pub async fn inode_ids_end(&self) -> Result<InodeId> {
+    pub async fn inode_ids_end(&self) -> Result<(InodeId, Vec<Range<u64>>)> {
         self.transact("inode ids", &|tx| {
             Box::pin(async move {
                 let key = tx.keys.next_inode();
                 let next = crate::records::number(tx.kv.snapshot_get(&key).await?.as_deref())?;
-                Ok(InodeId(next.max(InodeId::ROOT.0 + 1)))
+                let mut lost = Vec::new();
+                let options = RangeOptions::limit(LOST_MAX).snapshot();
+                for (key, value) in tx.kv.range(tx.keys.all_lost_ids(), options).await? {
+                    lost.push(directory_of(&key)?.0..LostIds::decode(&value)?.end.0);
+                }
+                Ok((InodeId(next.max(InodeId::ROOT.0 + 1)), lost))
             })
         })
         .await

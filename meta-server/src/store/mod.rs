@@ -2,6 +2,7 @@
 
 mod admin;
 mod attr;
+mod backup;
 mod batch;
 mod clients;
 mod count;
@@ -157,6 +158,7 @@ pub struct Store {
     is_alone: bool,
     /// The last time that a change got, see [`Store::now`].
     clock: AtomicI64,
+    backups: backup::Backups,
     /// Why it may not go on: the tree has been exported.
     moved: watch::Sender<Option<Error>>,
 }
@@ -229,6 +231,7 @@ impl Store {
             readers,
             is_alone,
             clock: AtomicI64::default(),
+            backups: backup::Backups::default(),
             moved: watch::Sender::new(None),
         })
     }

@@ -129,7 +129,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> Outcome {
             let command = command.as_ref().unwrap_or(&config::Command::Get { name: None });
             remote::run(place, async |remote| config::run(remote, command, args.json).await)
         }
-        Command::Meta { command } => meta::run(command, args.json),
+        Command::Meta { command } => meta::run(place, command, args.json),
         Command::Credential { command } => {
             remote::run(place, async |remote| credential(args, remote, command).await)
         }

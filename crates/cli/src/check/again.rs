@@ -190,7 +190,7 @@ impl Judge<'_> {
             return Ok(());
         }
         let Some(chain) = self.chain(chain) else { return Ok(()) };
-        let is_newer = is_ours && inode >= known::ids_end(self.remote).await?;
+        let is_newer = is_ours && !known::Ids::now(self.remote).await?.has(inode);
         let mut found = self.chunks_of(&chain, tree, inode).await?;
         if self.remove_leaks && is_ours && !is_newer {
             // The rest, if there is more, is left for the next run.

@@ -9,6 +9,7 @@ use kiln_types::{
 };
 use kiln_wire::Listed;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Files of one batch, give or take a page: so many are in memory at a time.
 const BATCH: usize = 16 * 1024;
@@ -58,8 +59,8 @@ pub(super) struct Batch {
     /// Where their chunks' ids lie.
     pub(super) range: (ChunkId, ChunkId),
     files: BTreeMap<InodeId, Known>,
-    /// No inode was made with this id or a higher one before the batch was read.
-    ids_end: InodeId,
+    /// The ids that may have been given before the batch was read.
+    ids: Ids,
     /// The chunks that must be there, for each chain.
     expected: BTreeMap<ChainId, Vec<Expected>>,
     /// Files of which nobody knows where their chunks are.
@@ -81,7 +82,7 @@ impl Batch {
         routing: &RoutingInfo,
         after: InodeId,
     ) -> Result<(Self, Option<InodeId>)> {
-        let ids_end = ids_end(remote).await?;
+        let ids = Ids::now(remote).await?;
         let (mut files, mut last) = (BTreeMap::new(), after);
         let is_end = loop {
             let request = v1::ListInodesRequest { after: last.0, limit: PAGE };
@@ -104,7 +105,7 @@ impl Batch {
             false => ChunkId::file(TreeId::MAIN, InodeId(last.0 + 1), 0),
         };
         let (expected, unplaced) = (BTreeMap::new(), Vec::new());
-        let mut batch = Self { range: (start, end), files, ids_end, expected, unplaced };
+        let mut batch = Self { range: (start, end), files, ids, expected, unplaced };
         batch.place(routing);
         Ok((batch, (!is_end).then_some(last)))
     }
@@ -142,7 +143,7 @@ impl Batch {
 
     /// Whether the file of a chunk was made, if ever, before the batch was read.
     pub(super) fn may_know(&self, chunk: ChunkId) -> bool {
-        chunk.as_file().is_none_or(|(_, inode, _)| inode < self.ids_end)
+        chunk.as_file().is_none_or(|(_, inode, _)| self.ids.has(inode))
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -169,10 +170,24 @@ pub(super) async fn find(remote: &Remote, inode: InodeId) -> Result<Option<Known
     found.map(Known::of).transpose()
 }
 
-/// No inode has this id or a higher one.
-pub(super) async fn ids_end(remote: &Remote) -> Result<InodeId> {
-    let request = v1::ListInodesRequest { after: u64::MAX, limit: 1 };
-    Ok(InodeId(remote.client.meta().list_inodes(request).await?.next_inode))
+/// The ids that the metadata knows to have given.
+pub(super) struct Ids {
+    end: InodeId,
+    /// But for these: they may have been given behind a backup that was put back.
+    lost: Vec<Range<u64>>,
+}
+
+impl Ids {
+    pub(super) async fn now(remote: &Remote) -> Result<Self> {
+        let request = v1::ListInodesRequest { after: u64::MAX, limit: 1 };
+        let reply = remote.client.meta().list_inodes(request).await?;
+        let lost = reply.lost.iter().map(|ids| ids.first..ids.end).collect();
+        Ok(Self { end: InodeId(reply.next_inode), lost })
+    }
+
+    pub(super) fn has(&self, inode: InodeId) -> bool {
+        inode < self.end && !self.lost.iter().any(|ids| ids.contains(&inode.0))
+    }
 }
 
 /// A path that leads to an inode, if one is known.
@@ -225,8 +240,8 @@ mod tests {
             let expected = [4, 5].map(ChainId).map(|chain| (chain, vec![expected(chain)]));
             let range = (ChunkId::MIN, ChunkId::MAX);
             let (files, unplaced) = (BTreeMap::new(), Vec::new());
-            let (ids_end, expected) = (InodeId(0), expected.into());
-            let batch = Batch { range, files, ids_end, expected, unplaced };
+            let (ids, expected) = (Ids { end: InodeId(0), lost: Vec::new() }, expected.into());
+            let batch = Batch { range, files, ids, expected, unplaced };
             let mut all = Vec::new();
             for chain in [4, 5].map(ChainId) {
                 let found: Vec<_> = batch.expected(chain).collect();

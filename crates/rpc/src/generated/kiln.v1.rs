@@ -2809,6 +2809,44 @@ pub struct ListInodesReply {
     /// No inode was ever made with this id or a higher one.
     #[prost(uint64, tag = "3")]
     pub next_inode: u64,
+    /// But for these, each made behind a backup that was put back.
+    #[prost(message, repeated, tag = "4")]
+    pub lost: ::prost::alloc::vec::Vec<LostIds>,
+}
+/// Ids that may have been given although the metadata does not know of it, `first` to `end` (exclusive).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LostIds {
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    #[prost(uint64, tag = "2")]
+    pub end: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupRequest {
+    /// Which backup; empty: a new one, of what is committed now.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    /// The last key that has come.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub after: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyAndValue {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BackupReply {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    /// In nanoseconds since 1970: when it was begun.
+    #[prost(int64, tag = "2")]
+    pub begun: i64,
+    /// The next pairs; none: that is all.
+    #[prost(message, repeated, tag = "3")]
+    pub pairs: ::prost::alloc::vec::Vec<KeyAndValue>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PathRequest {

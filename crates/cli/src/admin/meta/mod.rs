@@ -1,9 +1,11 @@
 //! `kiln admin meta`: the metadata's store itself, opened by this command.
 
+mod backup;
 mod check;
 
 use crate::engine::Engine;
 use crate::failure::Outcome;
+use crate::place::Place;
 use crate::{output, runtime};
 use indicatif::{HumanCount, ProgressBar};
 use kiln_config::{MetaConfig, Setting};
@@ -38,7 +40,17 @@ pub(crate) enum Command {
         #[arg(value_name = "DUMP")]
         dump: PathBuf,
     },
-    /// Fill a store with metadata that was exported
+    /// Write a copy of the metadata to a file while the cluster is in use
+    ///
+    /// For the embedded store: a PostgreSQL or a FoundationDB has backups of its own. The copy is of one moment. It is
+    /// put back with 'import', into an empty store; chunks of what was made after that moment stay, and 'kiln admin
+    /// check' tells of them.
+    Backup {
+        /// The file that it is written to, once it is whole
+        #[arg(value_name = "DUMP")]
+        dump: PathBuf,
+    },
+    /// Fill a store with metadata that was exported, or put a backup back
     ///
     /// The store is empty, or with --replace one that was exported from. What is interrupted goes on when it is run
     /// again. At the end the store is compared with the file. Then start the servers with the new configuration.
@@ -77,11 +89,14 @@ struct Done {
     pairs: u64,
 }
 
-pub(crate) fn run(command: &Command, json: bool) -> Outcome {
-    let (Command::Export { store, .. }
-    | Command::Import { store, .. }
-    | Command::Check { store, .. }
-    | Command::Reopen { store }) = command;
+pub(crate) fn run(place: &Place, command: &Command, json: bool) -> Outcome {
+    let store = match command {
+        Command::Backup { dump } => return backup::run(place, dump, json),
+        Command::Export { store, .. }
+        | Command::Import { store, .. }
+        | Command::Check { store, .. }
+        | Command::Reopen { store } => store,
+    };
     let (env, config) = (Env::real(), store.config()?);
     runtime::many()?.block_on(async {
         if let Command::Check { repair, .. } = command {
@@ -111,7 +126,7 @@ async fn work(command: &Command, engine: &Engine, env: &Env, json: bool) -> Resu
             let pairs = mover.import(dump, replace).await.context("import")?;
             (pairs, imported(pairs))
         }
-        Command::Check { .. } | Command::Reopen { .. } => {
+        Command::Backup { .. } | Command::Check { .. } | Command::Reopen { .. } => {
             let was = mover.reopen().await.context("reopen")?;
             let text = match was {
                 true => "servers start over this store again, as it was when it was exported",
