@@ -46,7 +46,7 @@ mod watch;
 pub use check::{Checked, Checker, Finding, Kind};
 pub use chunks::{ChunkFile, ChunkService, ChunkSpace, Removal};
 pub use keeper::Keeper;
-pub use moving::{Mover, Progress, Replace, backup_head};
+pub use moving::{Mover, Progress, Replace, dump_head};
 pub use name::NAME_BYTES_MAX;
 pub use placement::{Table, Tables};
 pub use records::{FLOORS_MAX, TARGET_BYTES_MAX, XATTR_BYTES_MAX};

@@ -75,8 +75,7 @@ impl<'a> Mover<'a> {
     /// `Corrupt` for a damaged dump, or what kv and the disk report.
     pub async fn import(mut self, file: &Path, replace: Replace) -> Result<u64> {
         let head = open(file)?.head().clone();
-        let is_backup = head.what == backup_head();
-        if head.what != what() && !is_backup {
+        if head.what != dump_head() {
             let text = format!("{}: a dump of '{}', not of a tree", file.display(), head.what);
             return Err(Error::invalid(text));
         }
@@ -87,7 +86,7 @@ impl<'a> Mover<'a> {
         let last = self.arrive(head.id, replace).await?;
         self.read(head.id, last, file).await.context(file.display())?;
         let pairs = self.compare(file).await.context(file.display())?;
-        self.arrived(is_backup).await?;
+        self.arrived().await?;
         Ok(pairs)
     }
 
@@ -96,11 +95,13 @@ impl<'a> Mover<'a> {
     /// # Errors
     /// `Busy` while one is arriving, or what kv reports.
     pub async fn reopen(&mut self) -> Result<bool> {
-        self.step("reopen", |tx| {
+        let now = self.env.wall();
+        self.step("reopen", move |tx| {
             Box::pin(async move {
                 match moving(tx).await? {
                     None => Ok(false),
                     Some(Moving::Left { .. }) => {
+                        lose_ids(tx, now).await?;
                         tx.clear(&KEYS.moving());
                         Ok(true)
                     }
@@ -134,7 +135,7 @@ impl<'a> Mover<'a> {
     }
 
     async fn write(&mut self, id: u128, file: &Path) -> Result<()> {
-        let head = Head { id, begun: self.env.wall(), what: what() };
+        let head = Head { id, begun: self.env.wall(), what: dump_head() };
         let Some((mut writer, mut last)) = begin(&head, file)? else { return Ok(()) };
         let mut pairs = 0;
         loop {
@@ -253,19 +254,12 @@ impl<'a> Mover<'a> {
         }
     }
 
-    /// Lets servers open it. Behind a backup there may have been more: ids that were given then are not given again.
-    async fn arrived(&mut self, is_backup: bool) -> Result<()> {
+    /// Lets servers open it.
+    async fn arrived(&mut self) -> Result<()> {
         let at = self.env.wall();
         self.step("end of the import", move |tx| {
             Box::pin(async move {
-                if is_backup {
-                    let next = number(tx.get(&KEYS.next_inode()).await?.as_deref())?;
-                    let first = highest(tx).await?.saturating_add(1);
-                    let end = next.max(first).saturating_add(LOST_IDS);
-                    tx.set(&KEYS.next_inode(), &end.to_le_bytes());
-                    let lost = LostIds { end: InodeId(end), at };
-                    tx.set(&KEYS.lost_ids(InodeId(first)), &lost.encode());
-                }
+                lose_ids(tx, at).await?;
                 tx.clear(&KEYS.moving());
                 Ok(())
             })
@@ -307,6 +301,17 @@ pub(crate) async fn check(tx: &mut dyn Transaction) -> Result<()> {
     }
 }
 
+/// Refuses a tree of which not everything is there.
+///
+/// # Errors
+/// `Busy`, and what to do.
+pub(crate) async fn check_whole(tx: &mut dyn Transaction) -> Result<()> {
+    match moving(tx).await? {
+        Some(arriving @ Moving::Arriving { .. }) => Err(unfinished(&arriving)),
+        _ => Ok(()),
+    }
+}
+
 /// Keeps servers away from a tree while it is repaired.
 pub(crate) async fn begin_repair(kv: &dyn Kv, env: &Env) -> Result<()> {
     let now = env.wall();
@@ -343,6 +348,17 @@ async fn await_noticed(kv: &dyn Kv, env: &Env, since: Timestamp) {
         let waited = Duration::from_nanos(u64::try_from(waited).unwrap_or(0));
         env.sleep(NOTICED.saturating_sub(waited)).await;
     }
+}
+
+/// Elsewhere, or behind a backup, more may have been made than this tree knows of: what was given there is not given
+/// again, and not taken for what was removed.
+async fn lose_ids(tx: &mut dyn Transaction, at: Timestamp) -> Result<()> {
+    let next = number(tx.get(&KEYS.next_inode()).await?.as_deref())?;
+    let first = highest(tx).await?.saturating_add(1);
+    let end = next.max(first).saturating_add(LOST_IDS);
+    tx.set(&KEYS.next_inode(), &end.to_le_bytes());
+    tx.set(&KEYS.lost_ids(InodeId(first)), &LostIds { end: InodeId(end), at }.encode());
+    Ok(())
 }
 
 /// The highest id of an inode that is there, or was removed and is not collected. Servers take ids in blocks, so that
@@ -402,12 +418,8 @@ fn all() -> KeyRange {
     KEYS.all()
 }
 
-/// What the dump of a store in use is of.
-pub fn backup_head() -> String {
-    format!("{}, backup", what())
-}
-
-fn what() -> String {
+/// What the dump of a tree says that it is.
+pub fn dump_head() -> String {
     format!("kiln metadata, tree {}", TreeId::MAIN.0)
 }
 

@@ -103,6 +103,8 @@ impl ClusterDir {
             Found::Cluster => {
                 let dir = Self::open(&path)?;
                 wishes.check(&dir.shape)?;
+                // Whoever cleans up may have removed it.
+                make_dir(&dir.logs())?;
                 Ok((dir, lock))
             }
             Found::Unfinished | Found::Empty => {

@@ -84,20 +84,16 @@ impl Checker {
     /// `NotFound` when there is no tree, or what kv reports.
     pub async fn check(&self) -> Result<Checked> {
         let (mut tables, mut wrong) = self.look().await?;
-        if !wrong.is_empty() {
-            if !self.kv.is_exclusive() {
-                self.env.sleep(SETTLE).await;
-            }
+        if !wrong.is_empty() && !self.kv.is_exclusive() {
+            self.env.sleep(SETTLE).await;
             let (again, still) = self.look().await?;
             let still: BTreeSet<Wrong> = still.into_iter().collect();
             wrong.retain(|found| still.contains(found));
             tables = again;
         }
-        let mut checked = counted(&tables);
-        let store = self.store().await?;
+        let (mut checked, store) = (counted(&tables), self.store().await?);
         for found in &wrong {
-            let finding = finding(store.as_ref(), found, false).await;
-            checked.findings.push(finding);
+            checked.findings.push(finding(&store, found, false).await);
         }
         Ok(checked)
     }
@@ -109,7 +105,6 @@ impl Checker {
     pub async fn repair(&self) -> Result<Checked> {
         moving::begin_repair(&*self.kv, &self.env).await?;
         let store = self.store().await?;
-        let store = store.ok_or_else(|| Error::new(Code::NotFound, "no tree in this store"))?;
         let mut checked = Checked::default();
         for _ in 0..PASSES_MAX {
             let (tables, wrong) = self.look().await?;
@@ -122,12 +117,12 @@ impl Checker {
                     continue;
                 }
                 is_done = false;
-                checked.findings.push(finding(Some(&store), found, true).await);
+                checked.findings.push(finding(&store, found, true).await);
                 repair::repair(&store, &found.repair).await?;
             }
             if is_done {
                 for found in &wrong {
-                    checked.findings.push(finding(Some(&store), found, false).await);
+                    checked.findings.push(finding(&store, found, false).await);
                 }
                 break;
             }
@@ -145,13 +140,16 @@ impl Checker {
 
     async fn format(&self) -> Result<Option<Format>> {
         let format = transact(&*self.kv, &self.env, "check", |tx| {
-            Box::pin(async move { tx.get(&KEYS.format()).await })
+            Box::pin(async move {
+                moving::check_whole(tx).await?;
+                tx.get(&KEYS.format()).await
+            })
         });
         format.await?.map(|format| Format::decode(&format)).transpose()
     }
 
-    /// The tree, for those who know how its parts hang together; `None` when nobody may open it.
-    async fn store(&self) -> Result<Option<Store>> {
+    /// The tree, for those who know how its parts hang together.
+    async fn store(&self) -> Result<Store> {
         let parts = StoreParts {
             kv: Arc::clone(&self.kv),
             env: self.env.clone(),
@@ -159,10 +157,7 @@ impl Checker {
             tables: Arc::new(NoStorage),
             key: self.key.clone(),
         };
-        match Store::open_to_repair(parts, Settings::default()).await {
-            Err(error) if error.code() == Code::Busy => Ok(None),
-            opened => opened.map(Some),
-        }
+        Store::open_to_repair(parts, Settings::default()).await
     }
 }
 
@@ -188,11 +183,11 @@ fn counted(tables: &Tables) -> Checked {
     Checked { inodes, names, pairs: tables.pairs, findings: Vec::new() }
 }
 
-async fn finding(store: Option<&Store>, wrong: &Wrong, repaired: bool) -> Finding {
-    let path = match (store, wrong.inode) {
-        // It is shown by its number when its path is a part of what is wrong.
-        (Some(store), Some(inode)) => store.path_of(inode).await.ok().flatten(),
-        _ => None,
+async fn finding(store: &Store, wrong: &Wrong, repaired: bool) -> Finding {
+    let path = match wrong.inode {
+        // Without one when its way up is what is wrong: it is shown by its number.
+        Some(inode) => store.path_of(inode).await.ok().flatten(),
+        None => None,
     };
     let repairable = wrong.repair != Repair::None;
     let (kind, inode, why) = (wrong.kind, wrong.inode, wrong.why.clone());

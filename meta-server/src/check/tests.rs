@@ -4,7 +4,6 @@ use super::judge::Kind;
 use super::tables::KEYS;
 use super::{Checked, Checker};
 use crate::records::{Body, Inode, Record, Slot};
-use crate::store::prune::DETACHED;
 use crate::tests::{Client, READ, ROOT, WRITE, World, invariants, key, simulate};
 use kiln_kv::{RangeOptions, Transaction, transact};
 use kiln_types::{ClientId, FileKind, InodeId, TruncateEpoch};
@@ -89,7 +88,7 @@ impl Planted {
     }
 
     async fn plant(&self, damage: &str) {
-        let Self { directory, below, file, linked, open, .. } = *self;
+        let Self { directory, below, file, .. } = *self;
         match damage {
             "orphan" => {
                 let (key, _) = self.slot_of(directory, file).await;
@@ -100,19 +99,6 @@ impl Planted {
                 self.edit(|tx| tx.clear(&key)).await;
             }
             "dangling" => self.edit(|tx| tx.clear(&KEYS.inode(file))).await,
-            "links" => self.edit_inode(linked, |inode| inode.links = 7).await,
-            "subdirectories" => {
-                self.edit(|tx| tx.set(&KEYS.links(directory), &9u64.to_le_bytes())).await;
-            }
-            "length" => {
-                self.edit_inode(file, |inode| {
-                    let Body::File(file) = &mut inode.body else { panic!("a file") };
-                    file.dense_end = 5000;
-                    file.length = 100;
-                })
-                .await;
-            }
-            "parent" => self.edit_inode(below, |inode| inode.parent = ROOT).await,
             "loop" => {
                 let (key, slot) = self.slot_of(ROOT, directory).await;
                 let entry = slot.entry.expect("an entry");
@@ -140,6 +126,26 @@ impl Planted {
                 })
                 .await;
             }
+            _ => self.plant_record(damage).await,
+        }
+    }
+
+    async fn plant_record(&self, damage: &str) {
+        let Self { directory, below, file, linked, open, .. } = *self;
+        match damage {
+            "links" => self.edit_inode(linked, |inode| inode.links = 7).await,
+            "subdirectories" => {
+                self.edit(|tx| tx.set(&KEYS.links(directory), &9u64.to_le_bytes())).await;
+            }
+            "length" => {
+                self.edit_inode(file, |inode| {
+                    let Body::File(file) = &mut inode.body else { panic!("a file") };
+                    file.dense_end = 5000;
+                    file.length = 100;
+                })
+                .await;
+            }
+            "parent" => self.edit_inode(below, |inode| inode.parent = ROOT).await,
             "count" => self.edit(|tx| tx.add(&KEYS.inode_count(), 3)).await,
             "usage" => {
                 let [bytes, _] = KEYS.usage(kiln_types::Account::User(0));
@@ -177,7 +183,6 @@ impl Planted {
             }
             other => panic!("{other}"),
         }
-        let _ = DETACHED;
     }
 
     async fn hash_key(&self) -> [u64; 2] {

@@ -5,6 +5,7 @@ use crate::tests::{Client, ROOT, WRITE, World, code, engine, invariants, simulat
 use async_trait::async_trait;
 use kiln_kv::{Kv, Transaction};
 use kiln_types::{Code, Error, Result};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +50,13 @@ async fn make_tree(client: &mut Client) {
     }
 }
 
+/// Everything but which ids come next.
+async fn tree(world: &World) -> BTreeMap<u8, Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut dump = invariants::dump(world).await;
+    dump.retain(|kind, _| !b"Aa".contains(kind));
+    dump
+}
+
 /// Runs a step of a move until nothing interrupts it any more; how often something did.
 async fn insist<F>(kv: &Arc<dyn Kv>, mut step: impl FnMut(Arc<Fails>) -> F) -> u64
 where
@@ -85,19 +93,19 @@ fn a_tree_moves_and_comes_back_through_interruptions() {
         let file = |name: &str| directory.path().join(name);
         let mut client = world.client(1);
         make_tree(&mut client).await;
-        let before = invariants::dump(&world).await;
+        let before = tree(&world).await;
         let (old, new) = (Arc::clone(&world.kv), engine::new(&world.env).await);
         assert!(export(&world, &old, &file("one")).await > 2, "it was interrupted");
         // Nobody serves it from here any more, nor from there before it has arrived.
         assert_eq!(code(world.try_another().await.map(drop)), Err(Code::Busy));
         let there = World { kv: Arc::clone(&new), ..world.clone() };
         assert!(import(&world, &new, &file("one"), Replace::Nothing).await > 2);
-        assert_eq!(invariants::dump(&there).await, before);
+        assert_eq!(tree(&there).await, before);
         let there = there.another().await;
         invariants::check(&there).await;
         let mut client = Client { world: there.clone(), ..client };
         client.mkdir(ROOT, "made there", 0o755).await.expect("mkdir");
-        let after = invariants::dump(&there).await;
+        let after = tree(&there).await;
 
         // What is in use is not replaced; what has left is.
         let onto = |replace| {
@@ -107,7 +115,7 @@ fn a_tree_moves_and_comes_back_through_interruptions() {
         export(&world, &new, &file("two")).await;
         assert_eq!(onto(Replace::Nothing).await, Err(Code::Exists));
         assert!(import(&world, &old, &file("two"), Replace::Left).await > 2);
-        assert_eq!(invariants::dump(&world).await, after);
+        assert_eq!(tree(&world).await, after);
         invariants::check(&world.another().await).await;
         assert_eq!(onto(Replace::Left).await, Err(Code::Exists), "it is in use");
         // The other end can be taken back.

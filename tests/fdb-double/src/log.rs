@@ -6,6 +6,10 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::time::Duration;
+
+/// How often the lock is tried, in steps of 50 ms.
+const LOCK_TRIES: u32 = 100;
 
 type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
@@ -18,10 +22,7 @@ impl Log {
         let mut options = OpenOptions::new();
         let mut file =
             options.read(true).append(true).create(true).open(directory.join("commits"))?;
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::Error::other("another process has the double's store"),
-            TryLockError::Error(error) => error,
-        })?;
+        lock(&file)?;
         let (mut whole, mut head) = (0, [0; 4]);
         let mut reader = io::BufReader::new(&file);
         while reader.read_exact(&mut head).is_ok() {
@@ -44,6 +45,18 @@ impl Log {
         let head = (record.len() as u32).to_le_bytes();
         self.0.write_all(&[&head, record.as_slice()].concat())
     }
+}
+
+/// A process that was killed may take a while to end.
+fn lock(file: &File) -> io::Result<()> {
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::park_timeout(Duration::from_millis(50)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Err(io::Error::other("another process has the double's store"))
 }
 
 fn encode(changes: &Changes) -> Vec<u8> {

@@ -8,7 +8,7 @@ use crate::place::Place;
 use crate::remote::{self, Remote};
 use indicatif::{HumanCount, ProgressBar};
 use kiln_kv::dump::{Head, Writer};
-use kiln_meta_server::backup_head;
+use kiln_meta_server::dump_head;
 use kiln_rpc::v1;
 use kiln_types::{Context, Error, Result, Timestamp};
 use std::fs::File;
@@ -61,7 +61,7 @@ async fn copy_to(remote: &Remote, part: &Path) -> Result<(u64, Timestamp)> {
     let id = page.id[..].try_into().map(u128::from_be_bytes);
     let id = id.map_err(|_| Error::corrupt("the id of a backup"))?;
     let file = BufWriter::new(File::create(part).context(part.display())?);
-    let head = Head { id, begun, what: backup_head() };
+    let head = Head { id, begun, what: dump_head() };
     let mut writer = Writer::begin(file, &head).map_err(failed)?;
     let mut pairs = 0;
     while let Some(last) = page.pairs.last() {
