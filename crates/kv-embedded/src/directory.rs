@@ -65,6 +65,7 @@ impl Directory {
         // The tree writes when it is opened.
         let room = Arc::new(Room::new(&self.path, options.memtable_bytes));
         room.check()?;
+        crate::tail::mend(&store.join(TREE))?;
         let (database, keyspace) = open_tree(&store.join(TREE), options)?;
         Ok(Opened { database, keyspace, room, _lock: self.lock })
     }

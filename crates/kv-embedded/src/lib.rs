@@ -14,6 +14,7 @@ mod committer;
 mod directory;
 mod room;
 mod snapshot;
+mod tail;
 
 use crate::committer::{Committer, Request};
 use crate::directory::{Directory, Opened};
