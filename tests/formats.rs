@@ -2,8 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod cluster;
+#[path = "../crates/kv-postgres/tests/server/mod.rs"]
+#[allow(dead_code, reason = "a test uses a part of it")]
+mod server;
 
 use cluster::mount::find;
+use server::Server;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -46,14 +50,15 @@ impl Drop for Old {
     }
 }
 
-fn archives() -> Vec<PathBuf> {
+/// The files of one kind that earlier versions left.
+fn of_earlier(extension: &str) -> Vec<PathBuf> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/formats");
     let paths = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().path());
-    let mut archives: Vec<_> =
-        paths.filter(|path| path.extension().is_some_and(|end| end == "xz")).collect();
-    archives.sort();
-    assert!(!archives.is_empty());
-    archives
+    let mut found: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == extension)).collect();
+    found.sort();
+    assert!(!found.is_empty());
+    found
 }
 
 fn numbers(last: u32) -> String {
@@ -66,7 +71,7 @@ fn clusters_of_earlier_versions_are_opened_with_all_that_is_in_them() {
         cluster::mount::skip("xz is not installed");
         return;
     }
-    for archive in archives() {
+    for archive in of_earlier("xz") {
         println!("{}", archive.display());
         let old = Old::unpack(&archive);
         let config = old.config();
@@ -113,4 +118,26 @@ fn look(old: &Old) {
     assert!(quota.contains("1.0 GiB") || quota.contains("1 GiB"), "{quota}");
     let trash = old.ok(&["trash", "list"]);
     assert!(trash.contains("/tree/removed"), "{trash}");
+}
+
+#[test]
+fn metadata_that_earlier_versions_put_into_a_postgresql_is_read() {
+    if find("xz").is_none() {
+        cluster::mount::skip("xz is not installed");
+        return;
+    }
+    let Some(server) = Server::start() else { return };
+    // For its configuration.
+    let old = Old::unpack(&of_earlier("xz")[0]);
+    let config = old.config();
+    let url = format!("kv.postgres.url={}", server.url());
+    let place =
+        ["--config", config.to_str().unwrap(), "--set", "kv.engine=postgres", "--set", &url];
+    for sql in of_earlier("sql") {
+        println!("{}", sql.display());
+        server.sql(&std::fs::read_to_string(&sql).unwrap());
+        let checked = old.ok(&[&["admin", "meta", "check"][..], &place].concat());
+        assert!(checked.starts_with("no problems: 13 inodes"), "{checked}");
+        server.sql("DROP SCHEMA kiln CASCADE");
+    }
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes cluster-N.tar.xz: a small cluster with every kind of file, as this version writes it. Run when a format has changed, with a
-# new number; those of older versions stay, and tests/formats.rs opens all of them.
+# new number; those of older versions stay, and tests/formats.rs opens all of them. postgres-N.sql is the same metadata in a PostgreSQL: import the
+# archive's meta.dump there (kiln admin meta import), then pg_dump --inserts --no-owner --schema kiln, and keep its CREATE, INSERT and ALTER.
 #
 #   tests/data/formats/make.sh target/release/kiln 2
 set -euo pipefail
