@@ -3,7 +3,6 @@
 
 mod cluster;
 #[path = "../crates/kv-postgres/tests/server/mod.rs"]
-#[allow(dead_code, reason = "a test uses a part of it")]
 mod server;
 
 use cluster::mount::find;
