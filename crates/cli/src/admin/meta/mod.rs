@@ -4,7 +4,7 @@ mod backup;
 mod check;
 
 use crate::engine::Engine;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::place::Place;
 use crate::{output, runtime};
 use indicatif::{HumanCount, ProgressBar};
@@ -97,7 +97,11 @@ pub(crate) fn run(place: &Place, command: &Command, json: bool) -> Outcome {
         | Command::Check { store, .. }
         | Command::Reopen { store } => store,
     };
-    let (env, config) = (Env::real(), store.config()?);
+    let is_check = matches!(command, Command::Check { .. });
+    let (env, config) = (Env::real(), store.config());
+    // 1 would say that something is wrong with the metadata.
+    let failed = |failure: Failure| if is_check { failure.unfinished() } else { failure };
+    let config = config.map_err(|error| failed(error.into()))?;
     runtime::many()?.block_on(async {
         if let Command::Check { repair, .. } = command {
             return check::run(&config, &env, *repair, json).await;
