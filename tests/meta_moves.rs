@@ -16,10 +16,12 @@ use std::time::Duration;
 
 /// Runs a command until it is not killed on its way any more; each time it gets a bit further. How often it was.
 fn insist(cluster: &TestCluster, arguments: &[&str]) -> u32 {
-    for attempt in 1..200 {
+    let mut patience = Duration::from_millis(30);
+    for attempt in 1..40 {
+        patience = patience * 13 / 10;
         let mut command: Command = cluster.command(arguments);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        if let Some(status) = ended(&mut child, Duration::from_millis(30) * attempt) {
+        if let Some(status) = ended(&mut child, patience) {
             let said = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
             assert!(status.success(), "{arguments:?}: {said}");
             return attempt - 1;
