@@ -104,7 +104,8 @@ fn metadata_moves_between_engines_under_programs() {
     let source: PathBuf = local.path().join("source");
     tree::make(&source, 600, 5);
     let mut cluster = TestCluster::start(3, 3);
-    let mount = cluster.mount();
+    // However slow the machine is: programs wait for a move.
+    let mount = cluster.mount_with(&["--io-timeout", "10m"]);
     let copied = mount.path().join("source");
     cluster.ok(&["cp", "-r", source.to_str().unwrap(), "kiln:/"]);
     let work = mount.make_dir("work");
