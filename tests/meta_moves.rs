@@ -10,8 +10,7 @@ use cluster::{TestCluster, tree};
 use server::Server;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// Runs a command until it is not killed on its way any more; each time it gets a bit further. How often it was.
@@ -54,23 +53,59 @@ fn move_to(cluster: &TestCluster, engine: &Engine, replace: bool) {
     println!("to {}: export killed {exports} times, import {imports} times", engine.name);
 }
 
-/// A program that makes, changes, removes and reads files, and keeps one open, until it is told to end.
-fn use_files(directory: &Path, ends: &AtomicBool, count: &AtomicU32) {
-    use std::os::unix::fs::FileExt;
-    let kept = fs::File::create_new(directory.join("kept")).unwrap();
-    let reader = fs::File::open(directory.join("kept")).unwrap();
-    while !ends.load(Ordering::Relaxed) {
-        let at = count.load(Ordering::Relaxed);
-        let (file, content) = (directory.join(format!("{at}")), vec![at as u8; 10_000]);
-        fs::write(&file, &content).unwrap();
-        kept.write_all_at(&at.to_le_bytes(), 0).unwrap();
-        kept.sync_all().unwrap();
-        fs::rename(&file, directory.join("renamed")).unwrap();
-        assert_eq!(fs::read(directory.join("renamed")).unwrap(), content);
-        let mut bytes = [0; 4];
-        reader.read_exact_at(&mut bytes, 0).unwrap();
-        assert_eq!(u32::from_le_bytes(bytes), at);
-        count.store(at + 1, Ordering::Relaxed);
+/// Makes, changes, renames and reads files in a directory, keeps one open, and counts in a local file, until that is
+/// gone. A process of its own: what this one starts would close a thread's files on its way, and wait for the mount.
+const PROGRAM: &str = r#"
+import os, sys
+work, counter = sys.argv[1:]
+kept = open(f"{work}/kept", "xb", buffering=0)
+reader = open(f"{work}/kept", "rb", buffering=0)
+at = 0
+while os.path.exists(counter):
+    path, content = f"{work}/{at}", b"%d " % at * 2000
+    with open(path, "wb") as file: file.write(content)
+    os.pwrite(kept.fileno(), b"%08d" % at, 0)
+    os.fsync(kept.fileno())
+    os.rename(path, f"{work}/renamed")
+    with open(f"{work}/renamed", "rb") as file: assert file.read() == content
+    assert os.pread(reader.fileno(), 8, 0) == b"%08d" % at
+    at += 1
+    # Gone: the end.
+    try:
+        with open(counter, "r+") as file: file.write(str(at))
+    except FileNotFoundError: break
+"#;
+
+struct Program {
+    child: Child,
+    counter: PathBuf,
+}
+
+impl Program {
+    fn start(work: &Path, counter: PathBuf) -> Self {
+        fs::write(&counter, "0").unwrap();
+        let mut command = Command::new("python3");
+        let child = command.args(["-c", PROGRAM]).args([work, &counter]).spawn().unwrap();
+        Self { child, counter }
+    }
+
+    /// How many rounds it has made.
+    fn count(&self) -> u64 {
+        fs::read_to_string(&self.counter).unwrap().parse().unwrap_or(0)
+    }
+
+    /// Ends it: nothing went wrong.
+    fn end(mut self) {
+        fs::remove_file(&self.counter).unwrap();
+        let status = ended(&mut self.child, Duration::from_secs(60));
+        assert!(status.is_some_and(|status| status.success()), "{status:?}");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
     }
 }
 
@@ -104,7 +139,7 @@ fn metadata_moves_between_engines_under_programs() {
     let source: PathBuf = local.path().join("source");
     tree::make(&source, 600, 5);
     let mut cluster = TestCluster::start(3, 3);
-    // However slow the machine is: programs wait for a move.
+    // However slow the machine is: the program waits for a move.
     let mount = cluster.mount_with(&["--io-timeout", "10m"]);
     let copied = mount.path().join("source");
     cluster.ok(&["cp", "-r", source.to_str().unwrap(), "kiln:/"]);
@@ -115,24 +150,18 @@ fn metadata_moves_between_engines_under_programs() {
         vec![Engine { name: "postgres", settings: vec![to("postgres"), ("url", url)] }];
     engines.extend(foundationdb(local.path()));
     engines.push(Engine { name: "embedded", settings: vec![to("embedded")] });
-    let (ends, count) = (AtomicBool::new(false), AtomicU32::new(0));
-    #[allow(clippy::disallowed_methods, reason = "a program beside the test")]
-    std::thread::scope(|scope| {
-        let program = scope.spawn(|| use_files(&work, &ends, &count));
-        for (number, engine) in engines.iter().enumerate() {
-            cluster.sleep(Duration::from_secs(1));
-            cluster.kill("meta");
-            move_to(&cluster, engine, number + 1 == engines.len());
-            let before = count.load(Ordering::Relaxed);
-            cluster.restart("meta");
-            cluster.until("the program goes on", || {
-                program.is_finished() || count.load(Ordering::Relaxed) > before + 2
-            });
-            tree::assert_same(&source, &copied);
-        }
-        ends.store(true, Ordering::Relaxed);
-        program.join().unwrap();
-    });
+    let mut program = Program::start(&work, local.path().join("count"));
+    for (number, engine) in engines.iter().enumerate() {
+        cluster.sleep(Duration::from_secs(1));
+        cluster.kill("meta");
+        move_to(&cluster, engine, number + 1 == engines.len());
+        let before = program.count();
+        cluster.restart("meta");
+        cluster.until("the program goes on", || program.count() > before + 2);
+        assert_eq!(program.child.try_wait().unwrap(), None, "no program sees an error");
+        tree::assert_same(&source, &copied);
+    }
+    program.end();
     // What was left behind serves nobody.
     cluster.configure("meta", "engine", "\"postgres\"");
     let config = cluster.path().join("meta/config.toml");
