@@ -68,7 +68,7 @@ impl<'a> Mover<'a> {
         self.compare(file).await.context(file.display())
     }
 
-    /// Reads the tree of a dump into the store, or goes on with that. How many pairs it has.
+    /// Reads the tree of a dump into the store, or goes on with that. How many pairs it has; 0 when it has arrived before.
     ///
     /// # Errors
     /// `Exists` when there is a tree that may not be replaced, `Busy` while another one is arriving,
@@ -83,10 +83,10 @@ impl<'a> Mover<'a> {
             let error = Error::corrupt(format!("{}: the dump has no end", file.display()));
             return Err(error.with_hint("run 'kiln admin meta export' with it again: it goes on"));
         }
-        let last = self.arrive(head.id, replace).await?;
+        let Some(last) = self.arrive(head.id, replace).await? else { return Ok(0) };
         self.read(head.id, last, file).await.context(file.display())?;
         let pairs = self.compare(file).await.context(file.display())?;
-        self.arrived().await?;
+        self.arrived(head.id).await?;
         Ok(pairs)
     }
 
@@ -101,7 +101,7 @@ impl<'a> Mover<'a> {
                 match moving(tx).await? {
                     None => Ok(false),
                     Some(Moving::Left { .. }) => {
-                        lose_ids(tx, now).await?;
+                        lose_ids(tx, now, 0).await?;
                         tx.clear(&KEYS.moving());
                         Ok(true)
                     }
@@ -154,23 +154,27 @@ impl<'a> Mover<'a> {
         sync_directory(file)
     }
 
-    /// Marks the store as one where the dump `id` arrives; up to which key it has.
-    async fn arrive(&mut self, id: u128, replace: Replace) -> Result<Vec<u8>> {
+    /// Marks the store as one where the dump `id` arrives; up to which key it has. `None`: all of it, since before.
+    async fn arrive(&mut self, id: u128, replace: Replace) -> Result<Option<Vec<u8>>> {
         self.step("import", move |tx| {
             Box::pin(async move {
                 match moving(tx).await? {
-                    Some(Moving::Arriving { id: other, last }) if other == id => return Ok(last),
+                    Some(Moving::Arriving { id: other, last }) if other == id => {
+                        return Ok(Some(last));
+                    }
                     Some(other @ (Moving::Arriving { .. } | Moving::Repairing { .. })) => {
                         return Err(unfinished(&other));
                     }
                     Some(Moving::Left { .. }) if replace == Replace::Left => {}
                     Some(Moving::Left { .. }) => return Err(there("metadata that was exported")),
                     None if tx.range(all(), RangeOptions::limit(1)).await?.is_empty() => {}
+                    // Whoever was interrupted at the very end asks again.
+                    None if last_dump(tx).await? == Some(id) => return Ok(None),
                     None => return Err(there("metadata that is in use")),
                 }
                 let arriving = Moving::Arriving { id, last: Vec::new() };
                 tx.set(&KEYS.moving(), &arriving.encode());
-                Ok(Vec::new())
+                Ok(Some(Vec::new()))
             })
         })
         .await
@@ -255,11 +259,11 @@ impl<'a> Mover<'a> {
     }
 
     /// Lets servers open it.
-    async fn arrived(&mut self) -> Result<()> {
+    async fn arrived(&mut self, id: u128) -> Result<()> {
         let at = self.env.wall();
         self.step("end of the import", move |tx| {
             Box::pin(async move {
-                lose_ids(tx, at).await?;
+                lose_ids(tx, at, id).await?;
                 tx.clear(&KEYS.moving());
                 Ok(())
             })
@@ -352,13 +356,21 @@ async fn await_noticed(kv: &dyn Kv, env: &Env, since: Timestamp) {
 
 /// Elsewhere, or behind a backup, more may have been made than this tree knows of: what was given there is not given
 /// again, and not taken for what was removed.
-async fn lose_ids(tx: &mut dyn Transaction, at: Timestamp) -> Result<()> {
+async fn lose_ids(tx: &mut dyn Transaction, at: Timestamp, dump: u128) -> Result<()> {
     let next = number(tx.get(&KEYS.next_inode()).await?.as_deref())?;
     let first = highest(tx).await?.saturating_add(1);
     let end = next.max(first).saturating_add(LOST_IDS);
     tx.set(&KEYS.next_inode(), &end.to_le_bytes());
-    tx.set(&KEYS.lost_ids(InodeId(first)), &LostIds { end: InodeId(end), at }.encode());
+    tx.set(&KEYS.lost_ids(InodeId(first)), &LostIds { end: InodeId(end), at, dump }.encode());
     Ok(())
+}
+
+/// The dump that was put back last.
+async fn last_dump(tx: &mut dyn Transaction) -> Result<Option<u128>> {
+    let last = RangeOptions::limit(1).reverse();
+    let lost = tx.range(KEYS.all_lost_ids(), last).await?;
+    let lost = lost.first().map(|(_, value)| LostIds::decode(value)).transpose()?;
+    Ok(lost.map(|lost| lost.dump).filter(|dump| *dump != 0))
 }
 
 /// The highest id of an inode that is there, or was removed and is not collected. Servers take ids in blocks, so that

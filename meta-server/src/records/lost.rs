@@ -11,18 +11,24 @@ pub(crate) struct LostIds {
     pub(crate) end: InodeId,
     /// When the backup was put back.
     pub(crate) at: Timestamp,
+    /// Which dump it was; 0: none, or not known.
+    pub(crate) dump: u128,
 }
 
 impl Record for LostIds {
     const TYPE: u16 = 15;
+    const VERSION: u16 = 2;
     const WHAT: &'static str = "lost ids";
 
     fn write(&self, to: &mut Encoder) {
         to.u64(self.end.0);
         write_time(to, self.at);
+        to.u128(self.dump);
     }
 
-    fn read(from: &mut Decoder<'_>, _version: u16) -> Result<Self> {
-        Ok(Self { end: InodeId(from.u64()?), at: read_time(from)? })
+    fn read(from: &mut Decoder<'_>, version: u16) -> Result<Self> {
+        let (end, at) = (InodeId(from.u64()?), read_time(from)?);
+        let dump = if version < 2 { 0 } else { from.u128()? };
+        Ok(Self { end, at, dump })
     }
 }

@@ -67,6 +67,9 @@ where
         match step(Arc::new(Fails { kv: Arc::clone(kv), left })).await {
             Ok(pairs) => {
                 assert!(pairs > 1000, "{pairs} pairs");
+                // Whoever does not know that it has ended asks again.
+                let left = AtomicU64::new(u64::MAX);
+                step(Arc::new(Fails { kv: Arc::clone(kv), left })).await.expect("no harm");
                 return transactions - 1;
             }
             Err(error) => assert_eq!(error.code(), Code::Unreachable, "{error}"),
@@ -108,16 +111,17 @@ fn a_tree_moves_and_comes_back_through_interruptions() {
         let after = tree(&there).await;
 
         // What is in use is not replaced; what has left is.
-        let onto = |replace| {
-            let (kv, env, file) = (Arc::clone(&old), world.env.clone(), file("two"));
+        let onto = |dump: &str, replace| {
+            let (kv, env, file) = (Arc::clone(&old), world.env.clone(), file(dump));
             async move { code(Mover::new(&*kv, &env, &mut |_, _| ()).import(&file, replace).await) }
         };
         export(&world, &new, &file("two")).await;
-        assert_eq!(onto(Replace::Nothing).await, Err(Code::Exists));
+        assert_eq!(onto("two", Replace::Nothing).await, Err(Code::Exists));
         assert!(import(&world, &old, &file("two"), Replace::Left).await > 2);
         assert_eq!(tree(&world).await, after);
         invariants::check(&world.another().await).await;
-        assert_eq!(onto(Replace::Left).await, Err(Code::Exists), "it is in use");
+        assert_eq!(onto("two", Replace::Left).await, Ok(0), "all of it has come");
+        assert_eq!(onto("one", Replace::Left).await, Err(Code::Exists), "it is in use");
         // The other end can be taken back.
         let ends = &mut |_: &str, _| ();
         assert_eq!(Mover::new(&*new, &world.env, ends).reopen().await, Ok(true));

@@ -155,6 +155,9 @@ fn exported(pairs: u64, dump: &Path) -> String {
 }
 
 fn imported(pairs: u64) -> String {
+    if pairs == 0 {
+        return "all of this dump came into the store before: nothing to do\n".into();
+    }
     let pairs = HumanCount(pairs);
     format!(
         "{pairs} pairs are in the store, compared with the dump\nnext: start the metadata servers over it\n"
