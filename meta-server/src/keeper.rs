@@ -72,6 +72,7 @@ impl Keeper {
 impl Clients {
     async fn run(mut self) {
         loop {
+            self.store.forget_idle_backup();
             if let Err(error) = self.look_at_all().await {
                 tracing::warn!(%error, "clients were not looked at; trying again");
             }

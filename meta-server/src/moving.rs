@@ -139,7 +139,7 @@ impl<'a> Mover<'a> {
         let Some((mut writer, mut last)) = begin(&head, file)? else { return Ok(()) };
         let mut pairs = 0;
         loop {
-            let page = self.page(last.as_deref()).await?;
+            let page = page(self.kv, &self.env, last.as_deref()).await?;
             let Some((end, _)) = page.last() else { break };
             last = Some(end.clone());
             for (key, value) in page.iter().filter(|(key, _)| *key != KEYS.moving()) {
@@ -236,7 +236,7 @@ impl<'a> Mover<'a> {
         let mut dumped: Vec<Pair> = Vec::new();
         loop {
             while stored.is_empty() {
-                stored = self.page(last.as_deref()).await?;
+                stored = page(self.kv, &self.env, last.as_deref()).await?;
                 let Some((end, _)) = stored.last() else { break };
                 last = Some(end.clone());
                 stored.retain(|(key, _)| *key != KEYS.moving());
@@ -271,14 +271,6 @@ impl<'a> Mover<'a> {
         .await
     }
 
-    async fn page(&mut self, last: Option<&[u8]>) -> Result<Vec<Pair>> {
-        let range = &rest(&all(), last);
-        self.step("read of the store", |tx| {
-            Box::pin(tx.range(range.clone(), RangeOptions::limit(PAGE).snapshot()))
-        })
-        .await
-    }
-
     async fn step<'s, T, F>(&self, what: &str, body: F) -> Result<T>
     where
         T: Send,
@@ -286,6 +278,15 @@ impl<'a> Mover<'a> {
     {
         transact(self.kv, &self.env, what, body).await
     }
+}
+
+/// The next pairs of the tree behind a key, without a conflict.
+pub(crate) async fn page(kv: &dyn Kv, env: &Env, last: Option<&[u8]>) -> Result<Vec<Pair>> {
+    let range = &rest(&all(), last);
+    transact(kv, env, "read of the store", |tx| {
+        Box::pin(tx.range(range.clone(), RangeOptions::limit(PAGE).snapshot()))
+    })
+    .await
 }
 
 /// Refuses a tree that is on its way.

@@ -19,8 +19,7 @@ use crate::store::{Settings, Store, StoreParts};
 use async_trait::async_trait;
 use judge::{Repair, Wrong};
 use kiln_env::Env;
-use kiln_kv::dump::rest;
-use kiln_kv::{Kv, RangeOptions, transact};
+use kiln_kv::{Kv, transact};
 use kiln_types::{ChainId, Code, Error, InodeId, Layout, Result, TruncateEpoch};
 use kiln_wire::CapabilityKey;
 use std::collections::BTreeSet;
@@ -28,8 +27,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tables::{KEYS, Tables};
 
-/// Pairs that are read at once.
-const PAGE: usize = 128;
 /// How long what is under way gets to settle before it is looked at again.
 const SETTLE: Duration = Duration::from_secs(2);
 /// One repair may show what another one hid: so often all is looked at.
@@ -103,49 +100,47 @@ impl Checker {
     /// # Errors
     /// As [`check`](Self::check), and `Busy` when the tree may not be changed here.
     pub async fn repair(&self) -> Result<Checked> {
+        // Where there is no tree none is made.
+        self.names().await?;
         moving::begin_repair(&*self.kv, &self.env).await?;
-        let store = self.store().await?;
-        let mut checked = Checked::default();
-        for _ in 0..PASSES_MAX {
+        let (store, mut repaired) = (self.store().await?, Vec::new());
+        let mut passes = 0;
+        let mut checked = loop {
             let (tables, wrong) = self.look().await?;
-            let so_far = std::mem::take(&mut checked.findings);
-            checked = counted(&tables);
-            checked.findings = so_far;
-            let mut is_done = true;
-            for found in &wrong {
-                if found.repair == Repair::None {
-                    continue;
-                }
-                is_done = false;
-                checked.findings.push(finding(&store, found, true).await);
-                repair::repair(&store, &found.repair).await?;
-            }
-            if is_done {
+            passes += 1;
+            if passes > PASSES_MAX || wrong.iter().all(|found| found.repair == Repair::None) {
+                let mut checked = counted(&tables);
                 for found in &wrong {
                     checked.findings.push(finding(&store, found, false).await);
                 }
-                break;
+                break checked;
             }
-        }
+            for found in wrong.iter().filter(|found| found.repair != Repair::None) {
+                repaired.push(finding(&store, found, true).await);
+                repair::repair(&store, &found.repair).await?;
+            }
+        };
+        checked.findings.splice(0..0, repaired);
         moving::end_repair(&*self.kv, &self.env).await?;
         Ok(checked)
     }
 
     async fn look(&self) -> Result<(Tables, Vec<Wrong>)> {
-        let format = self.format().await?;
-        let format = format
-            .ok_or_else(|| Error::new(Code::NotFound, "there is no metadata in this store"))?;
-        look(&*self.kv, &self.env, NameHash::new(format.hash_key)).await
+        look(&*self.kv, &self.env, self.names().await?).await
     }
 
-    async fn format(&self) -> Result<Option<Format>> {
+    /// Where names lie in this tree.
+    async fn names(&self) -> Result<NameHash> {
         let format = transact(&*self.kv, &self.env, "check", |tx| {
             Box::pin(async move {
                 moving::check_whole(tx).await?;
                 tx.get(&KEYS.format()).await
             })
         });
-        format.await?.map(|format| Format::decode(&format)).transpose()
+        let format = format.await?;
+        let format = format
+            .ok_or_else(|| Error::new(Code::NotFound, "there is no metadata in this store"))?;
+        Ok(NameHash::new(Format::decode(&format)?.hash_key))
     }
 
     /// The tree, for those who know how its parts hang together.
@@ -165,11 +160,7 @@ impl Checker {
 pub(crate) async fn look(kv: &dyn Kv, env: &Env, names: NameHash) -> Result<(Tables, Vec<Wrong>)> {
     let (mut tables, mut last) = (Tables::new(names), None::<Vec<u8>>);
     loop {
-        let range = &rest(&KEYS.all(), last.as_deref());
-        let page = transact(kv, env, "check", |tx| {
-            Box::pin(tx.range(range.clone(), RangeOptions::limit(PAGE).snapshot()))
-        });
-        let page = page.await?;
+        let page = moving::page(kv, env, last.as_deref()).await?;
         let Some((end, _)) = page.last() else { break };
         last = Some(end.clone());
         page.into_iter().for_each(|(key, value)| tables.take(key, &value));

@@ -6,7 +6,7 @@ use super::{Checked, Checker};
 use crate::records::{Body, Inode, Record, Slot};
 use crate::tests::{Client, READ, ROOT, WRITE, World, invariants, key, simulate};
 use kiln_kv::{RangeOptions, Transaction, transact};
-use kiln_types::{ClientId, FileKind, InodeId, TruncateEpoch};
+use kiln_types::{ClientId, Code, FileKind, InodeId, TruncateEpoch};
 use std::sync::Arc;
 
 fn checker(world: &World) -> Checker {
@@ -257,5 +257,31 @@ fn a_record_with_a_flipped_bit_is_named_and_nothing_is_taken_for_gone() {
         let repaired = checker(&world).repair().await.expect("a repair").findings;
         assert_eq!(repaired, found, "only a backup helps");
         planted.slot_of(planted.directory, planted.file).await;
+    });
+}
+
+#[test]
+fn no_tree_is_made_where_there_is_none() {
+    simulate(5, false, |world| async move {
+        let kv = crate::tests::engine::new(&world.env).await;
+        let empty = World { kv, ..world };
+        for outcome in [checker(&empty).check().await, checker(&empty).repair().await] {
+            assert_eq!(outcome.err().map(|error| error.code()), Some(Code::NotFound));
+        }
+        assert!(invariants::dump(&empty).await.is_empty());
+    });
+}
+
+#[test]
+fn what_a_repair_does_not_reach_is_not_called_repaired() {
+    simulate(6, false, |world| async move {
+        let mut planted = Planted::new(world.clone()).await;
+        let found = planted.client.mkdir(ROOT, "lost+found", 0o700).await.expect("mkdir").inode;
+        let taken = format!("inode-{}", planted.file);
+        planted.client.touch(found, &taken, 0o644).await.expect("a file");
+        planted.plant("orphan").await;
+        let findings = checker(&world).repair().await.expect("a repair").findings;
+        let left: Vec<_> = findings.iter().filter(|found| !found.repaired).collect();
+        assert!(left.iter().any(|found| found.kind == Kind::Orphan), "{findings:?}");
     });
 }

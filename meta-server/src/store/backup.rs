@@ -59,6 +59,12 @@ impl Store {
         Ok(BackupPage { id: backup.id, begun: backup.begun, pairs })
     }
 
+    /// Lets go of a backup that nobody goes on with: its view keeps what was removed since.
+    pub(crate) fn forget_idle_backup(&self) {
+        let now = self.env.now();
+        self.backups.0.lock().take_if(|backup| now.since(backup.asked) >= IDLE);
+    }
+
     async fn begin_backup(&self) -> Result<Backup> {
         // Whoever may not serve the tree may not copy it.
         let check =

@@ -3,7 +3,7 @@
 mod batch;
 mod chunks;
 mod concurrent;
-mod engine;
+pub(crate) mod engine;
 mod full;
 pub(crate) mod invariants;
 mod locks;

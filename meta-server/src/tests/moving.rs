@@ -155,3 +155,18 @@ fn what_changes_meanwhile_and_other_dumps_are_found() {
         assert_eq!(code(nothing), Err(Code::NotFound));
     });
 }
+
+/// FoundationDB has backups of its own.
+#[cfg(not(feature = "test-foundationdb"))]
+#[test]
+fn a_backup_that_nobody_goes_on_with_lets_go() {
+    simulate(7, false, |world| async move {
+        let begun = world.store.backup(None, &[]).await.expect("a page");
+        let other = world.store.backup(None, &[]).await.err().map(|error| error.code());
+        assert_eq!(other, Some(Code::Busy));
+        world.env.sleep(std::time::Duration::from_secs(61)).await;
+        world.store.forget_idle_backup();
+        let late = world.store.backup(Some(begun.id), &[]).await.err().map(|error| error.code());
+        assert_eq!(late, Some(Code::StaleHandle));
+    });
+}
